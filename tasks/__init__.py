@@ -1,0 +1,34 @@
+"""Synthetic data sets, seeded and reproducible, by name.
+
+A task is a function that returns `{split: [{question, steps, answer}, ...]}` and whose keyword arguments are its
+settings.
+"""
+
+import inspect
+
+from . import chain
+
+TASKS = {"chain": chain.splits}
+
+
+def generate(name: str, settings: str | None = None) -> dict[str, list[dict]]:
+    """The splits of a task.
+
+    Args:
+        name: a key of `TASKS`.
+        settings: `operations=6,modulus=10`: the task's keyword arguments, all whole numbers.
+
+    Raises:
+        ValueError: for an unknown setting or a value that is not a whole number.
+    """
+    task, parsed = TASKS[name], {}
+    known = inspect.signature(task).parameters
+    for pair in filter(None, (settings or "").split(",")):
+        key, _, value = pair.partition("=")
+        if key not in known:
+            raise ValueError(f"task {name} has no setting {key!r}; there are: {', '.join(known)}")
+        try:
+            parsed[key] = int(value)
+        except ValueError:
+            raise ValueError(f"task {name}: setting {key} must be a whole number, got {value!r}") from None
+    return task(**parsed)

@@ -1,0 +1,1 @@
+"""What only training and evaluation need. It imports `models`; `models` never imports it."""

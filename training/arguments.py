@@ -1,0 +1,165 @@
+"""Command line arguments of the `run_*.py` scripts, grouped; every field's help is what `--help` shows.
+
+Flags of the original PCCoT scripts keep their names.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def option(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    model_name_or_path: str | None = option(None, "Checkpoint to start from: a name on the Hub or a folder.")
+    config_name: str | None = option(
+        None, "Configuration file (configs/*.json) or name. Without --model_name_or_path the weights are random."
+    )
+    config_overrides: str | None = option(None, "Changes to the configuration: loss_gamma=1,num_iterations=3")
+    tokenizer_name: str | None = option(
+        None,
+        "Tokenizer, if not the model's: a name, a folder, or `characters` (one token a character of the training "
+        "data) or `bytes` (one token a byte of UTF-8), which need no download.",
+    )
+    model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
+    torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = option(
+        None, "Number format of the weights (`dtype` in current transformers)."
+    )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = option(
+        None, "Attention kernel; flash_attention_2 needs a GPU and the flash-attn package."
+    )
+    trust_remote_code: bool = option(False, "Run code that a checkpoint brings along. Only for sources you trust.")
+
+
+@dataclass
+class ThoughtArguments:
+    """How the model thinks. A flag left out takes the checkpoint's (or the configuration's) setting."""
+
+    num_latent_tokens: int | None = option(None, "c, the number of latent tokens.")
+    answer_prompt: str | None = option(None, "Text before the answer ('The answer is:' for a new model).")
+    open_steps_with_bot: bool | None = option(
+        None, "Open the explicit steps with the thought span's <bot>, so that latent i sits where step i would."
+    )
+    latents_per_step: int | None = option(
+        None, "How many latents stand for one step (step supervision, mixed curriculum)."
+    )
+    teacher_warmup_steps: int = option(0, "Train the explicit chain of thought alone for so many steps first.")
+    latent_curriculum: Literal["none", "mixed"] = option(
+        "none", "mixed: some batches keep their last steps explicit behind <eot>, as Coconut mixes its stages."
+    )
+    curriculum_prob: float = option(0.3, "Share of the batches that the mixed curriculum changes.")
+
+    @property
+    def batch_curriculum_prob(self) -> float:
+        """0 unless the mixed curriculum is on."""
+        return self.curriculum_prob if self.latent_curriculum == "mixed" else 0.0
+
+
+@dataclass
+class LoraArguments:
+    """Low-rank adapters (PEFT)."""
+
+    use_peft: bool = option(False, "Train LoRA adapters and the rows of new tokens instead of all weights.")
+    lora_r: int = option(128, "Rank.")
+    lora_alpha: float = option(32, "Scale; the update is multiplied by alpha / rank.")
+    lora_dropout: float = option(0.1, "Dropout on the adapters' input.")
+    lora_target_modules: str | None = option(
+        None, "Modules to adapt, joined by '-': c_attn-c_fc-c_proj. Default: every linear layer of the blocks."
+    )
+    lora_modules_to_save: str = option("", "Modules to train in full beside the adapters, joined by '-'.")
+
+
+@dataclass
+class DataArguments:
+    """Which data. Rows have a `question`, `steps` (a list of strings) and an `answer`."""
+
+    dataset_name: str | None = option(
+        None, "A task of tasks/ (chain), a DatasetDict folder, or a name on the Hub (whynlp/gsm8k-aug)."
+    )
+    dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
+    task_args: str | None = option(None, "Settings of a task: operations=6,train=20000")
+    train_file: str | None = option(None, "Training data: .json, .jsonl, .csv or .txt (question||steps #### answer).")
+    validation_file: str | None = option(None, "Validation data, which chooses the checkpoint.")
+    test_file: str | None = option(None, "Test data for --do_predict.")
+    max_train_samples: int | None = option(None, "Use only the first so many training rows.")
+    max_eval_samples: int | None = option(None, "Use only the first so many validation rows.")
+    max_predict_samples: int | None = option(None, "Use only the first so many test rows.")
+    streaming: bool = option(False, "Read the training data as a stream (needs --max_steps).")
+    preprocessing_num_workers: int | None = option(None, "Processes that tokenize.")
+    block_size: int | None = option(None, "Longest sequence in tokens; the model's own limit by default.")
+    keep_last_step: bool = option(False, "Show the teacher the last step too, which usually repeats the answer.")
+    drop_long: bool = option(False, "Leave out (and count) rows that are too long instead of stopping.")
+    max_bad_rows: int = option(0, "Leave out (and name) up to so many rows that cannot be read.")
+
+
+@dataclass
+class EvaluationArguments:
+    """How answers are generated and compared."""
+
+    max_new_tokens: int = option(32, "Longest answer in tokens.")
+    max_cot_tokens: int = option(256, "Longest explicit chain of thought, answer included, in tokens.")
+    explicit_cot: bool = option(True, "Also measure the same model's explicit chain of thought.")
+    latent_tolerance: float | None = option(
+        None, "End the iteration early once the latents change by less than this, relatively."
+    )
+
+
+@dataclass
+class CoTTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments, with defaults that fit and flags that the library has since renamed."""
+
+    remove_unused_columns: bool = option(False, "Must stay off: the collator makes the model's inputs.")
+    logging_nan_inf_filter: bool = option(False, "Off: looking for NaN in each step would wait for the device.")
+
+    evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
+    overwrite_output_dir: bool = option(False, "Train into an output folder that already holds a model.")
+    warmup_ratio: float | None = option(None, "Old form of --warmup_steps with a value below 1.")
+    no_cuda: bool | None = option(None, "Old name of --use_cpu.")
+    logging_dir: str | None = option(None, "Removed: set the environment variable TENSORBOARD_LOGGING_DIR.")
+    group_by_length: bool | None = option(None, "Old form of --train_sampling_strategy group_by_length.")
+    save_safetensors: bool | None = option(None, "Removed: checkpoints are always safetensors.")
+    include_inputs_for_metrics: bool | None = option(None, "Removed: has no effect here.")
+    per_gpu_train_batch_size: int | None = option(None, "Old name of --per_device_train_batch_size.")
+    per_gpu_eval_batch_size: int | None = option(None, "Old name of --per_device_eval_batch_size.")
+
+    def __post_init__(self):
+        def moved(old: str, now: str):
+            logger.warning("--%s is an old flag: use %s", old, now)
+
+        if self.evaluation_strategy is not None:
+            moved("evaluation_strategy", f"--eval_strategy {self.evaluation_strategy}")
+            self.eval_strategy = self.evaluation_strategy
+        if self.warmup_ratio is not None:
+            moved("warmup_ratio", f"--warmup_steps {self.warmup_ratio}")
+            if not self.warmup_steps:
+                self.warmup_steps = self.warmup_ratio
+        if self.no_cuda is not None:
+            moved("no_cuda", "--use_cpu")
+            self.use_cpu = self.no_cuda
+        if self.group_by_length is not None:
+            moved("group_by_length", "--train_sampling_strategy group_by_length")
+            if self.group_by_length:
+                self.train_sampling_strategy = "group_by_length"
+        if self.per_gpu_train_batch_size is not None:
+            moved("per_gpu_train_batch_size", "--per_device_train_batch_size")
+            self.per_device_train_batch_size = self.per_gpu_train_batch_size
+        if self.per_gpu_eval_batch_size is not None:
+            moved("per_gpu_eval_batch_size", "--per_device_eval_batch_size")
+            self.per_device_eval_batch_size = self.per_gpu_eval_batch_size
+        if self.logging_dir is not None:
+            moved("logging_dir", "the environment variable TENSORBOARD_LOGGING_DIR")
+        if self.save_safetensors is not None:
+            moved("save_safetensors", "nothing: checkpoints are always safetensors")
+        if self.include_inputs_for_metrics is not None:
+            moved("include_inputs_for_metrics", "nothing: it has no effect here")
+        # Evaluation reports metrics as `eval_...`; the Trainer adds the prefix itself where it is missing.
+        super().__post_init__()

@@ -1,0 +1,144 @@
+"""Tokenized examples to padded batches.
+
+A feature is `{question, steps, answer}` in token ids (see `tokenization.tokenize`). Questions are padded on the left
+and what follows on the right, so that all thought spans of a batch stand in the same columns.
+"""
+
+import torch
+
+from models.pccot.distillation_pccot import IGNORED
+from models.pccot.spans_pccot import ThoughtSpan
+
+
+def pad(rows: list[list[int]], value: int, left: bool = False) -> torch.Tensor:
+    """Rows of unequal length as one tensor `(batch, longest)`."""
+    longest = max(map(len, rows))
+    padding = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor([fill + row if left else row + fill for row, fill in zip(rows, padding, strict=True)])
+
+
+def join(questions: list[list[int]], tails: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded questions with right-padded tails: ids and attention mask, both `(batch, length)`."""
+    ids = torch.cat([pad(questions, pad_token_id, left=True), pad(tails, pad_token_id)], dim=1)
+    ones = [[[1] * len(row) for row in part] for part in (questions, tails)]
+    return ids, torch.cat([pad(ones[0], 0, left=True), pad(ones[1], 0)], dim=1)
+
+
+class CoTCollator:
+    """The explicit chain of thought: question, steps, answer prompt, answer, end of sequence.
+
+    Args:
+        eos_token_id, pad_token_id: of the tokenizer.
+        answer_prompt_ids: tokens before the answer.
+        opening: tokens that the steps open with; part of the prompt, so not labelled.
+        with_steps: False leaves the steps out (no chain of thought).
+    """
+
+    def __init__(
+        self,
+        eos_token_id: int,
+        pad_token_id: int,
+        answer_prompt_ids: list[int],
+        opening: tuple[int, ...] = (),
+        with_steps: bool = True,
+    ):
+        self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
+        self.answer_prompt_ids, self.opening, self.with_steps = answer_prompt_ids, list(opening), with_steps
+
+    def chain(self, feature: dict) -> list[int]:
+        """The tokens between the question and the answer prompt."""
+        return [token for step in feature["steps"] for token in step] if self.with_steps else []
+
+    def ending(self, feature: dict) -> list[int]:
+        return [*self.answer_prompt_ids, *feature["answer"], self.eos_token_id]
+
+    def length(self, feature: dict) -> int:
+        """How many tokens the longest sequence of an example has."""
+        return len(feature["question"]) + len(self.opening) + len(self.chain(feature)) + len(self.ending(feature))
+
+    def __call__(self, features: list[dict]) -> dict:
+        """A batch: `input_ids`, `attention_mask`, `position_ids`, `labels`, each `(batch, length)`; `question_length`.
+
+        Features that have a `row` (evaluation) give `rows` `(batch,)` too.
+        """
+        questions = [feature["question"] for feature in features]
+        tails = [self.opening + self.chain(feature) + self.ending(feature) for feature in features]
+        ids, mask = join(questions, tails, self.pad_token_id)
+        shared = max(map(len, questions))
+        labels = ids.masked_fill(mask == 0, IGNORED)
+        labels[:, : shared + len(self.opening)] = IGNORED
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "question_length": shared}
+        # Backbones do not count positions from the mask by themselves.
+        batch["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        if "row" in features[0]:
+            batch["rows"] = torch.tensor([feature["row"] for feature in features])
+        return batch
+
+
+class LatentCollator(CoTCollator):
+    """Both views of PCCoT training: the teacher's explicit chain (`cot_*`), and the student's latent thought.
+
+    Args:
+        tokenizer: for its end-of-sequence and padding tokens.
+        config: a `pccot-*` configuration.
+        curriculum_prob: share of the batches in which only the first j steps are latents and the others stay explicit
+            behind `<eot>` (mixed stages, Coconut, arXiv 2412.06769). Drawn from torch's random numbers.
+    """
+
+    def __init__(self, tokenizer, config, curriculum_prob: float = 0.0):
+        opening = (config.bot_token_id,) if config.open_steps_with_bot else ()
+        super().__init__(tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, opening)
+        self.config, self.curriculum_prob = config, curriculum_prob
+
+    def length(self, feature: dict) -> int:
+        thought = len(feature["question"]) + self.config.num_latent_tokens + 2 + len(self.ending(feature))
+        return max(super().length(feature), thought)
+
+    def latent_steps(self, features: list[dict]) -> int | None:
+        """How many leading steps are latents in this batch; None for all of them (the usual case)."""
+        per_step = self.config.latents_per_step
+        most = min(max(len(feature["steps"]) for feature in features), self.config.num_latent_tokens // per_step)
+        if self.curriculum_prob == 0 or most < 2 or torch.rand(()) >= self.curriculum_prob:
+            return None
+        return int(torch.randint(1, most, ()))
+
+    def __call__(self, features: list[dict]) -> dict:
+        """The arguments of `LatentThoughtMixin.forward`; what is not a tensor tells it where things are."""
+        config = self.config
+        teacher = super().__call__(features)
+        shared = teacher["question_length"]
+
+        latent_steps = self.latent_steps(features)
+        latents = config.num_latent_tokens if latent_steps is None else latent_steps * config.latents_per_step
+        explicit = [
+            [] if latent_steps is None else [token for step in feature["steps"][latent_steps:] for token in step]
+            for feature in features
+        ]
+        span = [config.bot_token_id, *[config.latent_token_id] * latents, config.eot_token_id]
+        tails = [span + steps + self.ending(feature) for steps, feature in zip(explicit, features, strict=True)]
+        ids, mask = join([feature["question"] for feature in features], tails, self.pad_token_id)
+        labels = ids.masked_fill(mask == 0, IGNORED)
+        labels[:, : shared + len(span)] = IGNORED
+
+        prompt = len(self.answer_prompt_ids)
+        chains = [len(self.opening) + len(self.chain(feature)) for feature in features]
+        rows = {"rows": teacher["rows"]} if "rows" in teacher else {}
+        return rows | {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "thought_span": ThoughtSpan(shared, latents),
+            "kd_indices": torch.tensor([shared + len(span) + len(steps) + prompt - 1 for steps in explicit]),
+            "cot_input_ids": teacher["input_ids"],
+            "cot_attention_mask": teacher["attention_mask"],
+            "cot_labels": teacher["labels"],
+            "cot_kd_indices": torch.tensor([shared + chain + prompt - 1 for chain in chains]),
+            "question_length": shared,
+            "step_labels": torch.tensor([self.step_labels(feature["steps"], latents) for feature in features]),
+        }
+
+    def step_labels(self, steps: list[list[int]], latents: int) -> list[int]:
+        """The token each latent stands for: `latents_per_step` latents a step, -100 where there is none."""
+        per_step = self.config.latents_per_step
+        labels = [token for step in steps for token in (step + [IGNORED] * per_step)[:per_step]][:latents]
+        return labels + [IGNORED] * (latents - len(labels))

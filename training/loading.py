@@ -1,0 +1,228 @@
+"""Tokenizer, configuration and model: from a checkpoint, from a backbone's checkpoint, or from random weights."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available
+
+import models
+
+from .arguments import ModelArguments, ThoughtArguments
+from .errors import InputError
+from .tokenization import (
+    BOT,
+    EOT,
+    LATENT,
+    byte_tokenizer,
+    character_tokenizer,
+    prepare_tokenizer,
+    tokenize_answer_prompt,
+)
+
+logger = logging.getLogger(__name__)
+
+THOUGHT_SETTINGS = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")
+DEFAULT_ANSWER_PROMPT = "The answer is:"
+
+
+def load_tokenizer(args: ModelArguments, texts: Iterable[str], thinks: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the special tokens that the model needs.
+
+    Args:
+        args: names the tokenizer, or the model it comes with.
+        texts: training texts, read only for `--tokenizer_name characters`.
+        thinks: add the tokens of the thought span.
+    """
+    name = args.tokenizer_name or args.model_name_or_path
+    if name is None:
+        raise InputError("no tokenizer: pass --tokenizer_name (a name or folder, or `characters` or `bytes`)")
+    if name == "characters":
+        tokenizer = character_tokenizer(texts)
+    elif name == "bytes":
+        tokenizer = byte_tokenizer()
+    else:
+        check_reachable(name, "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=args.model_revision, trust_remote_code=args.trust_remote_code
+        )
+    prepare_tokenizer(tokenizer, thinks)
+    return tokenizer
+
+
+def texts_of(splits: dict, answer_prompt: str | None) -> Iterable[str]:
+    """Every text of the training split and the answer prompt, for a tokenizer made from them."""
+    yield DEFAULT_ANSWER_PROMPT if answer_prompt is None else answer_prompt
+    for example in splits.get("train", ()):
+        yield from (example["question"], *example["steps"], example["answer"])
+
+
+def load_config(args: ModelArguments, thought: ThoughtArguments, thinks: bool) -> PreTrainedConfig:
+    """The model's configuration, with the flags that change it applied.
+
+    A configuration that does not think becomes its `pccot-*` counterpart where `thinks` asks for one.
+
+    Raises:
+        InputError: without a model or configuration, for an unknown backbone, or for an override that does not fit.
+    """
+    source = args.config_name or args.model_name_or_path
+    if source is None:
+        raise InputError("no model: pass --model_name_or_path, or --config_name for random weights")
+    check_reachable(source, "model" if args.config_name is None else "configuration")
+    config = AutoConfig.from_pretrained(
+        source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
+    )
+    if thinks and not config.model_type.startswith("pccot-"):
+        config = thinking_config(config)
+    apply_overrides(config, args.config_overrides)
+
+    trained = getattr(config, "bot_token_id", None) is not None
+    for name in THOUGHT_SETTINGS if thinks else ():
+        value = getattr(thought, name)
+        if value is not None and value != getattr(config, name):
+            if trained:
+                logger.warning("--%s %s replaces the checkpoint's %s", name, value, getattr(config, name))
+            setattr(config, name, value)
+    if thinks:
+        type(config).from_dict(config.to_dict())  # check the values as a configuration file's
+    return config
+
+
+def thinking_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The `pccot-*` configuration of a backbone's.
+
+    Raises:
+        InputError: for a backbone that has none.
+    """
+    model_type = f"pccot-{config.model_type}"
+    if model_type not in CONFIG_MAPPING:
+        known = [name.removeprefix("pccot-") for name in registered_types()]
+        raise InputError(
+            f"unknown backbone {config.model_type!r}; there are: {', '.join(known)} (docs/adding-a-backbone.md)"
+        )
+    fields = config.to_dict()
+    for name in ("model_type", "architectures", "auto_map", "transformers_version"):
+        fields.pop(name, None)
+    return CONFIG_MAPPING[model_type](**fields)
+
+
+def registered_types() -> list[str]:
+    """The model types that this project adds to transformers."""
+    classes = (getattr(models, name) for name in models.__all__ if name.endswith("Config"))
+    return [config_class.model_type for config_class in classes]
+
+
+def apply_overrides(config: PreTrainedConfig, overrides: str | None) -> None:
+    """Set fields from `name=value,name=value`; the value takes the type of the field's present one.
+
+    Raises:
+        InputError: for an unknown field or a value that does not fit.
+    """
+    for pair in filter(None, (overrides or "").split(",")):
+        name, equals, text = pair.partition("=")
+        if not equals or not hasattr(config, name):
+            raise InputError(f"--config_overrides: the {config.model_type} configuration has no field {name!r}")
+        old = getattr(config, name)
+        try:
+            if isinstance(old, bool):
+                value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+            elif isinstance(old, int) and text.lstrip("-").isdigit():
+                value = int(text)
+            elif isinstance(old, int | float):
+                value = float(text)
+            elif old is None or isinstance(old, str):
+                value = int(text) if text.lstrip("-").isdigit() else text
+            else:
+                raise ValueError
+        except (ValueError, KeyError):
+            raise InputError(f"--config_overrides: {name}={text!r} does not fit a field like {old!r}") from None
+        setattr(config, name, value)
+
+
+def load_model(
+    args: ModelArguments,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    answer_prompt: str | None,
+) -> PreTrainedModel:
+    """The model, its vocabulary as large as the tokenizer's and its configuration complete.
+
+    Everything that the weights depend on ends up in the configuration: token ids and the answer prompt too.
+
+    Args:
+        answer_prompt: replaces the checkpoint's, with a warning; for a new model None means "The answer is:".
+    """
+    check_attention(args.attn_implementation)
+    thinks = config.model_type.startswith("pccot-")
+    set_answer_prompt(config, tokenizer, answer_prompt)
+    if thinks:
+        for name, token in (("bot_token_id", BOT), ("eot_token_id", EOT), ("latent_token_id", LATENT)):
+            setattr(config, name, tokenizer.convert_tokens_to_ids(token))
+    options = {"dtype": args.torch_dtype or "auto"}
+    if args.attn_implementation is not None:
+        options["attn_implementation"] = args.attn_implementation
+    if args.model_name_or_path is None:
+        config.vocab_size = len(tokenizer)
+        set_special_ids(config, tokenizer)
+        options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
+        model = AutoModelForCausalLM.from_config(config, **options)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            args.model_name_or_path,
+            config=config,
+            revision=args.model_revision,
+            trust_remote_code=args.trust_remote_code,
+            **options,
+        )
+        rows = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            # New rows start as draws around the mean of the old ones, which keeps the model's predictions as they are.
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        set_special_ids(model.config, tokenizer)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def set_answer_prompt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, text: str | None) -> None:
+    """Put the answer prompt's ids into the configuration, unless it has some and no flag replaces them."""
+    old = getattr(config, "answer_prompt_ids", None)
+    if text is None and old is not None:
+        return
+    new = tokenize_answer_prompt(DEFAULT_ANSWER_PROMPT if text is None else text, tokenizer)
+    if old is not None and new != old:
+        logger.warning("--answer_prompt %r replaces the checkpoint's %r", text, tokenizer.decode(old))
+    config.answer_prompt_ids = new
+
+
+def set_special_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    # Not before the vocabulary has its size: a padding id beyond it crashes Llama's embedding.
+    config.pad_token_id = tokenizer.pad_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+
+
+def check_attention(implementation: str | None) -> None:
+    """Raises InputError where flash attention is asked for and cannot work."""
+    if implementation in ("flash_attention_2", "flash_attention_3"):
+        if not torch.cuda.is_available():
+            raise InputError(f"--attn_implementation {implementation} needs a GPU; use sdpa")
+        if implementation == "flash_attention_2" and not is_flash_attn_2_available():
+            raise InputError("--attn_implementation flash_attention_2 needs: pip install -r requirements-gpu.txt")
+
+
+def check_reachable(name: str, what: str) -> None:
+    """Raises InputError for something that looks like a path and does not exist."""
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
+    if looks_like_path and not Path(name).expanduser().exists():
+        raise InputError(f"{what} {name!r}: no such file or folder")

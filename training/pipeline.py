@@ -1,0 +1,192 @@
+"""What the `run_*.py` scripts do in the same way: check the arguments, tokenize, run the stages, save."""
+
+import json
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+
+from .arguments import CoTTrainingArguments, DataArguments, LoraArguments
+from .collators import CoTCollator
+from .errors import InputError
+from .model_card import write_card
+from .tokenization import tokenize
+from .trainer import CoTTrainer
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ("*.safetensors", "checkpoint-*", "adapter")
+
+
+def needed_splits(args: CoTTrainingArguments) -> list[str]:
+    """The splits that a run reads; training with evaluation on the way reads validation too."""
+    needed = ["train"] if args.do_train else []
+    if args.do_eval or (args.do_train and args.eval_strategy != "no"):
+        needed.append("validation")
+    return needed + (["test"] if args.do_predict else [])
+
+
+def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
+    """Refuse, before anything is loaded or written, what cannot end well.
+
+    Raises:
+        InputError: for an output folder that already holds a model (without `--overwrite_output_dir` or
+            `--resume_from_checkpoint`), or streaming without `--max_steps`.
+    """
+    folder = Path(args.output_dir)
+    if args.do_train and not args.overwrite_output_dir and not args.resume_from_checkpoint:
+        if any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+            raise InputError(
+                f"--output_dir {folder} already holds a model: choose another, or pass --overwrite_output_dir or "
+                "--resume_from_checkpoint true"
+            )
+    if args.do_train and data.streaming and args.max_steps <= 0:
+        raise InputError("--streaming needs --max_steps: a stream has no length")
+    if str(args.resume_from_checkpoint).lower() == "true" and get_last_checkpoint(args.output_dir) is None:
+        raise InputError(f"--resume_from_checkpoint: no checkpoint in {folder}")
+
+
+def tokenize_splits(
+    splits: dict[str, Dataset | IterableDataset],
+    tokenizer: PreTrainedTokenizerBase,
+    collator: CoTCollator,
+    data: DataArguments,
+    positions: int | None,
+) -> dict[str, Dataset | IterableDataset]:
+    """Every split as features for the collator; evaluation splits keep their texts and row numbers.
+
+    Args:
+        positions: the model's own limit in tokens, if it has one.
+
+    Raises:
+        InputError: for a row that is too long, unless `--drop_long`.
+    """
+    limit = min(filter(None, (data.block_size, positions)), default=None)
+
+    def features_of(examples: dict, indices: list[int], split: str) -> dict:
+        features = tokenize(examples, tokenizer, data.keep_last_step)
+        rows = [dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True)]
+        features["length"] = [collator.length(row) for row in rows]
+        for index, length in zip(indices, features["length"], strict=True):
+            if limit is not None and length > limit and not data.drop_long:
+                raise InputError(
+                    f"{split} row {index} is too long: {length} tokens, and the limit is {limit} "
+                    "(--drop_long leaves such rows out)"
+                )
+        if split != "train":
+            features |= {"row": indices, "question_text": examples["question"], "answer_text": examples["answer"]}
+        return features
+
+    tokenized = {}
+    for split, examples in splits.items():
+        stream = isinstance(examples, IterableDataset)
+        options = {} if stream else {"num_proc": data.preprocessing_num_workers}
+        features = examples.map(
+            features_of,
+            batched=True,
+            with_indices=True,
+            fn_kwargs={"split": split},
+            remove_columns=["question", "steps", "answer"],
+            **options,
+        )
+        if limit is not None and data.drop_long:
+            kept = features.filter(lambda length: length <= limit, input_columns="length", **options)
+            if not stream:
+                dropped = len(features) - len(kept)
+                if len(kept) == 0:
+                    raise InputError(f"{split}: every row is longer than {limit} tokens")
+                logger.info("%s: left out %d of %d rows longer than %d tokens", split, dropped, len(features), limit)
+            features = kept
+        tokenized[split] = features
+    return tokenized
+
+
+@dataclass
+class Card:
+    """What a model card says beyond what was measured."""
+
+    task: str
+    method: str
+    base_model: str | None
+
+
+def describe_source(data: DataArguments) -> str:
+    """The name of the data in a card."""
+    if data.dataset_name is not None:
+        return data.dataset_name + (f" ({data.task_args})" if data.task_args else "")
+    return Path(data.train_file or data.validation_file or data.test_file).name
+
+
+def run_stages(
+    trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArguments, card: Card
+) -> dict:
+    """Train, evaluate, predict and save, as the arguments ask.
+
+    Returns:
+        All metrics; they are also in `all_results.json`.
+    """
+    args, folder, metrics = trainer.args, Path(trainer.args.output_dir), {}
+    if args.do_train:
+        resume = args.resume_from_checkpoint
+        resume = get_last_checkpoint(folder) if str(resume).lower() == "true" else resume
+        result = trainer.train(resume_from_checkpoint=resume)
+        metrics |= result.metrics
+        report(trainer, "train", result.metrics)
+        trainer.save_state()
+    predictions = []
+    if args.do_eval:
+        evaluated = trainer.evaluate(splits["validation"])
+        metrics |= evaluated
+        report(trainer, "eval", evaluated)
+        predictions += trainer.predictions("validation", splits["validation"])
+    if args.do_predict:
+        predicted = trainer.predict(splits["test"], metric_key_prefix="test").metrics
+        metrics |= predicted
+        report(trainer, "test", predicted)
+        predictions += trainer.predictions("test", splits["test"])
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        if predictions:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+            (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
+        if args.do_train:
+            save_model(trainer, folder, lora)
+            write_card(
+                folder,
+                name=args.hub_model_id or folder.resolve().name,
+                task=card.task,
+                method=card.method,
+                command=" ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+                config=trainer.accelerator.unwrap_model(trainer.model).config,
+                metrics=metrics,
+                base_model=card.base_model,
+            )
+    return metrics
+
+
+def report(trainer: CoTTrainer, split: str, metrics: dict) -> None:
+    """Print and store the metrics of one stage."""
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
+
+
+def save_model(trainer: CoTTrainer, folder: Path, lora: LoraArguments) -> None:
+    """A complete checkpoint: weights, configuration, code, tokenizer and `example.py`.
+
+    A LoRA run saves its adapters in `adapter/` and, beside them, the merged model.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if lora.use_peft:
+        model.save_pretrained(folder / "adapter")
+        model = model.merge_and_unload()
+    # The Trainer switches the cache off for its own forward passes; answering wants it.
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+    shutil.copy(ROOT / "example.py", folder / "example.py")
