@@ -112,6 +112,7 @@ class ThinkingModelMixin:
                 inputs_embeds[:, start:end], cache, within, iterations, latent_tolerance, kwargs | part
             )
             pieces.append(piece)
+            cache = PrefixCache.of(cache)
         output = join_columns(pieces)
         if isinstance(past_key_values, PrefixCache):
             output.past_key_values = cache

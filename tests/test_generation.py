@@ -1,0 +1,222 @@
+"""`generate()` as for any causal language model."""
+
+import pytest
+import torch
+from conftest import CONFIGS, make_model, question_batch, with_span
+from transformers import GenerationConfig, MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+QUESTIONS = [3, 7, 5]
+
+
+@pytest.fixture
+def prompt():
+    ids, mask = question_batch(QUESTIONS)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def greedy(model, prompt):
+    return model.generate(**prompt, max_new_tokens=5, do_sample=False)
+
+
+def greedily_by_hand(model, ids, steps=5):
+    """Question, span and answer so far in one forward pass a token, without any cache."""
+    full, _ = with_span(model, ids, torch.ones_like(ids), tail=0)
+    for _ in range(steps):
+        with torch.no_grad():
+            token = model(input_ids=full, use_cache=False).logits[:, -1].argmax(dim=-1, keepdim=True)
+        full = torch.cat([full, token], dim=1)
+        if token.item() == model.config.eos_token_id:
+            break
+    return full[0, -(full.shape[1] - ids.shape[1] - len(model.thought_ids())) :].tolist()
+
+
+def test_greedy_is_the_plain_loop(model, prompt, greedy):
+    """The caller sees question + answer, nothing of the thought."""
+    assert torch.equal(greedy[:, : max(QUESTIONS)], prompt["input_ids"])
+    assert greedy.shape[1] <= max(QUESTIONS) + 5
+    for row, length in enumerate(QUESTIONS):
+        wanted = greedily_by_hand(model, prompt["input_ids"][row : row + 1, -length:])
+        assert greedy[row, max(QUESTIONS) :][: len(wanted)].tolist() == wanted
+
+
+def test_a_prompt_with_a_span_stays_as_it_is(model, prompt, greedy):
+    ids, mask = with_span(model, **{"ids": prompt["input_ids"], "mask": prompt["attention_mask"]}, tail=0)
+    output = model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
+    assert torch.equal(output[:, : ids.shape[1]], ids)
+    assert torch.equal(output[:, ids.shape[1] :], greedy[:, max(QUESTIONS) :])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_implementation": "static"},
+        {"cache_implementation": "dynamic"},
+        {"cache_implementation": "offloaded"},
+        {"use_cache": False},
+        {"num_beams": 1, "generation_config": GenerationConfig(max_new_tokens=5)},
+        {"custom_stop": True},
+    ],
+    ids=lambda options: next(iter(options)) + "=" + str(next(iter(options.values())))[:8],
+)
+def test_same_answer_whatever_the_machinery(model, prompt, greedy, options):
+    options = dict(options)
+    if options.get("cache_implementation") == "offloaded" and not torch.accelerator.is_available():
+        pytest.skip("an offloaded cache needs an accelerator")
+    if options.pop("custom_stop", False):
+        options["stopping_criteria"] = StoppingCriteriaList([MaxTimeCriteria(60.0)])
+    output = model.generate(**prompt, max_new_tokens=5, do_sample=False, **options)
+    assert torch.equal(output, greedy)
+
+
+def test_prompt_lookup_gives_the_greedy_answer(model):
+    ids = torch.randint(7, 36, (1, 4), generator=torch.Generator().manual_seed(0)).repeat(1, 3)
+    if model.config.model_type == "pccot-mistral":
+        model = make_model("mistral", sliding_window=64)
+    wanted = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3), wanted)
+
+
+def test_assisted_decoding_gives_the_greedy_answer(backbone):
+    changes = {"sliding_window": 64} if backbone == "mistral" else {}
+    model, assistant = make_model(backbone, **changes), make_model(backbone, seed=1, **changes)
+    ids, _ = question_batch([6])
+    wanted = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False, assistant_model=assistant), wanted)
+
+
+def test_stopping_criteria(gpt2, prompt):
+    class AfterTwo(StoppingCriteria):
+        calls = 0
+
+        def __call__(self, input_ids, scores, **kwargs):
+            self.calls += 1
+            return torch.full((input_ids.shape[0],), self.calls >= 2)
+
+    output = gpt2.generate(**prompt, max_new_tokens=9, do_sample=False, stopping_criteria=StoppingCriteriaList([AfterTwo()]))
+    assert output.shape[1] == max(QUESTIONS) + 2
+
+
+def test_beams_and_several_returns(model, prompt):
+    beams = model.generate(**prompt, max_new_tokens=5, num_beams=3, num_return_sequences=2, do_sample=False)
+    assert beams.shape[0] == 6
+    assert torch.equal(beams[:, : max(QUESTIONS)], prompt["input_ids"].repeat_interleave(2, dim=0))
+    alone = model.generate(prompt["input_ids"][:1, -3:], max_new_tokens=5, num_beams=3, do_sample=False)
+    new = alone[0, 3:].tolist()
+    assert beams[0, max(QUESTIONS) :][: len(new)].tolist() == new
+
+
+def test_sampling_is_seeded(model, prompt):
+    def sample(seed):
+        torch.manual_seed(seed)
+        return model.generate(**prompt, max_new_tokens=5, do_sample=True, num_return_sequences=2, temperature=1.5)
+
+    first = sample(0)
+    assert first.shape[0] == 6
+    assert torch.equal(first, sample(0))
+    assert not torch.equal(first, sample(1))
+
+
+def test_return_dict(model, prompt, greedy):
+    output = model.generate(
+        **prompt, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_scores=True, output_logits=True
+    )
+    assert torch.equal(output.sequences, greedy)
+    assert len(output.scores) == greedy.shape[1] - max(QUESTIONS)
+
+
+def test_streamer_sees_question_and_answer(gpt2, characters):
+    from conftest import chain_model
+
+    model = chain_model(characters)
+    inputs = characters(["1+2*3="], return_tensors="pt")
+    streamer = TextIteratorStreamer(characters)
+    output = model.generate(**inputs, max_new_tokens=6, do_sample=False, streamer=streamer)
+    assert "".join(streamer) == characters.decode(output[0])
+    streamer = TextIteratorStreamer(characters, skip_prompt=True)
+    model.generate(**inputs, max_new_tokens=6, do_sample=False, streamer=streamer)
+    assert "".join(streamer) == characters.decode(output[0, 6:])
+
+
+@pytest.mark.parametrize("length", [{"max_length": 12}, {"generation_config": GenerationConfig(max_length=12)}])
+def test_max_length_counts_what_the_caller_sees(gpt2, prompt, length):
+    output = gpt2.generate(**prompt, do_sample=False, eos_token_id=None, **length)
+    assert output.shape[1] == 12
+
+
+def test_min_length(gpt2, prompt):
+    first = gpt2.generate(**prompt, max_new_tokens=1, do_sample=False)[0, -1].item()
+    stop = {"eos_token_id": first, "do_sample": False, "max_new_tokens": 5}
+    assert gpt2.generate(prompt["input_ids"][:1, -3:], **stop).shape[1] == 4
+    assert gpt2.generate(prompt["input_ids"][:1, -3:], min_length=6, **stop).shape[1] > 5
+
+
+def test_first_token_may_end_the_answer(gpt2):
+    ids, _ = question_batch([5])
+    first = gpt2.generate(ids, max_new_tokens=1, do_sample=False)[0, -1].item()
+    assert gpt2.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=first).shape[1] == 6
+
+
+def test_settings_per_call(model, prompt, greedy):
+    """T and c for one call equal the same settings in the configuration."""
+    for name, value in (("num_iterations", 0), ("num_iterations", 6), ("num_latent_tokens", 2)):
+        now = model.generate(**prompt, max_new_tokens=5, do_sample=False, **{name: value})
+        before = getattr(model.config, name)
+        setattr(model.config, name, value)
+        assert torch.equal(model.generate(**prompt, max_new_tokens=5, do_sample=False), now)
+        setattr(model.config, name, before)
+    tolerant = model.generate(**prompt, max_new_tokens=5, do_sample=False, latent_tolerance=1e9)
+    assert torch.equal(tolerant, model.generate(**prompt, max_new_tokens=5, do_sample=False, num_iterations=1))
+
+
+def test_explicit_chain_leaves_the_prompt_alone(model, prompt):
+    """`latent_thought=False` is the backbone's own generate."""
+    output = model.generate(**prompt, max_new_tokens=5, do_sample=False, latent_thought=False)
+    bare = make_model(next(name for name in CONFIGS if model.config.model_type.endswith(name)), bot_token_id=99)
+    wanted = super(type(model).__mro__[1], bare).generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert torch.equal(output, wanted)
+
+
+def test_explicit_chain_opens_with_bot_where_trained_so(gpt2, prompt):
+    gpt2.config.open_steps_with_bot = True
+    output = gpt2.generate(**prompt, max_new_tokens=5, do_sample=False, latent_thought=False)
+    gpt2.config.open_steps_with_bot = False
+    ids = torch.nn.functional.pad(prompt["input_ids"], (0, 1), value=gpt2.config.bot_token_id)
+    mask = torch.nn.functional.pad(prompt["attention_mask"], (0, 1), value=1)
+    wanted = gpt2.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, latent_thought=False)
+    assert torch.equal(output[:, max(QUESTIONS) :], wanted[:, max(QUESTIONS) + 1 :])
+
+
+def test_prefill_in_chunks(gpt2, prompt):
+    wanted = gpt2.generate(**prompt, max_new_tokens=3, do_sample=False)
+    with pytest.raises(ValueError, match="cut the thought span"):
+        gpt2.generate(**prompt, max_new_tokens=3, do_sample=False, prefill_chunk_size=6)
+    output = gpt2.generate(**prompt, max_new_tokens=3, do_sample=False, prefill_chunk_size=64)
+    assert torch.equal(output, wanted)
+
+
+def test_what_cannot_be_answered(gpt2, prompt):
+    with pytest.raises(ValueError, match="num_latent_tokens"):
+        gpt2.generate(**prompt, num_latent_tokens=0)
+    with pytest.raises(ValueError, match="num_iterations"):
+        gpt2.generate(**prompt, num_iterations=-1)
+    with pytest.raises(ValueError, match="128 positions"):
+        gpt2.generate(torch.full((1, 125), 9), max_new_tokens=2)
+    with pytest.raises(ValueError, match="input_ids"):
+        gpt2.generate(inputs_embeds=torch.zeros(1, 4, 32))
+    half, _ = with_span(gpt2, *question_batch([6, 6]), tail=0)
+    half[1, 6:] = 9
+    with pytest.raises(ValueError, match="ragged thought spans"):
+        gpt2.generate(half, max_new_tokens=2)
+    gpt2.config.bot_token_id = None
+    with pytest.raises(ValueError, match="bot_token_id"):
+        gpt2.generate(**prompt)
+
+
+def test_the_teacher_never_runs(gpt2, prompt):
+    """One answer token costs question + span + answer prompt once, in T + 1 passes."""
+    columns = []
+    gpt2.transformer.h[0].register_forward_hook(lambda module, args, output: columns.append(args[0].shape[1]))
+    gpt2.generate(**prompt, max_new_tokens=1, do_sample=False)
+    window = 6 - 3 + 1
+    assert columns == [max(QUESTIONS) + window, window, window, window + 1 + 2]
