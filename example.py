@@ -29,7 +29,7 @@ def main():
         import models  # noqa: F401  registers the model types, so that the checkpoint's own code is not needed
 
     model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     inputs = tokenizer(args.questions, padding=True, return_tensors="pt")
     asked = inputs.input_ids.shape[1]
 

@@ -22,10 +22,12 @@ def splits(
         seed: of the random numbers.
 
     Raises:
-        ValueError: if there are not enough different questions.
+        ValueError: for a setting out of range, or if there are not enough different questions.
     """
     if operations < 1 or modulus < 0:
         raise ValueError("chain: operations must be at least 1 and modulus at least 0")
+    if min(train, validation, test) < 0:
+        raise ValueError("chain: train, validation and test must be at least 0")
     wanted = train + validation + test
     if wanted > 10 * (10 * len(OPERATORS)) ** operations // 2:
         raise ValueError(f"chain: {wanted} examples are more than half of all questions with {operations} operations")

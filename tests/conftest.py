@@ -33,11 +33,10 @@ ROPE = {
     "head_dim": 8,
     "max_position_embeddings": 128,
 }
+LEARNED = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
+LEARNED |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 CONFIGS = {
-    "gpt2": lambda **kw: models.PCCoTGPT2Config(
-        n_embd=32, n_head=4, n_layer=2, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        **(SMALL | THOUGHT | kw),
-    ),  # fmt: skip
+    "gpt2": lambda **kw: models.PCCoTGPT2Config(**(SMALL | LEARNED | THOUGHT | kw)),
     "llama": lambda **kw: models.PCCoTLlamaConfig(**(SMALL | ROPE | THOUGHT | kw)),
     "mistral": lambda **kw: models.PCCoTMistralConfig(**(SMALL | ROPE | THOUGHT | {"sliding_window": 9} | kw)),
     "qwen3": lambda **kw: models.PCCoTQwen3Config(**(SMALL | ROPE | THOUGHT | kw)),

@@ -29,12 +29,7 @@ def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
     parser = HfArgumentParser(argument_classes)
     if argv and argv[0].endswith(".json"):
         path, argv = Path(argv[0]), argv[1:]
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        try:
-            recipe = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: not JSON: {error}") from error
+        recipe = read_recipe(path)
         known = {action.dest for action in parser._actions}
         for key in recipe:
             if key not in known:
@@ -43,6 +38,23 @@ def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
         for action in parser._actions:
             action.required = action.required and action.dest not in recipe
     return parser.parse_args_into_dataclasses(argv)
+
+
+def read_recipe(path: Path) -> dict:
+    """A JSON file of arguments.
+
+    Raises:
+        InputError: if it is missing or not a JSON object.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"{path}: expected a JSON object of arguments")
+    return recipe
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -91,7 +91,13 @@ class LatentCollator(CoTCollator):
         self.config, self.curriculum_prob = config, curriculum_prob
 
     def length(self, feature: dict) -> int:
-        thought = len(feature["question"]) + self.config.num_latent_tokens + 2 + len(self.ending(feature))
+        latents, steps = self.config.num_latent_tokens, feature["steps"]
+        thoughts = [latents]
+        if self.curriculum_prob:
+            per_step = self.config.latents_per_step
+            mixed = range(1, min(len(steps), latents // per_step))
+            thoughts += [count * per_step + sum(map(len, steps[count:])) for count in mixed]
+        thought = len(feature["question"]) + max(thoughts) + 2 + len(self.ending(feature))
         return max(super().length(feature), thought)
 
     def latent_steps(self, features: list[dict]) -> int | None:

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -28,7 +29,7 @@ FEATURES = datasets.Features(
     }
 )
 EQUATIONS = re.compile(r"(<<[^<>]*>>\s*)+")
-Rows = Iterable[tuple[str, dict | str]]
+Rows = Iterable[tuple[str, object]]
 
 
 def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | IterableDataset]:
@@ -60,11 +61,13 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
         else:
             where, rows = files[split], read_file(Path(files[split]))
         if split == "train" and args.streaming:
+            if next(stream_examples(args, limits[split]), None) is None:
+                raise InputError(f"{where}: no rows")
             found[split] = IterableDataset.from_generator(
                 stream_examples, gen_kwargs={"args": args, "limit": limits[split]}, features=FEATURES
             )
             continue
-        examples = list(take(examples_of(rows, args.max_bad_rows), limits[split]))
+        examples = list(islice(examples_of(rows, args.max_bad_rows), limits[split]))
         if not examples:
             raise InputError(f"{where}: no rows")
         found[split] = Dataset.from_list(examples, features=FEATURES)
@@ -78,34 +81,29 @@ def stream_examples(args: DataArguments, limit: int | None) -> Iterator[dict]:
         rows = ((f"{args.dataset_name}, split train, row {index}", row) for index, row in enumerate(source))
     else:
         rows = read_file(Path(args.train_file))
-    yield from take(examples_of(rows, args.max_bad_rows), limit)
-
-
-def take(examples: Iterator[dict], limit: int | None) -> Iterator[dict]:
-    """The first `limit` examples (all for None), without reading on behind them."""
-    if limit is None:
-        yield from examples
-        return
-    for count, example in enumerate(examples, start=1):
-        yield example
-        if count >= limit:
-            return
+    yield from islice(examples_of(rows, args.max_bad_rows), limit)
 
 
 def open_dataset(args: DataArguments) -> dict[str, Iterable[dict]]:
     """A data set by name: a task, a folder, or from the Hub."""
     name = args.dataset_name
     if name in tasks.TASKS:
-        return tasks.generate(name, args.task_args)
+        try:
+            return tasks.generate(name, args.task_args)
+        except ValueError as error:
+            raise InputError(f"--task_args: {error}") from error
     if Path(name).is_dir() and (Path(name) / "dataset_dict.json").exists():
-        return datasets.load_from_disk(name)
+        try:
+            return datasets.load_from_disk(name)
+        except Exception as error:
+            raise InputError(f"{name}: broken DatasetDict folder, or a split without rows: {error}") from error
     try:
         return datasets.load_dataset(name, args.dataset_config_name, streaming=args.streaming)
     except Exception as error:
         known = ", ".join(sorted(tasks.TASKS))
         raise InputError(
             f"data set {name!r} is neither a task ({known}) nor a DatasetDict folder, and could not be loaded from "
-            f"the Hub: {str(error).splitlines()[0]}"
+            f"the Hub: {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
 
 
@@ -116,12 +114,20 @@ def read_file(path: Path) -> Rows:
         raise InputError(f"{path}: no such file")
     if path.suffix not in readers:
         raise InputError(f"{path}: cannot read '{path.suffix}' files; use one of {', '.join(readers)}")
-    return readers[path.suffix](path)
+    return name_failure(path, readers[path.suffix](path))
+
+
+def name_failure(path: Path, rows: Rows) -> Rows:
+    """The rows as they are; a file that cannot be read on is named."""
+    try:
+        yield from rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_json(path: Path) -> Rows:
     """A JSON list of objects (or, as data sets are often published, one object a line)."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):
         yield from read_jsonl(path)
         return
@@ -134,35 +140,39 @@ def read_json(path: Path) -> Rows:
 
 
 def read_jsonl(path: Path) -> Rows:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                row = f"not JSON ({error.msg})"
+                row = InputError(f"not JSON ({error.msg})")
             yield f"{path}, line {number}", row
 
 
 def read_csv(path: Path) -> Rows:
     """Columns `question`, `steps` (a JSON list, or one step a line) and `answer`."""
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row:
+                yield where, InputError(f"more fields than columns ({', '.join(reader.fieldnames)}): quote the commas")
+                continue
             row = {name: value for name, value in row.items() if value is not None}
             steps = row.get("steps")
             if steps is not None:
                 try:
-                    row["steps"] = json.loads(steps) if steps.lstrip().startswith("[") else steps.split("\n")
+                    row["steps"] = json.loads(steps) if steps.lstrip().startswith("[") else steps.splitlines()
                 except json.JSONDecodeError:
-                    row["steps"] = steps.split("\n")
+                    row["steps"] = steps.splitlines()
                 row["steps"] = [step for step in row["steps"] if step != ""]
-            yield f"{path}, line {reader.line_num}", row
+            yield where, row
 
 
 def read_text(path: Path) -> Rows:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             line = line.rstrip("\n")
             if not line:
@@ -170,7 +180,7 @@ def read_text(path: Path) -> Rows:
             try:
                 row = parse_line(line)
             except InputError as error:
-                row = str(error)
+                row = error
             yield f"{path}, line {number}", row
 
 
@@ -194,8 +204,7 @@ def parse_line(line: str) -> dict:
 
 def format_line(example: dict) -> str:
     """The inverse of `parse_line`."""
-    chain = " ".join(example["steps"])
-    return f"{example['question']}||{chain + ' ' if chain else ''}#### {example['answer']}"
+    return f"{example['question']}||{' '.join(example['steps'])} #### {example['answer']}"
 
 
 def examples_of(rows: Rows, max_bad_rows: int) -> Iterator[dict]:
@@ -225,13 +234,15 @@ def check_row(row: object) -> dict:
     Raises:
         InputError: saying what is wrong with it.
     """
-    if isinstance(row, str):
-        raise InputError(row)
+    if isinstance(row, InputError):
+        raise row
     if not isinstance(row, dict):
         raise InputError(f"expected an object with question, steps and answer, found {type(row).__name__}")
     for column in ("question", "steps", "answer"):
-        if row.get(column) is None:
+        if column not in row:
             raise InputError(f"no column {column!r}; there are: {', '.join(map(str, row))}")
+        if row[column] is None:
+            raise InputError(f"{column!r} is null")
     question, steps, answer = row["question"], row["steps"], row["answer"]
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)

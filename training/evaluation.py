@@ -88,6 +88,31 @@ def timed_generate(model, input_ids, attention_mask, **kwargs) -> tuple[torch.Te
     return output[:, input_ids.shape[1] :], time.perf_counter() - start
 
 
+def answer_questions(
+    model, tokenizer, questions: list[str], *, batch_size: int, explicit: bool = False, **options
+) -> Answers:
+    """Answers to questions in text, in left-padded batches.
+
+    Args:
+        explicit: the model writes its chain (or, without one, the answer prompt) itself; its answer is what stands
+            behind the answer prompt.
+        **options: of `generate()`.
+    """
+    answers = Answers()
+    if explicit and hasattr(model.config, "num_latent_tokens"):
+        options["latent_thought"] = False
+    prompt = tokenizer.decode(model.config.answer_prompt_ids)
+    for start in range(0, len(questions), batch_size):
+        inputs = tokenizer(questions[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
+        tokens, seconds = timed_generate(model, inputs.input_ids, inputs.attention_mask, **options)
+        texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        answers.texts += texts
+        answers.answers += [final_answer(text, prompt) for text in texts] if explicit else texts
+        answers.new_tokens += int(count_new_tokens(tokens, tokenizer.eos_token_id).sum())
+        answers.seconds += seconds
+    return answers
+
+
 def synchronize(device: torch.device):
     """Wait for the device, so that a clock read on the host tells its time."""
     if device.type == "cuda":

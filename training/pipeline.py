@@ -48,8 +48,12 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
             )
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise InputError("--streaming needs --max_steps: a stream has no length")
-    if str(args.resume_from_checkpoint).lower() == "true" and get_last_checkpoint(args.output_dir) is None:
-        raise InputError(f"--resume_from_checkpoint: no checkpoint in {folder}")
+    resume = args.resume_from_checkpoint
+    if str(resume).lower() == "true":
+        if not folder.is_dir() or get_last_checkpoint(folder) is None:
+            raise InputError(f"--resume_from_checkpoint: no checkpoint in {folder}")
+    elif resume and not Path(resume).is_dir():
+        raise InputError(f"--resume_from_checkpoint {resume}: no such folder")
 
 
 def tokenize_splits(

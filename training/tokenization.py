@@ -18,7 +18,7 @@ SENTENCEPIECE_SPACE = "▁"
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token a character that occurs in `texts`, `<unk>` for any other."""
-    characters = sorted(set().union(*map(set, texts)))
+    characters = sorted({character for text in texts for character in text})
     vocabulary = {token: index for index, token in enumerate(["<unk>", "<eos>", *characters])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -56,8 +56,9 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, thinks: bool) -> int:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         # With pad == eos the end of sequence would be masked out of the labels like padding.
         added += tokenizer.add_special_tokens({"pad_token": PAD})
-    tokenizer.padding_side = "left"
-    tokenizer.split_special_tokens = True
+    for name, value in (("padding_side", "left"), ("split_special_tokens", True)):
+        setattr(tokenizer, name, value)
+        tokenizer.init_kwargs[name] = value  # save_pretrained writes only what is in here
     return added
 
 
@@ -102,9 +103,9 @@ def tokenize_answer_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> lis
     """Ids of the answer prompt.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are none, or only space.
     """
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if not ids:
-        raise InputError(f"--answer_prompt {text!r} has no tokens; distillation needs at least one")
+    if not ids or not text.strip():
+        raise InputError(f"--answer_prompt {text!r} is empty; an answer is recognised by the text before it")
     return ids

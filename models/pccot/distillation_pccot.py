@@ -20,7 +20,7 @@ class PCCoTOutput(CausalLMOutputWithPast):
         cot_loss: cross-entropy of the teacher (weight `loss_alpha`).
         ccot_loss: cross-entropy of the student (weight `loss_beta`).
         kd_loss: distillation of the hidden states at the answer prompt's last token (weight `loss_gamma`).
-        step_loss: cross-entropy of the latents, read as words (weight `loss_delta`); None where that is 0.
+        step_loss: cross-entropy of the latents, read as words (weight `loss_delta`); None where that is 0 or off.
         teacher_std: standard deviation of the teacher's hidden states that are distilled.
     """
 

@@ -82,7 +82,8 @@ class LatentThoughtMixin(LatentGenerationMixin):
             cot_attention_mask, cot_labels: `(batch, teacher length)`.
             cot_kd_indices, kd_indices: `(batch,)`: the column of the answer prompt's last token in the teacher's and
                 in the student's sequence, where the hidden states are distilled.
-            step_labels: `(batch, c)`: the token that each latent stands for, -100 for none (step supervision).
+            step_labels: `(batch, c)`: the token that each latent stands for, -100 for none (step supervision). It is
+                read off the hidden state that becomes the latent: that of the position before it, in the last pass.
             question_length: how many columns the two sequences share.
 
         Returns:
@@ -147,8 +148,9 @@ class LatentThoughtMixin(LatentGenerationMixin):
         output.loss = output.loss + config.loss_beta * ccot_loss + config.loss_gamma * kd_loss
         output.ccot_loss, output.kd_loss = ccot_loss.detach(), kd_loss.detach()
 
+        # Step supervision: what enters a latent is the state before it, which in the teacher predicts that step's token.
         if config.loss_delta and step_labels is not None:
-            step_loss = cross_entropy(self.lm_head(student.last_hidden_state[:, 1:answer]), step_labels)
+            step_loss = cross_entropy(self.lm_head(student.last_hidden_state[:, : answer - 1]), step_labels)
             output.loss = output.loss + config.loss_delta * step_loss
             output.step_loss = step_loss.detach()
         return output

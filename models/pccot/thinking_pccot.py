@@ -86,12 +86,14 @@ class ThinkingModelMixin:
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
 
         spans = []
-        if thought_span is not None:
+        if iterations == 0:
+            pass  # the latents stay filler tokens: an ordinary forward pass
+        elif thought_span is not None:
             spans = [thought_span]
         elif input_ids is not None and length > 1:
             has_past = past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
             spans = find_thought_spans(input_ids, config, has_past)
-        if not spans or iterations == 0:
+        if not spans:
             return self._plain(input_ids, inputs_embeds, past_key_values, use_cache, kwargs)
 
         if attention_mask is not None and attention_mask.ndim != 2:

@@ -1,0 +1,241 @@
+"""The scripts as a user starts them: whole runs, and one line for every bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import run_ccot
+import run_cot
+from training import cli
+from training.data import format_line
+
+TINY = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters"]
+QUICK = ["--use_cpu", "--max_steps", "3", "--per_device_train_batch_size", "4", "--save_strategy", "no"]
+QUICK += ["--disable_tqdm", "true", "--max_cot_tokens", "12", "--max_new_tokens", "6"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [{"question": f"Tom has {i} and gets {i}?", "steps": [f"<<{i}+{i}={2 * i}>>"], "answer": str(2 * i)} for i in range(9)]
+    path = tmp_path / "data.txt"
+    path.write_text("".join(format_line(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of a few steps."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    chain = ["--dataset_name", "chain", "--task_args", "train=64,validation=8,test=8", "--answer_prompt", "#"]
+    run_ccot.main([*TINY, *chain, *QUICK, "--do_train", "--do_eval", "--do_predict", "--output_dir", str(folder)])
+    return folder
+
+
+def test_a_run_leaves_a_whole_checkpoint(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "example.py", "predictions.jsonl"} <= names
+    assert "modeling_pccot.py" in names and not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    rows = [json.loads(line) for line in (trained / "predictions.jsonl").read_text().splitlines()]
+    assert [row["split"] for row in rows] == ["validation"] * 8 + ["test"] * 8
+    assert {"question", "gold", "ccot_answer", "ccot_right", "cot_answer", "cot_right"} <= rows[0].keys()
+    results = json.loads((trained / "all_results.json").read_text())
+    for name in ("exact_match", "exact_match_low", "exact_match_high", "examples_per_second", "new_tokens"):
+        assert f"test_ccot_{name}" in results and f"eval_cot_{name}" in results
+    assert results["test_ccot_exact_match"] == sum(row["ccot_right"] for row in rows[8:]) / 8
+    card = (trained / "README.md").read_text()
+    assert "exact match" in card and "--answer_prompt" not in card.split("---")[1]
+
+
+def test_a_fresh_process_needs_only_the_folder(trained, tmp_path):
+    """Remote code, without this repository: the same logits and answer."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    inputs = tokenizer(["1+2*3-4+5=", "7="], padding=True, return_tensors="pt")
+    wanted = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    script = """
+import sys, torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+inputs = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(["1+2*3-4+5=", "7="], padding=True, return_tensors="pt")
+assert not any(name == "models" or name.startswith("models.") for name in sys.modules)
+print(model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist())
+"""
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(trained)], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == wanted.tolist()
+
+
+def test_settings_come_from_the_checkpoint(trained, tmp_path, caplog):
+    """A contradicting flag wins, with a warning; the weights stay."""
+    ask = ["--model_name_or_path", str(trained), "--dataset_name", "chain", "--task_args", "train=8,validation=4,test=4"]
+    ask += ["--do_predict", "--use_cpu", "--max_cot_tokens", "8", "--max_new_tokens", "4"]
+    run_ccot.main([*ask, "--output_dir", str(tmp_path / "a")])
+    assert "replaces" not in caplog.text
+    run_ccot.main([*ask, "--num_latent_tokens", "2", "--answer_prompt", "=", "--output_dir", str(tmp_path / "b")])
+    assert "--num_latent_tokens 2 replaces the checkpoint's 6" in caplog.text
+    assert "--answer_prompt '=' replaces the checkpoint's '#'" in caplog.text
+    assert not (tmp_path / "a" / "model.safetensors").exists()
+
+
+def test_text_stays_text(trained):
+    """A question that spells special tokens is answered as text, like any other."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    for text in ("1+<pcot.latent>=", "<pcot.bot><pcot.latent><pcot.eot>2=", "3<eos>=", "[PAD]4="):
+        inputs = tokenizer([text], return_tensors="pt")
+        assert not set(inputs.input_ids[0].tolist()) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        assert output.shape[1] > inputs.input_ids.shape[1]
+
+
+@pytest.mark.parametrize("script", [run_ccot, run_cot])
+def test_published_text_format(script, data, tmp_path):
+    files = ["--train_file", data, "--validation_file", data, "--eval_strategy", "steps", "--eval_steps", "2"]
+    metrics = script.main([*TINY, *files, *QUICK, "--do_train", "--do_eval", "--output_dir", str(tmp_path / "o")])
+    assert "eval_cot_exact_match" in metrics
+
+
+def test_no_cot_and_recipe_file(data, tmp_path):
+    recipe = {"config_name": "configs/gpt2_chain.json", "tokenizer_name": "characters", "no_cot": True, "train_file": data}
+    recipe |= {"test_file": data, "do_train": True, "do_predict": True, "max_steps": 2, "use_cpu": True}
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe))
+    metrics = run_cot.main([str(path), "--output_dir", str(tmp_path / "o"), "--save_strategy", "no"])
+    assert "test_no_cot_exact_match" in metrics and metrics["test_no_cot_new_tokens"] > 0
+
+
+def test_streaming_mixed_curriculum_and_everything(data, tmp_path):
+    options = ["--train_file", data, "--streaming", "--latent_curriculum", "mixed", "--curriculum_prob", "1"]
+    options += ["--keep_last_step", "--config_overrides", "loss_delta=0.5,use_projection=true,num_iterations=2"]
+    options += ["--latents_per_step", "3", "--open_steps_with_bot", "true", "--gradient_checkpointing"]
+    run_ccot.main([*TINY, *options, *QUICK, "--do_train", "--output_dir", str(tmp_path / "o")])
+    config = json.loads((tmp_path / "o" / "config.json").read_text())
+    assert config["use_projection"] and config["open_steps_with_bot"] and config["num_iterations"] == 2
+
+
+def test_example(trained):
+    done = subprocess.run(
+        [sys.executable, "example.py", "--model", str(trained), "--explicit", "1+2*3=", "4="],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ->")[0] for line in done.stdout.splitlines()] == ["1+2*3=", "4="]
+
+
+def fails(monkeypatch, capsys, argv, script=run_ccot) -> str:
+    """Run a script that must end with one line on standard error."""
+    monkeypatch.setattr(sys, "argv", ["script", *argv])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(script.main)
+    message = str(stop.value.code)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+BAD = {
+    "missing file": (["--train_file", "nowhere.json"], "nowhere.json: no such file"),
+    "unknown suffix": (["--train_file", "pyproject.toml"], "cannot read '.toml' files"),
+    "no data": ([], "no data: pass --dataset_name"),
+    "unknown data set": (["--dataset_name", "no/such-set"], "neither a task (chain"),
+    "task setting": (["--dataset_name", "chain", "--task_args", "size=3"], "no setting 'size'"),
+    "negative T": (["--dataset_name", "chain", "--config_overrides", "num_iterations=-1"], "num_iterations must be"),
+    "no latents": (["--dataset_name", "chain", "--num_latent_tokens", "0"], "num_latent_tokens must be"),
+    "no such field": (["--dataset_name", "chain", "--config_overrides", "depth=3"], "no field 'depth'"),
+    "bad value": (["--dataset_name", "chain", "--config_overrides", "loss_gamma=much"], "does not fit"),
+    "empty answer prompt": (["--dataset_name", "chain", "--answer_prompt", ""], "--answer_prompt '' is empty"),
+    "too long": (["--dataset_name", "chain", "--block_size", "9"], "train row 0 is too long"),
+    "all too long": (["--dataset_name", "chain", "--block_size", "9", "--drop_long"], "every row is longer"),
+    "missing model": (["--dataset_name", "chain", "--config_name", "./nowhere"], "'./nowhere': no such file"),
+    "streaming": (["--dataset_name", "chain", "--streaming", "--max_steps", "-1"], "needs --max_steps"),
+    "flash": (["--dataset_name", "chain", "--attn_implementation", "flash_attention_2"], "needs a GPU"),
+    "nothing to resume": (["--dataset_name", "chain", "--resume_from_checkpoint", "true"], "no checkpoint in"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name, monkeypatch, capsys, tmp_path):
+    """One line that says what and where; nothing is written."""
+    argv, message = BAD[name]
+    output = tmp_path / "out"
+    small = [] if "--task_args" in argv else ["--task_args", "train=8,validation=2,test=2"]
+    said = fails(monkeypatch, capsys, [*TINY, *QUICK, *small, "--do_train", *argv, "--output_dir", str(output)])
+    assert message in said
+    assert not output.exists()
+
+
+ROWS = {
+    "missing column": ([{"question": "1?", "answer": "1"}], "row 0: no column 'steps'"),
+    "wrong type": ([{"question": 3, "steps": [], "answer": "1"}], "row 0: 'question' must be text"),
+    "wrong steps": ([{"question": "1?", "steps": "1", "answer": "1"}], "row 0: 'steps' must be a list"),
+    "empty question": ([{"question": " ", "steps": [], "answer": "1"}], "row 0: the question is empty"),
+    "empty split": ([], "no rows"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_bad_rows(name, monkeypatch, capsys, tmp_path):
+    rows, message = ROWS[name]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    said = fails(
+        monkeypatch, capsys, [*TINY, *QUICK, "--do_train", "--train_file", str(path), "--output_dir", str(tmp_path / "out")]
+    )
+    assert message in said and "rows.json" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_backbone(monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+    argv = ["--config_name", str(tmp_path), "--tokenizer_name", "bytes", "--dataset_name", "chain", "--do_train"]
+    assert "unknown backbone 'bloom'; there are: gpt2, llama" in fails(monkeypatch, capsys, argv)
+
+
+def test_an_existing_model_is_not_overwritten(monkeypatch, capsys, trained):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    argv = [*TINY, *QUICK, "--dataset_name", "chain", "--do_train", "--output_dir", str(trained)]
+    assert "already holds a model" in fails(monkeypatch, capsys, argv)
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_no_traceback_without_debug(tmp_path):
+    command = [sys.executable, "run_ccot.py", "--train_file", "nowhere.json", "--do_train", "--config_name", TINY[1]]
+    plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert plain.returncode == 1 and "Traceback" not in plain.stderr
+    assert plain.stderr.strip().splitlines()[-1] == "error: nowhere.json: no such file"
+    debug = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True)
+    assert debug.returncode == 1 and "Traceback" in debug.stderr
+
+
+def test_unknown_recipe_key(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"learning_rat": 1}))
+    assert "'learning_rat' is not an argument" in fails(monkeypatch, capsys, [str(path)])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.json")), ids=lambda path: path.stem)
+def test_every_recipe_runs(path: Path, tmp_path):
+    """A few steps of every recipe, small data."""
+    script = run_cot if "no_cot" in json.loads(path.read_text()) else run_ccot
+    small = ["--max_steps", "2", "--teacher_warmup_steps", "1"] if script is run_ccot else ["--max_steps", "2"]
+    small += ["--task_args", "train=64,validation=8,test=8", "--output_dir", str(tmp_path), "--eval_steps", "1"]
+    script.main([str(path), *small, "--use_cpu"])
+    assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_every_configuration_builds(path: Path):
+    from transformers import AutoConfig
+
+    import models  # noqa: F401
+
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
