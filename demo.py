@@ -10,6 +10,7 @@ split is answered in every way, and the accuracy against the number of iteration
 """
 
 import argparse
+import json
 import statistics
 import time
 from pathlib import Path
@@ -111,6 +112,7 @@ def main(argv: list[str]) -> list[tuple[str, float, float]]:
         no_cot[0],
         len(examples),
     )
+    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(f"\nplot: {folder / 'accuracy_against_T.png'}")
     asked = examples[:3]
     answers = answer_questions(thinker, tokenizer, [example["question"] for example in asked], batch_size=3, **limits)

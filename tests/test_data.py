@@ -220,7 +220,7 @@ def test_file_of_another_encoding(name, tmp_path):
         ({}, "no data: pass --dataset_name or --train_file"),
         ({"validation_file": "v.json"}, "no train data: pass --train_file"),
         ({"train_file": "missing/a.json"}, "missing/a.json: no such file"),
-        ({"train_file": "tests"}, "tests: no such file"),
+        ({"train_file": str(FIXTURES)}, "fixtures: no such file"),
         ({"train_file": __file__}, "test_data.py: cannot read '.py' files; use one of .json, .jsonl, .csv, .txt"),
         ({"dataset_name": "chian"}, r"data set 'chian' is neither a task \(chain\) nor a DatasetDict folder"),
         ({"dataset_name": "chain", "task_args": "size=3"}, "--task_args: task chain has no setting 'size'"),
