@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test quality clean
+.PHONY: demo test quality checkpoint-code clean
 
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,11 @@ test: $(VENV)/installed
 quality: $(VENV)/installed
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+
+# The shipped checkpoint carries the code that reads it: after a change of models/pccot, copy it there again.
+checkpoint-code:
+	cd models/pccot && cp [!_]*.py ../../checkpoints/pccot-gpt2-chain/
+	cp example.py checkpoints/pccot-gpt2-chain/
 
 clean:
 	rm -rf $(VENV) outputs

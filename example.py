@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Ask a model that thinks in latent tokens.
 
-    python example.py
-    python example.py --model outputs/chain "7+3*4-2+9-1*5=" "1+1*2-3+4*5-6="
-    python example.py --model whynlp/pccot-gpt2 --explicit "Tom has 3 apples and buys 4 more. How many?"
+python example.py
+python example.py --model outputs/chain "7+3*4-2+9-1*5=" "1+1*2-3+4*5-6="
+python example.py --model whynlp/pccot-gpt2 --explicit "Tom has 3 apples and buys 4 more. How many?"
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,8 +29,11 @@ def main():
     if not args.trust_remote_code:
         import models  # noqa: F401  registers the model types, so that the checkpoint's own code is not needed
 
-    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: cannot load {args.model}: {' '.join(str(error).split())}")
     inputs = tokenizer(args.questions, padding=True, return_tensors="pt")
     asked = inputs.input_ids.shape[1]
 

@@ -2,8 +2,15 @@
 
 import pytest
 import torch
-from conftest import CONFIGS, make_model, question_batch, with_span
-from transformers import GenerationConfig, GenerationMixin, MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from conftest import make_model, question_batch, with_span
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 QUESTIONS = [3, 7, 5]
 
@@ -93,7 +100,9 @@ def test_stopping_criteria(gpt2, prompt):
             self.calls += 1
             return torch.full((input_ids.shape[0],), self.calls >= 2)
 
-    output = gpt2.generate(**prompt, max_new_tokens=9, do_sample=False, stopping_criteria=StoppingCriteriaList([AfterTwo()]))
+    output = gpt2.generate(
+        **prompt, max_new_tokens=9, do_sample=False, stopping_criteria=StoppingCriteriaList([AfterTwo()])
+    )
     assert output.shape[1] == max(QUESTIONS) + 2
 
 
@@ -119,7 +128,12 @@ def test_sampling_is_seeded(model, prompt):
 
 def test_return_dict(model, prompt, greedy):
     output = model.generate(
-        **prompt, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_scores=True, output_logits=True
+        **prompt,
+        max_new_tokens=5,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
     )
     assert torch.equal(output.sequences, greedy)
     assert len(output.scores) == greedy.shape[1] - max(QUESTIONS)

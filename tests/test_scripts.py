@@ -23,7 +23,10 @@ QUICK += ["--disable_tqdm", "true", "--max_cot_tokens", "12", "--max_new_tokens"
 
 @pytest.fixture
 def data(tmp_path):
-    rows = [{"question": f"Tom has {i} and gets {i}?", "steps": [f"<<{i}+{i}={2 * i}>>"], "answer": str(2 * i)} for i in range(9)]
+    rows = [
+        {"question": f"Tom has {i} and gets {i}?", "steps": [f"<<{i}+{i}={2 * i}>>"], "answer": str(2 * i)}
+        for i in range(9)
+    ]
     path = tmp_path / "data.txt"
     path.write_text("".join(format_line(row) + "\n" for row in rows))
     return str(path)
@@ -40,7 +43,14 @@ def trained(tmp_path_factory):
 
 def test_a_run_leaves_a_whole_checkpoint(trained):
     names = {path.name for path in trained.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "example.py", "predictions.jsonl"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "example.py",
+        "predictions.jsonl",
+    } <= names
     assert "modeling_pccot.py" in names and not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
     rows = [json.loads(line) for line in (trained / "predictions.jsonl").read_text().splitlines()]
     assert [row["split"] for row in rows] == ["validation"] * 8 + ["test"] * 8
@@ -77,7 +87,14 @@ print(model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist())
 
 def test_settings_come_from_the_checkpoint(trained, tmp_path, caplog):
     """A contradicting flag wins, with a warning; the weights stay."""
-    ask = ["--model_name_or_path", str(trained), "--dataset_name", "chain", "--task_args", "train=8,validation=4,test=4"]
+    ask = [
+        "--model_name_or_path",
+        str(trained),
+        "--dataset_name",
+        "chain",
+        "--task_args",
+        "train=8,validation=4,test=4",
+    ]
     ask += ["--do_predict", "--use_cpu", "--max_cot_tokens", "8", "--max_new_tokens", "4"]
     run_ccot.main([*ask, "--output_dir", str(tmp_path / "a")])
     assert "replaces" not in caplog.text
@@ -105,7 +122,12 @@ def test_published_text_format(script, data, tmp_path):
 
 
 def test_no_cot_and_recipe_file(data, tmp_path):
-    recipe = {"config_name": "configs/gpt2_chain.json", "tokenizer_name": "characters", "no_cot": True, "train_file": data}
+    recipe = {
+        "config_name": "configs/gpt2_chain.json",
+        "tokenizer_name": "characters",
+        "no_cot": True,
+        "train_file": data,
+    }
     recipe |= {"test_file": data, "do_train": True, "do_predict": True, "max_steps": 2, "use_cpu": True}
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(recipe))
@@ -157,6 +179,9 @@ BAD = {
     "missing model": (["--dataset_name", "chain", "--config_name", "./nowhere"], "'./nowhere': no such file"),
     "streaming": (["--dataset_name", "chain", "--streaming", "--max_steps", "-1"], "needs --max_steps"),
     "flash": (["--dataset_name", "chain", "--attn_implementation", "flash_attention_2"], "needs a GPU"),
+    "liger": (["--dataset_name", "chain", "--use_liger_kernel"], "needs: pip install liger-kernel"),
+    "wandb": (["--dataset_name", "chain", "--report_to", "wandb"], "needs: pip install wandb"),
+    "two sources": (["--dataset_name", "chain", "--train_file", "pyproject.toml"], "two sources of data"),
     "nothing to resume": (["--dataset_name", "chain", "--resume_from_checkpoint", "true"], "no checkpoint in"),
 }
 
@@ -187,7 +212,9 @@ def test_bad_rows(name, monkeypatch, capsys, tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
     said = fails(
-        monkeypatch, capsys, [*TINY, *QUICK, "--do_train", "--train_file", str(path), "--output_dir", str(tmp_path / "out")]
+        monkeypatch,
+        capsys,
+        [*TINY, *QUICK, "--do_train", "--train_file", str(path), "--output_dir", str(tmp_path / "out")],
     )
     assert message in said and "rows.json" in said
     assert not (tmp_path / "out").exists()

@@ -208,7 +208,10 @@ def test_without_cache_and_without_labels(model):
     [
         (lambda ids: ids[:, :-3], "cut off"),
         (lambda ids: torch.cat([ids[:1], ids[1:].flip(1)]), "row 0 has 1, row 1 has 0"),
-        (lambda ids: torch.where((torch.arange(ids.shape[1]) == 12) & (torch.arange(2) == 1)[:, None], 37, ids), "latents"),
+        (
+            lambda ids: torch.where((torch.arange(ids.shape[1]) == 12) & (torch.arange(2) == 1)[:, None], 37, ids),
+            "latents",
+        ),
     ],
 )
 def test_ragged_spans_are_named(gpt2, change, message):

@@ -30,9 +30,7 @@ def make_trainer(characters, tmp_path):
         collator = LatentCollator(characters, model.config)
         splits = tokenize_splits(splits, characters, collator, DataArguments(), 128)
         defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 2, "save_strategy": "no"}
-        args = CoTTrainingArguments(
-            output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **(defaults | options)
-        )
+        args = CoTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **(defaults | options))
         return CoTTrainer(
             model=model,
             args=args,
@@ -131,9 +129,7 @@ def test_evaluation_leaves_the_mixed_curriculum_aside(make_trainer, characters):
 @pytest.mark.parametrize("projection", [True, False])
 def test_adapters(make_trainer, characters, tied, projection, tmp_path):
     """LoRA trains adapters, the thought's rows and the projection, nothing else; merging changes no answer."""
-    model = chain_model(
-        characters, num_latent_tokens=3, tie_word_embeddings=tied, use_projection=projection, n_embd=32
-    )
+    model = chain_model(characters, num_latent_tokens=3, tie_word_embeddings=tied, use_projection=projection, n_embd=32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     lora = LoraArguments(use_peft=True, lora_r=4, lora_dropout=0.0)
     peft_model = add_adapters(model, lora)
@@ -198,7 +194,9 @@ def test_a_lora_run_saves_adapter_and_merged_model(tmp_path):
     sizes += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--do_train"]
     run_ccot.main([*first, *sizes, "--output_dir", str(base)])
     lora = ["--model_name_or_path", str(base), "--dataset_name", "chain", "--use_peft", "--lora_r", "4"]
-    run_ccot.main([*lora, "--lora_target_modules", "c_attn-c_fc-c_proj", *sizes, "--output_dir", str(tmp_path / "lora")])
+    run_ccot.main(
+        [*lora, "--lora_target_modules", "c_attn-c_fc-c_proj", *sizes, "--output_dir", str(tmp_path / "lora")]
+    )
     assert (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").exists()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "lora")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lora")

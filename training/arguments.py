@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -161,5 +162,6 @@ class CoTTrainingArguments(TrainingArguments):
             moved("save_safetensors", "nothing: checkpoints are always safetensors")
         if self.include_inputs_for_metrics is not None:
             moved("include_inputs_for_metrics", "nothing: it has no effect here")
-        # Evaluation reports metrics as `eval_...`; the Trainer adds the prefix itself where it is missing.
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is no device to copy to
         super().__post_init__()

@@ -78,4 +78,6 @@ def run(main: Callable[[list[str]], None]) -> None:
             traceback.print_exc()
             sys.exit(1)
         text = " ".join(str(error).split()) or type(error).__name__
-        sys.exit(f"error: {text}" + ("" if isinstance(error, InputError) else f" [{type(error).__name__}; see --debug]"))
+        sys.exit(
+            f"error: {text}" + ("" if isinstance(error, InputError) else f" [{type(error).__name__}; see --debug]")
+        )

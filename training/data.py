@@ -47,6 +47,8 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     if args.dataset_name is None and not any(files.values()):
         raise InputError("no data: pass --dataset_name or --train_file, --validation_file, --test_file")
+    if args.dataset_name is not None and any(files.values()):
+        raise InputError("two sources of data: pass either --dataset_name or files, not both")
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     found = {}
     source = None if args.dataset_name is None else open_dataset(args)

@@ -44,7 +44,7 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 def final_answer(text: str, answer_prompt: str) -> str | None:
     """What an explicit chain of thought answers: the text behind the last answer prompt; None without one."""
-    before, prompt, answer = text.rpartition(answer_prompt.strip())
+    _, prompt, answer = text.rpartition(answer_prompt.strip())
     return answer.strip() if prompt else None
 
 

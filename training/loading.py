@@ -48,6 +48,9 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str], thinks: bool) -> 
     if name is None:
         raise InputError("no tokenizer: pass --tokenizer_name (a name or folder, or `characters` or `bytes`)")
     if name == "characters":
+        texts = list(texts)
+        if len(texts) < 2:
+            raise InputError("--tokenizer_name characters is made from the training data: pass --do_train")
         tokenizer = character_tokenizer(texts)
     elif name == "bytes":
         tokenizer = byte_tokenizer()
@@ -79,9 +82,7 @@ def load_config(args: ModelArguments, thought: ThoughtArguments, thinks: bool) -
     if source is None:
         raise InputError("no model: pass --model_name_or_path, or --config_name for random weights")
     check_reachable(source, "model" if args.config_name is None else "configuration")
-    config = AutoConfig.from_pretrained(
-        source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
-    )
+    config = AutoConfig.from_pretrained(source, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
     if thinks and not config.model_type.startswith("pccot-"):
         config = thinking_config(config)
     apply_overrides(config, args.config_overrides)

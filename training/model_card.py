@@ -8,7 +8,16 @@ KINDS = {"ccot": "latent thought", "cot": "explicit chain of thought", "no_cot":
 
 
 def write_card(
-    folder: Path, *, name: str, task: str, method: str, command: str, config, metrics: dict, base_model: str | None
+    folder: Path,
+    *,
+    name: str,
+    task: str,
+    method: str,
+    command: str,
+    seed: int,
+    config,
+    metrics: dict,
+    base_model: str | None,
 ) -> None:
     """Write `README.md` into a checkpoint's folder.
 
@@ -18,6 +27,7 @@ def write_card(
         task: the data it was trained on.
         method: one line on how it was trained.
         command: that trained it.
+        seed: of the training.
         config: its configuration.
         metrics: as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`.
         base_model: the checkpoint it was fine-tuned from, if any.
@@ -82,7 +92,7 @@ print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_token
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-Answers are generated greedily; numbers are compared as numbers. Trained by:
+Answers are generated greedily; numbers are compared as numbers. Trained from seed {seed} by:
 
 ```
 {command}

@@ -1,7 +1,9 @@
 """What the `run_*.py` scripts do in the same way: check the arguments, tokenize, run the stages, save."""
 
+import importlib.util
 import json
 import logging
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -37,17 +39,22 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
 
     Raises:
         InputError: for an output folder that already holds a model (without `--overwrite_output_dir` or
-            `--resume_from_checkpoint`), or streaming without `--max_steps`.
+            `--resume_from_checkpoint`), streaming without `--max_steps`, or a package that is not installed.
     """
     folder = Path(args.output_dir)
-    if args.do_train and not args.overwrite_output_dir and not args.resume_from_checkpoint:
-        if any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
-            raise InputError(
-                f"--output_dir {folder} already holds a model: choose another, or pass --overwrite_output_dir or "
-                "--resume_from_checkpoint true"
-            )
+    holds_model = any(path for pattern in WEIGHTS for path in folder.glob(pattern))
+    if args.do_train and holds_model and not args.overwrite_output_dir and not args.resume_from_checkpoint:
+        raise InputError(
+            f"--output_dir {folder} already holds a model: choose another, or pass --overwrite_output_dir or "
+            "--resume_from_checkpoint true"
+        )
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise InputError("--streaming needs --max_steps: a stream has no length")
+    optional = {"liger_kernel": ("--use_liger_kernel", args.use_liger_kernel)}
+    optional |= {name: (f"--report_to {name}", name in args.report_to) for name in ("wandb", "tensorboard")}
+    for package, (flag, wanted) in optional.items():
+        if wanted and importlib.util.find_spec(package) is None:
+            raise InputError(f"{flag} needs: pip install {package.replace('_', '-')} (see requirements-gpu.txt)")
     resume = args.resume_from_checkpoint
     if str(resume).lower() == "true":
         if not folder.is_dir() or get_last_checkpoint(folder) is None:
@@ -99,6 +106,8 @@ def tokenize_splits(
             remove_columns=["question", "steps", "answer"],
             **options,
         )
+        if split == "train" and not stream and not any(map(any, features["steps"])) and collator.with_steps:
+            logger.warning("no row has a step left for the teacher; --keep_last_step keeps the last (or only) one")
         if limit is not None and data.drop_long:
             kept = features.filter(lambda length: length <= limit, input_columns="length", **options)
             if not stream:
@@ -127,9 +136,7 @@ def describe_source(data: DataArguments) -> str:
     return Path(data.train_file or data.validation_file or data.test_file).name
 
 
-def run_stages(
-    trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArguments, card: Card
-) -> dict:
+def run_stages(trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArguments, card: Card) -> dict:
     """Train, evaluate, predict and save, as the arguments ask.
 
     Returns:
@@ -166,7 +173,8 @@ def run_stages(
                 name=args.hub_model_id or folder.resolve().name,
                 task=card.task,
                 method=card.method,
-                command=" ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+                command=shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+                seed=args.seed,
                 config=trainer.accelerator.unwrap_model(trainer.model).config,
                 metrics=metrics,
                 base_model=card.base_model,

@@ -1,0 +1,95 @@
+"""A cache whose past is frozen, so that the passes of the Jacobi iteration can share it.
+
+transformers' own caches grow in place. Here one object serves exactly one pass: what earlier passes left is a prefix
+that never changes, and the next pass starts from `fork(length)`, which keeps the first `length` positions. Forks share
+tensors instead of copying them, gradients flow through the prefix, and replaying a layer (gradient checkpointing)
+gives the same keys and values again.
+"""
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class PrefixLayer(DynamicLayer):
+    """Keys and values of one layer, each `(batch, heads, positions, head size)`: a frozen prefix, then one pass."""
+
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None):
+        super().__init__()
+        self.prefix = (keys, values)
+        self.keys, self.values = keys, values
+        self.is_initialized = keys is not None
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        prefix_keys, prefix_values = self.prefix
+        if prefix_keys is None:
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys = torch.cat([prefix_keys, key_states], dim=-2)
+            self.values = torch.cat([prefix_values, value_states], dim=-2)
+        self.is_initialized = True
+        return self.keys, self.values
+
+
+class PrefixCache(Cache):
+    """The cache of one pass; see the module's docstring."""
+
+    def __init__(self, layers: list[PrefixLayer] | None = None):
+        if layers:
+            super().__init__(layers=layers)
+        else:
+            super().__init__(layer_class_to_replicate=PrefixLayer)
+
+    def fork(self, length: int) -> "PrefixCache":
+        """A cache for another pass, whose prefix is the first `length` positions of this one."""
+        return PrefixCache(
+            [PrefixLayer(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in self.layers]
+        )
+
+    @classmethod
+    def of(cls, cache: Cache | None) -> "PrefixCache":
+        """A prefix cache that starts where any other cache ends.
+
+        Raises:
+            ValueError: if the cache has already dropped positions (a full sliding window).
+        """
+        if isinstance(cache, cls):
+            return cache.fork(cache.get_seq_length())
+        length = 0 if cache is None else int(cache.get_seq_length())
+        if length == 0:
+            return cls()
+        if any(layer.keys is None or layer.keys.shape[-2] < length for layer in cache.layers):
+            raise ValueError(
+                "this cache no longer holds every earlier position (its sliding window is full), so a thought span "
+                "cannot be added to it; pass the whole prompt without past_key_values"
+            )
+        return cls([PrefixLayer(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers])
+
+    def pour(self, cache: Cache, start: int) -> Cache:
+        """Append the positions from `start` on to `cache`, whatever its kind, and return it."""
+        for index, layer in enumerate(self.layers):
+            cache.update(layer.keys[..., start:, :], layer.values[..., start:, :], index)
+        return cache
+
+    def gather(self, columns: torch.Tensor, start: int) -> "PrefixCache":
+        """Reorder the positions from `start` on, row by row: column j comes from `start + columns[:, j]`.
+
+        Args:
+            columns: `(batch, positions)`.
+        """
+
+        def reorder(states: torch.Tensor) -> torch.Tensor:
+            return torch.cat([states[..., :start, :], take_columns(states[..., start:, :], columns, dim=2)], dim=2)
+
+        return PrefixCache([PrefixLayer(reorder(layer.keys), reorder(layer.values)) for layer in self.layers])
+
+
+def take_columns(states: torch.Tensor, columns: torch.Tensor, dim: int) -> torch.Tensor:
+    """Reorder one dimension of `states` row by row.
+
+    Args:
+        states: `(batch, ...)`.
+        columns: `(batch, count)`; entry j of a row of the result comes from entry `columns[row, j]`.
+        dim: the dimension of `states` to reorder.
+    """
+    shape = [columns.shape[0], *(columns.shape[1] if axis == dim else 1 for axis in range(1, states.ndim))]
+    return torch.take_along_dim(states, columns.reshape(shape), dim=dim)

@@ -1,0 +1,70 @@
+"""Configurations of the PCCoT family: a backbone's own configuration plus the fields of the latent thought."""
+
+from dataclasses import dataclass
+
+from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
+
+
+@dataclass(kw_only=True)
+class PCCoTConfigMixin:
+    """The fields that every `pccot-*` configuration adds to its backbone's.
+
+    Everything that the weights depend on is here, so that `config.json` alone describes a checkpoint.
+
+    Args:
+        num_latent_tokens: c, the number of latent tokens in a thought span (at least 1).
+        num_iterations: T, the number of Jacobi updates (at least 0). T = 0 leaves the latents as plain filler
+            tokens; T >= c is the sequential continuous thought.
+        loss_alpha: weight of the teacher's cross-entropy (PCCoT, arXiv 2506.18582, section 3.3; CODI, 2502.21074).
+        loss_beta: weight of the student's cross-entropy.
+        loss_gamma: weight of the hidden-state distillation.
+        loss_delta: weight of step supervision (after LOTUS, arXiv 2606.31779, and SIM-CoT, 2509.20317); 0 is off.
+        use_layerwise_std: divide the distillation loss by the teacher's standard deviation layer by layer
+            (otherwise by that of all layers together).
+        use_projection: pass a hidden state through a small network before it becomes a latent's input.
+        bot_token_id, eot_token_id, latent_token_id: the tokens of the thought span; `None` until a tokenizer is set up.
+        answer_prompt_ids: tokens between the thought span and the answer ("The answer is:").
+        open_steps_with_bot: the model's explicit steps open with the same `<bot>` as its thought span.
+        latents_per_step: how many latents stand for one explicit step under step supervision and the mixed curriculum.
+
+    Raises:
+        ValueError: for c < 1, T < 0 or latents_per_step < 1.
+    """
+
+    num_latent_tokens: int = 24
+    num_iterations: int = 3
+    loss_alpha: float | int = 1.0
+    loss_beta: float | int = 1.0
+    loss_gamma: float | int = 1.0
+    loss_delta: float | int = 0.0
+    use_layerwise_std: bool = True
+    use_projection: bool = False
+    bot_token_id: int | None = None
+    eot_token_id: int | None = None
+    latent_token_id: int | None = None
+    answer_prompt_ids: list[int] | None = None
+    open_steps_with_bot: bool = False
+    latents_per_step: int = 1
+
+    def __post_init__(self, **kwargs):
+        for name, least in (("num_latent_tokens", 1), ("num_iterations", 0), ("latents_per_step", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        super().__post_init__(**kwargs)
+
+
+class PCCoTGPT2Config(PCCoTConfigMixin, GPT2Config):
+    model_type = "pccot-gpt2"
+
+
+class PCCoTLlamaConfig(PCCoTConfigMixin, LlamaConfig):
+    model_type = "pccot-llama"
+
+
+class PCCoTMistralConfig(PCCoTConfigMixin, MistralConfig):
+    model_type = "pccot-mistral"
+
+
+class PCCoTQwen3Config(PCCoTConfigMixin, Qwen3Config):
+    model_type = "pccot-qwen3"

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Ask a model that thinks in latent tokens.
+
+python example.py
+python example.py --model outputs/chain "7+3*4-2+9-1*5=" "1+1*2-3+4*5-6="
+python example.py --model whynlp/pccot-gpt2 --explicit "Tom has 3 apples and buys 4 more. How many?"
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+HERE = Path(__file__).resolve().parent
+SHIPPED = HERE / "checkpoints" / "pccot-gpt2-chain"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = SHIPPED if SHIPPED.is_dir() else HERE  # beside a checkpoint, the checkpoint itself
+    parser.add_argument("--model", default=str(default), help="a folder or a name on the Hub")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that the checkpoint brings")
+    parser.add_argument("--explicit", action="store_true", help="show the written chain of thought too")
+    parser.add_argument("--num_iterations", type=int, help="T, instead of the checkpoint's")
+    parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("questions", nargs="*", default=["7+3*4-2+9-1*5=", "8*8+1-5*3+7*2=", "2-9+4*6-3+8*9="])
+    args = parser.parse_args()
+    if not args.trust_remote_code:
+        import models  # noqa: F401  registers the model types, so that the checkpoint's own code is not needed
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: cannot load {args.model}: {' '.join(str(error).split())}")
+    inputs = tokenizer(args.questions, padding=True, return_tensors="pt")
+    asked = inputs.input_ids.shape[1]
+
+    def answers(**options):
+        output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, **options)
+        return tokenizer.batch_decode(output[:, asked:], skip_special_tokens=True)
+
+    options = {} if args.num_iterations is None else {"num_iterations": args.num_iterations}
+    latent = answers(**options)
+    explicit = answers(latent_thought=False) if args.explicit else [None] * len(latent)
+    for question, answer, chain in zip(args.questions, latent, explicit, strict=True):
+        print(f"{question}  ->  {answer.strip()}" + (f"   (explicit: {chain.strip()})" if chain else ""))
+
+
+if __name__ == "__main__":
+    main()

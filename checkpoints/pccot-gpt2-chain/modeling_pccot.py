@@ -1,0 +1,203 @@
+"""PCCoT models: a backbone that thinks in latent tokens before it answers (arXiv 2506.18582).
+
+The method is in `thinking_pccot.py`, the losses in `distillation_pccot.py`. Here are the two faces of a causal language
+model, `forward()` and `generate()`, and at the end the backbones, each only its difference.
+"""
+
+import torch
+from transformers import (
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralForCausalLM,
+    MistralModel,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_pccot import PCCoTGPT2Config, PCCoTLlamaConfig, PCCoTMistralConfig, PCCoTQwen3Config
+from .distillation_pccot import PCCoTOutput, cross_entropy, distillation_loss, states_at
+from .generation_pccot import LatentGenerationMixin
+from .spans_pccot import ThoughtSpan
+from .thinking_pccot import ThinkingModelMixin
+
+
+class LatentThoughtMixin(LatentGenerationMixin):
+    """A backbone with its language modelling head, made to think.
+
+    A class that mixes this in names its thinking base model in `thinking_model_class`.
+    """
+
+    thinking_model_class: type
+    # The loss is a mean over the batch; the Trainer must not scale it by a token count.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, self.thinking_model_class(config))
+        self.post_init()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
+        """As usual, in the non-reentrant form: in the other no gradient would reach the cached question."""
+        options = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        if options["use_reentrant"]:
+            raise ValueError("latent thought needs gradient checkpointing with use_reentrant=False")
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        thought_span: ThoughtSpan | None = None,
+        num_iterations: int | None = None,
+        latent_tolerance: float | None = None,
+        cot_input_ids: torch.LongTensor | None = None,
+        cot_attention_mask: torch.Tensor | None = None,
+        cot_labels: torch.LongTensor | None = None,
+        cot_kd_indices: torch.LongTensor | None = None,
+        kd_indices: torch.LongTensor | None = None,
+        step_labels: torch.LongTensor | None = None,
+        question_length: int | None = None,
+        **kwargs,
+    ):
+        """A causal language model whose thought spans are thought through; with `cot_input_ids`, a training step.
+
+        Args:
+            input_ids: `(batch, length)`: question (left padded), `<bot>`, c x `<latent>`, `<eot>`, answer prompt,
+                answer, end of sequence (right padded). Without a thought span, any text.
+            attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as everywhere.
+            labels: `(batch, length)`, -100 where nothing is to be predicted; shifted inside the model.
+            thought_span, num_iterations, latent_tolerance: see `ThinkingModelMixin.forward`.
+            cot_input_ids: `(batch, teacher length)`: the teacher's sequence. Its first `question_length` columns are
+                those of `input_ids`; then come steps, answer prompt, answer, end of sequence (right padded).
+            cot_attention_mask, cot_labels: `(batch, teacher length)`.
+            cot_kd_indices, kd_indices: `(batch,)`: the column of the answer prompt's last token in the teacher's and
+                in the student's sequence, where the hidden states are distilled.
+            step_labels: `(batch, c)`: the token that each latent stands for, -100 for none (step supervision). It is
+                read off the hidden state that becomes the latent: that of the position before it, in the last pass.
+            question_length: how many columns the two sequences share.
+
+        Returns:
+            Logits as everywhere, or a `PCCoTOutput` for a training step. Without `input_ids` the teacher alone is
+            trained.
+        """
+        if cot_input_ids is None:
+            thought = {
+                "thought_span": thought_span,
+                "num_iterations": num_iterations,
+                "latent_tolerance": latent_tolerance,
+            }
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **{name: value for name, value in thought.items() if value is not None},
+                **kwargs,
+            )
+
+        config, backbone, shared = self.config, self.base_model, question_length
+        question, cache = backbone.encode(cot_input_ids[:, :shared], cot_attention_mask[:, :shared])
+
+        # Teacher: the question goes on with the explicit steps.
+        teacher = backbone(
+            input_ids=cot_input_ids[:, shared:],
+            attention_mask=cot_attention_mask,
+            past_key_values=cache.fork(shared),
+            output_hidden_states=input_ids is not None,
+            num_iterations=0,
+        )
+        cot_logits = self.lm_head(torch.cat([question[:, -1:], teacher.last_hidden_state], dim=1))
+        cot_loss = cross_entropy(cot_logits[:, :-1], cot_labels[:, shared:])
+        output = PCCoTOutput(loss=config.loss_alpha * cot_loss, cot_logits=cot_logits, cot_loss=cot_loss.detach())
+        if input_ids is None:
+            return output
+
+        # Student: the question goes on with the thought span.
+        answer = thought_span.num_latents + 1  # the column of <eot>, counted from <bot>
+        student = backbone(
+            input_ids=input_ids[:, shared:],
+            attention_mask=attention_mask,
+            past_key_values=cache.fork(shared),
+            output_hidden_states=True,
+            thought_span=ThoughtSpan(thought_span.columns - shared, thought_span.num_latents),
+            num_iterations=num_iterations,
+        )
+        output.logits = self.lm_head(student.last_hidden_state[:, answer:])
+        ccot_loss = cross_entropy(output.logits[:, :-1], labels[:, shared + answer + 1 :])
+
+        # Distillation: at the answer prompt's last token the student's state approaches the teacher's.
+        kd_loss, output.teacher_std = distillation_loss(
+            states_at(student.hidden_states, kd_indices - shared),
+            states_at(teacher.hidden_states, cot_kd_indices - shared),
+            config.use_layerwise_std,
+        )
+        output.loss = output.loss + config.loss_beta * ccot_loss + config.loss_gamma * kd_loss
+        output.ccot_loss, output.kd_loss = ccot_loss.detach(), kd_loss.detach()
+
+        # Step supervision: what enters a latent is the state before it, which in the teacher predicts that step's token.
+        if config.loss_delta and step_labels is not None:
+            step_loss = cross_entropy(self.lm_head(student.last_hidden_state[:, : answer - 1]), step_labels)
+            output.loss = output.loss + config.loss_delta * step_loss
+            output.step_loss = step_loss.detach()
+        return output
+
+
+# --- the backbones ---
+
+
+class PCCoTGPT2Model(ThinkingModelMixin, GPT2Model):
+    config_class = PCCoTGPT2Config
+
+    def _pass(self, *args, **kwargs):
+        # GPT2Model withholds the cache from checkpointed blocks; ours survives it. The blocks keep their own flag.
+        checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, False
+        try:
+            return super()._pass(*args, **kwargs)
+        finally:
+            self.gradient_checkpointing = checkpointing
+
+
+class PCCoTGPT2LMHeadModel(LatentThoughtMixin, GPT2LMHeadModel):
+    config_class = PCCoTGPT2Config
+    thinking_model_class = PCCoTGPT2Model
+
+
+class PCCoTLlamaModel(ThinkingModelMixin, LlamaModel):
+    config_class = PCCoTLlamaConfig
+
+
+class PCCoTLlamaForCausalLM(LatentThoughtMixin, LlamaForCausalLM):
+    config_class = PCCoTLlamaConfig
+    thinking_model_class = PCCoTLlamaModel
+
+
+class PCCoTMistralModel(ThinkingModelMixin, MistralModel):
+    config_class = PCCoTMistralConfig
+
+
+class PCCoTMistralForCausalLM(LatentThoughtMixin, MistralForCausalLM):
+    config_class = PCCoTMistralConfig
+    thinking_model_class = PCCoTMistralModel
+
+
+class PCCoTQwen3Model(ThinkingModelMixin, Qwen3Model):
+    config_class = PCCoTQwen3Config
+
+
+class PCCoTQwen3ForCausalLM(LatentThoughtMixin, Qwen3ForCausalLM):
+    config_class = PCCoTQwen3Config
+    thinking_model_class = PCCoTQwen3Model

@@ -1,0 +1,64 @@
+"""The checkpoint in checkpoints/pccot-gpt2-chain: what it answers, and that it carries the present code."""
+
+import pytest
+from conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import models  # noqa: F401
+import tasks
+from training.cli import read_recipe
+from training.evaluation import answer_questions, same_answer
+
+FOLDER = ROOT / "checkpoints" / "pccot-gpt2-chain"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return AutoModelForCausalLM.from_pretrained(FOLDER).eval(), AutoTokenizer.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def unseen() -> list[dict]:
+    """2,000 questions from another seed, none of which was trained on."""
+    recipe = read_recipe(ROOT / "configs" / "recipes" / "pccot_chain.json")
+    trained = {row["question"] for row in tasks.generate("chain", recipe["task_args"])["train"]}
+    fresh = tasks.generate("chain", "operations=4,train=1,validation=1,test=2200,seed=77")["test"]
+    return [row for row in fresh if row["question"] not in trained][:2000]
+
+
+@pytest.mark.parametrize(
+    ("options", "least", "most"),
+    [({"explicit": True}, 0.99, 1), ({}, 0.97, 1), ({"num_iterations": 3}, 0.97, 1), ({"num_iterations": 0}, 0, 0.40)],
+    ids=["explicit chain", "latent thought", "T = 3", "T = 0"],
+)
+def test_accuracy(shipped, unseen, options, least, most):
+    assert len(unseen) == 2000
+    model, tokenizer = shipped
+    questions = [row["question"] for row in unseen]
+    answers = answer_questions(model, tokenizer, questions, batch_size=500, max_new_tokens=12, **options).answers
+    right = sum(same_answer(given, row["answer"]) for given, row in zip(answers, unseen, strict=True))
+    assert least <= right / len(unseen) <= most
+
+
+def test_questions_of_unequal_length_in_one_batch(shipped):
+    """Left padding changes no answer."""
+    model, tokenizer = shipped
+    questions = ["7+3*4-2+9=", "1+1=", "9*9-8=", "2="]
+    together = answer_questions(model, tokenizer, questions, batch_size=4, max_new_tokens=8).texts
+    alone = [answer_questions(model, tokenizer, [text], batch_size=1, max_new_tokens=8).texts[0] for text in questions]
+    assert together == alone
+
+
+def test_the_code_is_current():
+    """After a change of models/pccot: `make checkpoint-code`."""
+    shipped = sorted(path.name for path in FOLDER.glob("*.py"))
+    assert shipped == sorted(["example.py", *(path.name for path in (ROOT / "models" / "pccot").glob("[!_]*.py"))])
+    for name in shipped:
+        source = ROOT / "example.py" if name == "example.py" else ROOT / "models" / "pccot" / name
+        assert (FOLDER / name).read_text() == source.read_text(), name
+
+
+def test_it_is_small_and_safe():
+    files = list(FOLDER.iterdir())
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    assert {path.suffix for path in files} <= {".py", ".json", ".md", ".safetensors"}
