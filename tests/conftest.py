@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already runs one process a core
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
