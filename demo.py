@@ -30,7 +30,7 @@ from training.evaluation import Answers, answer_questions, wilson_interval
 
 ROOT = Path(__file__).resolve().parent
 RECIPES = ROOT / "configs" / "recipes"
-TIMED_QUESTIONS = 50
+TIMED_QUESTIONS = 200
 
 
 def load(folder: Path):

@@ -104,6 +104,26 @@ def test_settings_come_from_the_checkpoint(trained, tmp_path, caplog):
     assert not (tmp_path / "a" / "model.safetensors").exists()
 
 
+def test_two_processes(trained, tmp_path):
+    """Training under torchrun, and the same predictions from two processes as from one."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "run_ccot.py"]
+    common = ["--dataset_name", "chain", "--task_args", "train=64,validation=8,test=7", "--use_cpu"]
+    common += ["--max_cot_tokens", "12", "--max_new_tokens", "6", "--per_device_eval_batch_size", "2"]
+    ask = ["--model_name_or_path", str(trained), *common, "--do_predict"]
+    run_ccot.main([*ask, "--output_dir", str(tmp_path / "one")])
+    both = ["--ddp_backend", "gloo", "--output_dir", str(tmp_path / "two")]
+    train = ["--do_train", "--max_steps", "3", "--teacher_warmup_steps", "1", "--save_strategy", "no"]
+    train += ["--config_overrides", "use_projection=true", "--learning_rate", "0"]
+    done = subprocess.run([*launch, *ask, *train, *both], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [row["question"] for row in one] == [row["question"] for row in two]
+    assert [row["cot_text"] for row in one] == [row["cot_text"] for row in two]
+
+
 def test_text_stays_text(trained):
     """A question that spells special tokens is answered as text, like any other."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)

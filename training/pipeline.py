@@ -161,13 +161,15 @@ def run_stages(trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArgume
         metrics |= predicted
         report(trainer, "test", predicted)
         predictions += trainer.predictions("test", splits["test"])
+    # Every process takes part in collecting weights that are spread over them.
+    weights = trainer.accelerator.get_state_dict(trainer.model) if args.do_train else None
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         if predictions:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
             (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
         if args.do_train:
-            save_model(trainer, folder, lora)
+            save_model(trainer, folder, lora, weights)
             write_card(
                 folder,
                 name=args.hub_model_id or folder.resolve().name,
@@ -188,17 +190,17 @@ def report(trainer: CoTTrainer, split: str, metrics: dict) -> None:
     trainer.save_metrics(split, metrics)
 
 
-def save_model(trainer: CoTTrainer, folder: Path, lora: LoraArguments) -> None:
+def save_model(trainer: CoTTrainer, folder: Path, lora: LoraArguments, weights: dict) -> None:
     """A complete checkpoint: weights, configuration, code, tokenizer and `example.py`.
 
     A LoRA run saves its adapters in `adapter/` and, beside them, the merged model.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if lora.use_peft:
-        model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
+        model.save_pretrained(folder / "adapter", state_dict=weights)
+        model, weights = model.merge_and_unload(), None
     # The Trainer switches the cache off for its own forward passes; answering wants it.
     model.config.use_cache = True
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     trainer.processing_class.save_pretrained(folder)
     shutil.copy(ROOT / "example.py", folder / "example.py")
