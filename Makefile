@@ -21,10 +21,10 @@ quality: $(VENV)/installed
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 
-# The shipped checkpoint carries the code that reads it: after a change of models/pccot, copy it there again.
+# The shipped checkpoint carries the code that reads it: after a change of models/, copy it there again.
 checkpoint-code:
-	cd models/pccot && cp [!_]*.py ../../checkpoints/pccot-gpt2-chain/
-	cp example.py checkpoints/pccot-gpt2-chain/
+	for folder in checkpoints/*/; do for file in $$folder*.py; do \
+		cp models/$$(basename $$file) $$file 2>/dev/null || cp example.py $$file; done; done
 
 clean:
 	rm -rf $(VENV) outputs

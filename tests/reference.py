@@ -2,7 +2,7 @@
 
 import torch
 
-from models.pccot.thinking_pccot import ThinkingModelMixin, positions_from_mask
+from models.thinking_pccot import ThinkingModelMixin, positions_from_mask
 
 
 def think_plainly(backbone, input_ids, attention_mask, iterations: int | None = None, sequential: bool = False):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CONFIGS
 
-from models.pccot.spans_pccot import ThoughtSpan
+from models.spans_pccot import ThoughtSpan
 from training.collators import CoTCollator, LatentCollator
 
 PAD, EOS, BOT, EOT, LAT, NO = 0, 1, 36, 37, 38, -100

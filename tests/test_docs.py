@@ -141,7 +141,7 @@ def test_new_backbone_from_the_document():
     """The document's block makes a backbone that agrees with the plain twin."""
     (block,) = blocks((ROOT / "docs" / "adding-a-backbone.md").read_text(), "python")
     assert len([line for line in block.splitlines() if line.strip()]) <= 20
-    scope = {"__name__": "models.pccot.documented"}
+    scope = {"__name__": "models.documented"}
     exec(block, scope)
     config = AutoConfig.for_model("pccot-olmo2", **(SMALL | ROPE | THOUGHT))
     model = AutoModelForCausalLM.from_config(config).eval()

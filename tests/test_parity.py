@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.pccot.spans_pccot import ThoughtSpan
+from models.spans_pccot import ThoughtSpan
 from training.collators import LatentCollator
 from training.tokenization import prepare_tokenizer, tokenize, tokenize_answer_prompt
 

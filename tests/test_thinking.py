@@ -6,7 +6,7 @@ from conftest import CONFIGS, make_model, question_batch, with_span
 from reference import think_plainly
 from transformers import AutoModel, DynamicCache, StaticCache
 
-from models.pccot.spans_pccot import ThoughtSpan, find_thought_spans
+from models.spans_pccot import ThoughtSpan, find_thought_spans
 
 
 def assert_close(got, wanted, tolerance=1e-5):

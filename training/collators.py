@@ -6,8 +6,8 @@ and what follows on the right, so that all thought spans of a batch stand in the
 
 import torch
 
-from models.pccot.distillation_pccot import IGNORED
-from models.pccot.spans_pccot import ThoughtSpan
+from models.distillation_pccot import IGNORED
+from models.spans_pccot import ThoughtSpan
 
 
 def pad(rows: list[list[int]], value: int, left: bool = False) -> torch.Tensor:

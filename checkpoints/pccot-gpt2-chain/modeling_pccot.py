@@ -15,16 +15,17 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3Model,
 )
+from transformers.masking_utils import create_masks_for_generate
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_pccot import PCCoTGPT2Config, PCCoTLlamaConfig, PCCoTMistralConfig, PCCoTQwen3Config
 from .distillation_pccot import PCCoTOutput, cross_entropy, distillation_loss, states_at
-from .generation_pccot import LatentGenerationMixin
-from .spans_pccot import ThoughtSpan
+from .generation import HiddenPromptMixin
+from .spans_pccot import ThoughtSpan, starts_of_spans
 from .thinking_pccot import ThinkingModelMixin
 
 
-class LatentThoughtMixin(LatentGenerationMixin):
+class LatentThoughtMixin(HiddenPromptMixin):
     """A backbone with its language modelling head, made to think.
 
     A class that mixes this in names its thinking base model in `thinking_model_class`.
@@ -154,6 +155,96 @@ class LatentThoughtMixin(LatentGenerationMixin):
             output.loss = output.loss + config.loss_delta * step_loss
             output.step_loss = step_loss.detach()
         return output
+
+    def create_masks_for_generate(self, config, attention_mask, inputs_embeds, **kwargs):
+        """The 4-dimensional masks that a compilable cache wants, except where a prompt may hold a thought span.
+
+        The passes of a thought make their own masks from the 2-dimensional one.
+        """
+        if inputs_embeds.shape[1] > 1:
+            return attention_mask
+        return create_masks_for_generate(
+            config=config, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+
+    def thought_ids(self, num_latent_tokens: int | None = None) -> list[int]:
+        """`<bot>`, the latents, `<eot>` and the answer prompt: what stands between a question and its answer."""
+        config = self.config
+        latents = config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
+        if latents < 1:
+            raise ValueError(f"num_latent_tokens must be at least 1, got {latents}")
+        for name in ("bot_token_id", "eot_token_id", "latent_token_id"):
+            if getattr(config, name) is None:
+                raise ValueError(f"the configuration has no {name}: set up the tokenizer first (see run_ccot.py)")
+        return [
+            config.bot_token_id,
+            *[config.latent_token_id] * latents,
+            config.eot_token_id,
+            *(config.answer_prompt_ids or []),
+        ]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config=None,
+        *,
+        latent_thought: bool = True,
+        num_latent_tokens: int | None = None,
+        **kwargs,
+    ):
+        """Think, then answer.
+
+        A prompt without a thought span gets one, with the answer prompt behind it; both are left out of what is
+        returned and do not count towards `max_length` and `min_length`. A prompt that holds a span stays as it is.
+
+        Args:
+            inputs: the prompt `(batch, length)`, also accepted as `input_ids`; left padded, with its
+                `attention_mask`.
+            generation_config: as everywhere.
+            latent_thought: False asks for the explicit chain of thought instead: the prompt is left alone (or gets
+                the `<bot>` that the model's explicit steps open with).
+            num_latent_tokens: c for this call; the configuration's if absent.
+            **kwargs: every argument of transformers' `generate()`, and `num_iterations` and `latent_tolerance`
+                (see `ThinkingModelMixin.forward`).
+
+        Returns:
+            As everywhere: `(batch, length + new tokens)`, or a dictionary with `return_dict_in_generate`.
+
+        Raises:
+            ValueError: if some rows hold a span and others do not, the prompt is given as embeddings, it is too
+                long for the model, or `prefill_chunk_size` would cut the span.
+        """
+        if inputs is None:
+            inputs = kwargs.pop("input_ids", None)
+        iterations = kwargs.get("num_iterations")
+        if iterations is not None and iterations < 0:
+            raise ValueError(f"num_iterations must be at least 0, got {iterations}")
+        if latent_thought:
+            opening = self.thought_ids(num_latent_tokens)
+        else:
+            opening = [self.config.bot_token_id] if self.config.open_steps_with_bot else []
+        if opening and inputs is None:
+            raise ValueError("a thought is opened in token ids: pass input_ids (or latent_thought=False)")
+        if latent_thought and self._holds_span(inputs):
+            opening = []
+        if not opening:
+            return super().generate(inputs, generation_config, **kwargs)
+
+        return self.generate_behind(opening, inputs, generation_config, **kwargs)
+
+    def _holds_span(self, input_ids: torch.Tensor) -> bool:
+        """Whether the rows already hold a thought span."""
+        if input_ids.shape[1] < 2:
+            return False
+        held = starts_of_spans(input_ids, self.config).any(dim=1)
+        if held.any() and not held.all():
+            odd = int((held != held[0]).nonzero()[0])
+            raise ValueError(
+                f"ragged thought spans: of rows 0 and {odd}, one holds a span and the other does not; "
+                "every row of a batch needs one, or none"
+            )
+        return bool(held.any())
 
 
 # --- the backbones ---
