@@ -32,9 +32,9 @@ def main(argv: list[str]) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model_args, thought, lora, data, evaluation, args = parse(ARGUMENTS, argv)
     check_arguments(args, data)
-    config = load_config(model_args, thought, thinks=True)
+    config = load_config(model_args, thought, family="pccot")
     splits = load_splits(data, needed_splits(args))
-    tokenizer = load_tokenizer(model_args, texts_of(splits, thought.answer_prompt), thinks=True)
+    tokenizer = load_tokenizer(model_args, texts_of(splits, thought.answer_prompt), family="pccot")
 
     set_seed(args.seed)
     model = load_model(model_args, config, tokenizer, thought.answer_prompt)

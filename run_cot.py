@@ -26,6 +26,7 @@ from training.collators import CoTCollator
 from training.data import load_splits
 from training.loading import load_config, load_model, load_tokenizer, texts_of
 from training.pipeline import Card, check_arguments, describe_source, needed_splits, run_stages, tokenize_splits
+from training.tokenization import FAMILY_TOKENS
 from training.trainer import CoTTrainer
 
 
@@ -44,10 +45,12 @@ def main(argv: list[str]) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model_args, chain, lora, data, evaluation, args = parse(ARGUMENTS, argv)
     check_arguments(args, data)
-    config = load_config(model_args, ThoughtArguments(), thinks=False)
+    config = load_config(model_args, ThoughtArguments(), family=None)
     splits = load_splits(data, needed_splits(args))
-    thinks = config.model_type.startswith("pccot-")
-    tokenizer = load_tokenizer(model_args, texts_of(splits, chain.answer_prompt), thinks)
+    family = config.model_type.partition("-")[0]
+    tokenizer = load_tokenizer(
+        model_args, texts_of(splits, chain.answer_prompt), family if family in FAMILY_TOKENS else None
+    )
 
     set_seed(args.seed)
     model = load_model(model_args, config, tokenizer, chain.answer_prompt)

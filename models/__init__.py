@@ -6,12 +6,22 @@ the Hub takes its code along as files of one folder.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .configuration_icot import ICoTConfigMixin, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
 from .configuration_pccot import (
     PCCoTConfigMixin,
     PCCoTGPT2Config,
     PCCoTLlamaConfig,
     PCCoTMistralConfig,
     PCCoTQwen3Config,
+)
+from .modeling_icot import (
+    ICoTGPT2LMHeadModel,
+    ICoTGPT2Model,
+    ICoTLlamaForCausalLM,
+    ICoTLlamaModel,
+    ICoTMistralForCausalLM,
+    ICoTMistralModel,
+    InternalizedMixin,
 )
 from .modeling_pccot import (
     LatentThoughtMixin,
@@ -28,9 +38,9 @@ from .modeling_pccot import (
 from .thinking_pccot import ThinkingModelMixin
 
 
-def register(model_class: type) -> None:
-    """Make a PCCoT causal language model, its base model and its configuration known to the Auto classes."""
-    config_class, base_class = model_class.config_class, model_class.thinking_model_class
+def register(model_class: type, base_class: type) -> None:
+    """Make a causal language model, its base model and its configuration known to the Auto classes."""
+    config_class = model_class.config_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, base_class, exist_ok=True)
     AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
@@ -40,10 +50,26 @@ def register(model_class: type) -> None:
     model_class.register_for_auto_class("AutoModelForCausalLM")
 
 
-for model_class in (PCCoTGPT2LMHeadModel, PCCoTLlamaForCausalLM, PCCoTMistralForCausalLM, PCCoTQwen3ForCausalLM):
-    register(model_class)
+register(PCCoTGPT2LMHeadModel, PCCoTGPT2Model)
+register(PCCoTLlamaForCausalLM, PCCoTLlamaModel)
+register(PCCoTMistralForCausalLM, PCCoTMistralModel)
+register(PCCoTQwen3ForCausalLM, PCCoTQwen3Model)
+register(ICoTGPT2LMHeadModel, ICoTGPT2Model)
+register(ICoTLlamaForCausalLM, ICoTLlamaModel)
+register(ICoTMistralForCausalLM, ICoTMistralModel)
 
 __all__ = [
+    "ICoTConfigMixin",
+    "ICoTGPT2Config",
+    "ICoTGPT2LMHeadModel",
+    "ICoTGPT2Model",
+    "ICoTLlamaConfig",
+    "ICoTLlamaForCausalLM",
+    "ICoTLlamaModel",
+    "ICoTMistralConfig",
+    "ICoTMistralForCausalLM",
+    "ICoTMistralModel",
+    "InternalizedMixin",
     "LatentThoughtMixin",
     "PCCoTConfigMixin",
     "PCCoTGPT2Config",

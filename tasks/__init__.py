@@ -6,9 +6,9 @@ settings.
 
 import inspect
 
-from . import chain
+from . import chain, multiplication
 
-TASKS = {"chain": chain.splits}
+TASKS = {"chain": chain.splits, "multiplication": multiplication.splits}
 
 
 def generate(name: str, settings: str | None = None) -> dict[str, list[dict]]:

@@ -97,7 +97,7 @@ def with_span(model, ids, mask, tail: int = 4, seed: int = 1):
 def characters():
     """A character tokenizer with the tokens of the thought span."""
     tokenizer = character_tokenizer(["0123456789+-*=# abcdefghijklmnopqrstuvwxyz<>.|?"])
-    prepare_tokenizer(tokenizer, thinks=True)
+    prepare_tokenizer(tokenizer, family="pccot")
     return tokenizer
 
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from models.thinking_pccot import ThinkingModelMixin, positions_from_mask
+from models.positions import positions_from_mask
+from models.thinking_pccot import ThinkingModelMixin
 
 
 def think_plainly(backbone, input_ids, attention_mask, iterations: int | None = None, sequential: bool = False):

@@ -204,7 +204,7 @@ def test_data(tokenizer_case):
     args = json.loads((tokenizer_case / "pccot_args.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_case)
     assert len(tokenizer) == expected["len_tokenizer"]
-    prepare_tokenizer(tokenizer, thinks=True)
+    prepare_tokenizer(tokenizer, family="pccot")
     # With pad == eos the original masks the end of sequence out of its labels; ours never does.
     hidden = {-100} | ({tokenizer.eos_token_id} if expected["pad_token_id"] == expected["eos_token_id"] else set())
     prompt = tokenize_answer_prompt(args["answer_prompt"], tokenizer)

@@ -4,6 +4,7 @@ Flags of the original PCCoT scripts keep their names.
 """
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,7 +30,7 @@ class ModelArguments:
     tokenizer_name: str | None = option(
         None,
         "Tokenizer, if not the model's: a name, a folder, or `characters` (one token a character of the training "
-        "data) or `bytes` (one token a byte of UTF-8), which need no download.",
+        "data), `words` (one a word between spaces) or `bytes` (one a byte of UTF-8), which need no download.",
     )
     model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
     torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = option(
@@ -100,6 +101,53 @@ class DataArguments:
     keep_last_step: bool = option(False, "Show the teacher the last step too, which usually repeats the answer.")
     drop_long: bool = option(False, "Leave out (and count) rows that are too long instead of stopping.")
     max_bad_rows: int = option(0, "Leave out (and name) up to so many rows that cannot be read.")
+
+
+@dataclass
+class StepwiseDataArguments(DataArguments):
+    """Which data. As for the other scripts, but the whole chain is there to be internalised."""
+
+    keep_last_step: bool = option(True, "Keep the last step (--no_keep_last_step leaves it out of the chain).")
+
+
+@dataclass
+class InternalizationArguments:
+    """How the chain of thought is taken away (iCoT) or turned into fillers."""
+
+    answer_prompt: str | None = option(None, "Text between <ready> and the answer ('####' for a new model).")
+    remove_per_epoch: float = option(8.0, "Tokens of the chain to take away in each epoch, evenly.")
+    remove_all_when_remove_beyond: str = option("inf", "Take all away once so many are (a number, or inf).")
+    removal_smoothing_lambda: float = option(
+        math.inf, "Remove o more tokens with probability (1 - exp(-l)) exp(-l o); inf for none."
+    )
+    removal_side: Literal["left", "right"] = option("left", "The end of the chain that tokens are taken from.")
+    pretrain_epochs: float = option(0.0, "Epochs with the whole chain before removal starts.")
+    remove_start_from: int = option(0, "Tokens that are gone from the start.")
+    remove_every_n_step: int | None = option(None, "Take one token away every so many steps, instead of by epochs.")
+    remove_from_n_steps: int = option(0, "The step that --remove_every_n_step counts from.")
+    remove_from_n_tokens: int = option(0, "Tokens that are gone at that step (with --remove_every_n_step).")
+    removal_gate: float | None = option(
+        None, "Take one token away at each evaluation whose exact match reaches this, instead of by a schedule."
+    )
+    partial_removal: bool = option(False, "Allow a schedule that leaves some of the chain.")
+    keep_position: bool = option(False, "What follows the removed tokens keeps its positions.")
+    max_len_train: int | None = option(None, "Do not learn from rows longer than this, removal done.")
+    reset_optimizer: bool = option(False, "Forget the optimiser's moments whenever one more token goes.")
+    switch_tokens: bool = option(False, "Turn the chain's tokens into fillers (<pause>) as well.")
+    switch_from_n_steps: int = option(0, "The step at which fillers start.")
+    switch_from_n_rate: float = option(0.0, "Share of the chain that is fillers at that step.")
+    switch_every_n_step: int | None = option(
+        None, "Steps for one percent more; by default all is fillers after 4/5 of the remaining run."
+    )
+    switch_token_ratio: float = option(1.0, "Tokens of the chain that one filler stands for.")
+    switch_mode: Literal["random", "sequential", "depth"] = option(
+        "sequential", "Which tokens turn first: any, the first, or whole steps from the last."
+    )
+    write_fillers: bool = option(False, "Learn to write the fillers instead of being given them.")
+    reinitialize_weights: bool = option(False, "Start from random weights in the shape of --model_name_or_path.")
+    truncation: int | None = option(
+        None, "Longest sequence; longer ones lose their end. Beyond GPT-2's positions it extends its table."
+    )
 
 
 @dataclass

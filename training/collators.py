@@ -59,7 +59,7 @@ class CoTCollator:
     def __call__(self, features: list[dict]) -> dict:
         """A batch: `input_ids`, `attention_mask`, `position_ids`, `labels`, each `(batch, length)`; `question_length`.
 
-        Features that have a `row` (evaluation) give `rows` `(batch,)` too.
+        Features of an evaluation give `rows` `(batch,)` too.
         """
         questions = [feature["question"] for feature in features]
         tails = [self.opening + self.chain(feature) + self.ending(feature) for feature in features]
@@ -70,7 +70,7 @@ class CoTCollator:
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "question_length": shared}
         # Backbones do not count positions from the mask by themselves.
         batch["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        if "row" in features[0]:
+        if "answer_text" in features[0]:
             batch["rows"] = torch.tensor([feature["row"] for feature in features])
         return batch
 
@@ -148,3 +148,44 @@ class LatentCollator(CoTCollator):
         per_step = self.config.latents_per_step
         labels = [token for step in steps for token in (step + [IGNORED] * per_step)[:per_step]][:latents]
         return labels + [IGNORED] * (latents - len(labels))
+
+
+class InternalizingCollator(CoTCollator):
+    """A chain between `<start>` and `<ready>`, and what `curriculum.Internalizer` needs to take it away.
+
+    Args:
+        tokenizer: for its end-of-sequence and padding tokens.
+        config: an `icot-*` configuration.
+        truncation: longest sequence; what is longer loses its end.
+    """
+
+    def __init__(self, tokenizer, config, truncation: int | None = None):
+        super().__init__(
+            tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, (config.start_token_id,)
+        )
+        self.config, self.truncation = config, truncation
+
+    def ending(self, feature: dict) -> list[int]:
+        return [self.config.ready_token_id, *super().ending(feature)]
+
+    def length(self, feature: dict) -> int:
+        return min(super().length(feature), self.truncation or super().length(feature))
+
+    def __call__(self, features: list[dict]) -> dict:
+        """`CoTCollator`'s batch; what is not a tensor is about the rows, and stays on the host."""
+        batch = super().__call__(features)
+        step_lengths = [[len(step) for step in feature["steps"]] for feature in features]
+        endings = [len(self.ending(feature)) for feature in features]
+        start = batch["question_length"] + len(self.opening)
+        chains = [sum(lengths) for lengths in step_lengths]
+        if self.truncation is not None:
+            for name in ("input_ids", "attention_mask", "position_ids", "labels"):
+                batch[name] = batch[name][:, : self.truncation]
+        width = batch["input_ids"].shape[1]
+        return batch | {
+            "chain_start": start,
+            "chain_lengths": [min(chain, max(0, width - start)) for chain in chains],
+            "step_lengths": step_lengths,
+            "lengths": [min(width, start + chain + end) for chain, end in zip(chains, endings, strict=True)],
+            "row_numbers": [feature["row"] for feature in features],
+        }

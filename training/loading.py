@@ -21,13 +21,12 @@ import models
 from .arguments import ModelArguments, ThoughtArguments
 from .errors import InputError
 from .tokenization import (
-    BOT,
-    EOT,
-    LATENT,
+    FAMILY_TOKENS,
     byte_tokenizer,
     character_tokenizer,
     prepare_tokenizer,
     tokenize_answer_prompt,
+    word_tokenizer,
 )
 
 logger = logging.getLogger(__name__)
@@ -36,22 +35,22 @@ THOUGHT_SETTINGS = ("num_latent_tokens", "open_steps_with_bot", "latents_per_ste
 DEFAULT_ANSWER_PROMPT = "The answer is:"
 
 
-def load_tokenizer(args: ModelArguments, texts: Iterable[str], thinks: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(args: ModelArguments, texts: Iterable[str], family: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer, with the special tokens that the model needs.
 
     Args:
         args: names the tokenizer, or the model it comes with.
-        texts: training texts, read only for `--tokenizer_name characters`.
-        thinks: add the tokens of the thought span.
+        texts: training texts, read only for `--tokenizer_name characters` and `words`.
+        family: whose special tokens to add, if any.
     """
     name = args.tokenizer_name or args.model_name_or_path
     if name is None:
-        raise InputError("no tokenizer: pass --tokenizer_name (a name or folder, or `characters` or `bytes`)")
-    if name == "characters":
+        raise InputError("no tokenizer: pass --tokenizer_name (a name or folder, or `characters`, `words`, `bytes`)")
+    if name in ("characters", "words"):
         texts = list(texts)
         if len(texts) < 2:
-            raise InputError("--tokenizer_name characters is made from the training data: pass --do_train")
-        tokenizer = character_tokenizer(texts)
+            raise InputError(f"--tokenizer_name {name} is made from the training data: pass --do_train")
+        tokenizer = character_tokenizer(texts) if name == "characters" else word_tokenizer(texts)
     elif name == "bytes":
         tokenizer = byte_tokenizer()
     else:
@@ -59,7 +58,7 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str], thinks: bool) -> 
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=args.model_revision, trust_remote_code=args.trust_remote_code
         )
-    prepare_tokenizer(tokenizer, thinks)
+    prepare_tokenizer(tokenizer, family)
     return tokenizer
 
 
@@ -70,10 +69,10 @@ def texts_of(splits: dict, answer_prompt: str | None) -> Iterable[str]:
         yield from (example["question"], *example["steps"], example["answer"])
 
 
-def load_config(args: ModelArguments, thought: ThoughtArguments, thinks: bool) -> PreTrainedConfig:
+def load_config(args: ModelArguments, thought: ThoughtArguments, family: str | None) -> PreTrainedConfig:
     """The model's configuration, with the flags that change it applied.
 
-    A configuration that does not think becomes its `pccot-*` counterpart where `thinks` asks for one.
+    A backbone's configuration becomes its counterpart of the family ("pccot", "icot"), if one is asked for.
 
     Raises:
         InputError: without a model or configuration, for an unknown backbone, or for an override that does not fit.
@@ -83,31 +82,31 @@ def load_config(args: ModelArguments, thought: ThoughtArguments, thinks: bool) -
         raise InputError("no model: pass --model_name_or_path, or --config_name for random weights")
     check_reachable(source, "model" if args.config_name is None else "configuration")
     config = AutoConfig.from_pretrained(source, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
-    if thinks and not config.model_type.startswith("pccot-"):
-        config = thinking_config(config)
+    if family is not None and not config.model_type.startswith(f"{family}-"):
+        config = family_config(config, family)
     apply_overrides(config, args.config_overrides)
 
     trained = getattr(config, "bot_token_id", None) is not None
-    for name in THOUGHT_SETTINGS if thinks else ():
+    for name in THOUGHT_SETTINGS if family == "pccot" else ():
         value = getattr(thought, name)
         if value is not None and value != getattr(config, name):
             if trained:
                 logger.warning("--%s %s replaces the checkpoint's %s", name, value, getattr(config, name))
             setattr(config, name, value)
-    if thinks:
+    if family is not None:
         type(config).from_dict(config.to_dict())  # check the values as a configuration file's
     return config
 
 
-def thinking_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The `pccot-*` configuration of a backbone's.
+def family_config(config: PreTrainedConfig, family: str) -> PreTrainedConfig:
+    """The `pccot-*` or `icot-*` configuration of a backbone's.
 
     Raises:
         InputError: for a backbone that has none.
     """
-    model_type = f"pccot-{config.model_type}"
+    model_type = f"{family}-{config.model_type}"
     if model_type not in CONFIG_MAPPING:
-        known = [name.removeprefix("pccot-") for name in registered_types()]
+        known = [name.removeprefix(f"{family}-") for name in registered_types() if name.startswith(family)]
         raise InputError(
             f"unknown backbone {config.model_type!r}; there are: {', '.join(known)} (docs/adding-a-backbone.md)"
         )
@@ -164,11 +163,10 @@ def load_model(
         answer_prompt: replaces the checkpoint's, with a warning; for a new model None means "The answer is:".
     """
     check_attention(args.attn_implementation)
-    thinks = config.model_type.startswith("pccot-")
+    family = config.model_type.partition("-")[0]
     set_answer_prompt(config, tokenizer, answer_prompt)
-    if thinks:
-        for name, token in (("bot_token_id", BOT), ("eot_token_id", EOT), ("latent_token_id", LATENT)):
-            setattr(config, name, tokenizer.convert_tokens_to_ids(token))
+    for name, token in FAMILY_TOKENS.get(family, {}).items():
+        setattr(config, name, tokenizer.convert_tokens_to_ids(token))
     options = {"dtype": args.torch_dtype or "auto"}
     if args.attn_implementation is not None:
         options["attn_implementation"] = args.attn_implementation
@@ -227,3 +225,29 @@ def check_reachable(name: str, what: str) -> None:
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
     if looks_like_path and not Path(name).expanduser().exists():
         raise InputError(f"{what} {name!r}: no such file or folder")
+
+
+def reinitialize(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same configuration with random weights."""
+    fresh = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    fresh.generation_config = model.generation_config
+    return fresh
+
+
+def extend_positions(model: PreTrainedModel, positions: int) -> None:
+    """Make GPT-2's table of positions at least so long; new rows start as copies of the last one.
+
+    Raises:
+        InputError: for a model without such a table, if it is too short.
+    """
+    if positions <= model.config.max_position_embeddings:
+        return
+    table = getattr(model.base_model, "wpe", None)
+    if table is None:
+        raise InputError(f"--truncation {positions} is beyond the positions of {model.config.model_type}")
+    old = table.weight.data
+    longer = torch.nn.Embedding(positions, old.shape[1], device=old.device, dtype=old.dtype)
+    longer.weight.data[: len(old)] = old
+    longer.weight.data[len(old) :] = old[-1]
+    model.base_model.wpe = longer
+    model.config.max_position_embeddings = positions

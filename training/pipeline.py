@@ -90,8 +90,9 @@ def tokenize_splits(
                     f"{split} row {index} is too long: {length} tokens, and the limit is {limit} "
                     "(--drop_long leaves such rows out)"
                 )
+        features["row"] = indices
         if split != "train":
-            features |= {"row": indices, "question_text": examples["question"], "answer_text": examples["answer"]}
+            features |= {"question_text": examples["question"], "answer_text": examples["answer"]}
         return features
 
     tokenized = {}
@@ -148,6 +149,7 @@ def run_stages(trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArgume
         resume = get_last_checkpoint(folder) if str(resume).lower() == "true" else resume
         result = trainer.train(resume_from_checkpoint=resume)
         metrics |= result.metrics
+        trainer.record_progress()
         report(trainer, "train", result.metrics)
         trainer.save_state()
     predictions = []

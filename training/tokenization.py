@@ -12,7 +12,12 @@ from .errors import InputError
 
 logger = logging.getLogger(__name__)
 
-BOT, EOT, LATENT, PAD = "<pcot.bot>", "<pcot.eot>", "<pcot.latent>", "[PAD]"
+PAD = "[PAD]"
+# What each family adds to a tokenizer, by the configuration field that holds the id.
+FAMILY_TOKENS = {
+    "pccot": {"bot_token_id": "<pcot.bot>", "eot_token_id": "<pcot.eot>", "latent_token_id": "<pcot.latent>"},
+    "icot": {"start_token_id": "<start>", "pause_token_id": "<pause>", "ready_token_id": "<ready>"},
+}
 SENTENCEPIECE_SPACE = "▁"
 
 
@@ -36,8 +41,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, thinks: bool) -> int:
-    """Add what is missing, in place: a padding token of its own and, to think, the tokens of the thought span.
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, family: str | None) -> int:
+    """Add what is missing, in place: a padding token of its own and the tokens of the family ("pccot", "icot").
 
     Text stays text: the tokenizer is set to spell out special tokens that occur in what a user writes, and to pad
     on the left, and is saved so.
@@ -48,8 +53,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, thinks: bool) -> int:
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-sequence token, so a model could not learn to stop")
     added = 0
-    if thinks:
-        missing = [token for token in (BOT, EOT, LATENT) if token not in tokenizer.get_vocab()]
+    if family is not None:
+        missing = [token for token in FAMILY_TOKENS[family].values() if token not in tokenizer.get_vocab()]
         known = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
         if missing:
             added += tokenizer.add_special_tokens({"extra_special_tokens": known + missing})
@@ -97,6 +102,15 @@ def without_leading_space(ids: list[int], tokenizer: PreTrainedTokenizerBase) ->
     if ids and tokenizer.convert_ids_to_tokens(ids[0]) == SENTENCEPIECE_SPACE:
         return ids[1:]
     return ids
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token a word between spaces that occurs in `texts`, `<unk>` for any other."""
+    words = sorted({word for text in texts for word in text.split()})
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<eos>", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
 
 
 def tokenize_answer_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -144,10 +144,17 @@ class CoTTrainer(Trainer):
         for kind, tokens in zip(self.kinds, generated, strict=True):
             rows = [[token for token in tokens[index].tolist() if token != PADDING] for index in order]
             texts = [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
-            answers = texts if kind == "ccot" else [final_answer(text, prompt) for text in texts]
+            answers = [self.answer_of(kind, text, prompt) for text in texts]
             self.answers[kind] = Answers(texts, answers, sum(map(len, rows)), self.generation_seconds[kind])
             metrics |= self.answers[kind].metrics(kind, golds)
         return metrics
+
+    def answer_of(self, kind: str, text: str, prompt: str) -> str | None:
+        """The answer in what was generated: all of it behind a thought, else what stands behind the answer prompt."""
+        return text if kind == "ccot" else final_answer(text, prompt)
+
+    def record_progress(self) -> None:
+        """Put what training has changed about how the model is asked into its configuration."""
 
     def predictions(self, split: str, dataset) -> list[dict]:
         """The last evaluation, a row a question: gold, and for each kind the answer, whether right, and the text."""

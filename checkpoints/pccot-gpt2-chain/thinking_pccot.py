@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.utils.generic import can_return_tuple
 
 from .cache_pccot import PrefixCache, take_columns
+from .positions import positions_from_mask
 from .spans_pccot import ThoughtSpan, find_thought_spans
 
 
@@ -240,11 +241,6 @@ class ThinkingModelMixin:
         output, cache = self._think(embeds, cache, span, iterations, tolerance, aligned)
         back = torch.arange(length, device=embeds.device) + shift[:, None]
         return gather_columns(output, back, past), cache.gather(back, past)
-
-
-def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position ids that skip padding; `(batch, length)` -> `(batch, length)`."""
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def relative_change(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,63 @@
+"""Configurations of the iCoT family: a backbone's own configuration plus how far its chain was internalised."""
+
+from dataclasses import dataclass
+
+from transformers import GPT2Config, LlamaConfig, MistralConfig
+
+FILLER_MODES = ("none", "prefilled", "written")
+ALL_TOKENS = -1
+
+
+@dataclass(kw_only=True)
+class ICoTConfigMixin:
+    """The fields that every `icot-*` configuration adds to its backbone's.
+
+    A sequence is question, `<start>`, chain of thought, `<ready>`, answer prompt, answer, end of sequence. Training
+    takes the chain away (Deng et al., arXiv 2405.14838) or turns it into `<pause>` fillers (arXiv 2310.02226).
+
+    Args:
+        start_token_id: the separator behind the question (the end of sequence in published checkpoints).
+        pause_token_id: the filler.
+        ready_token_id: stands between the chain and the answer; may be the separator again.
+        answer_prompt_ids: text between `<ready>` and the answer; may be empty.
+        num_internalized_tokens: how many tokens of the chain were taken away; -1 for all of them.
+        removal_side: from which end: "left" or "right".
+        keep_position: what follows the removed tokens kept its positions.
+        filler_mode: "none"; "prefilled", where fillers are put behind the question in one pass; or "written", where
+            the model writes them itself.
+        num_fillers: how many fillers a prompt gets.
+
+    Raises:
+        ValueError: for an unknown side or filler mode, or a negative count.
+    """
+
+    start_token_id: int | None = None
+    pause_token_id: int | None = None
+    ready_token_id: int | None = None
+    answer_prompt_ids: list[int] | None = None
+    num_internalized_tokens: int = 0
+    removal_side: str = "left"
+    keep_position: bool = False
+    filler_mode: str = "none"
+    num_fillers: int = 0
+
+    def __post_init__(self, **kwargs):
+        if self.removal_side not in ("left", "right"):
+            raise ValueError(f"removal_side must be 'left' or 'right', got {self.removal_side!r}")
+        if self.filler_mode not in FILLER_MODES:
+            raise ValueError(f"filler_mode must be one of {', '.join(FILLER_MODES)}, got {self.filler_mode!r}")
+        if self.num_internalized_tokens < ALL_TOKENS or self.num_fillers < 0:
+            raise ValueError("num_internalized_tokens must be at least -1 and num_fillers at least 0")
+        super().__post_init__(**kwargs)
+
+
+class ICoTGPT2Config(ICoTConfigMixin, GPT2Config):
+    model_type = "icot-gpt2"
+
+
+class ICoTLlamaConfig(ICoTConfigMixin, LlamaConfig):
+    model_type = "icot-llama"
+
+
+class ICoTMistralConfig(ICoTConfigMixin, MistralConfig):
+    model_type = "icot-mistral"

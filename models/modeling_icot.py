@@ -1,0 +1,150 @@
+"""iCoT models: backbones that were trained to write their chain of thought and then to do without it.
+
+The method is in how they are trained (`training/curriculum.py`); here is how they are asked. arXiv 2405.14838.
+"""
+
+import torch
+from transformers import (
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralForCausalLM,
+    MistralModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
+from .generation import HiddenPromptMixin
+from .positions import positions_from_mask
+
+
+class InternalizedMixin(HiddenPromptMixin):
+    """A backbone with its language modelling head that knows how much of its chain is left to write."""
+
+    # The loss is a mean over the batch; the Trainer must not scale it by a token count.
+    accepts_loss_kwargs = False
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        """The backbone's forward pass, in which left padding shifts no position.
+
+        Args:
+            input_ids: `(batch, length)`.
+            attention_mask: `(batch, past + length)`.
+            position_ids: `(batch, length)`; counted from the attention mask if absent.
+            **kwargs: as everywhere.
+        """
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+            position_ids = positions_from_mask(attention_mask)[:, -inputs.shape[1] :]
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+
+    def opening_ids(self, explicit_steps: bool | None = None, num_fillers: int | None = None) -> list[int]:
+        """What stands between a question and what the model writes.
+
+        Args:
+            explicit_steps: True leaves (the rest of) the chain to the model, False asks for the answer at once; None
+                does what the model was last trained to do.
+            num_fillers: instead of the configuration's.
+        """
+        config = self.config
+        for name in ("start_token_id", "ready_token_id"):
+            if getattr(config, name) is None:
+                raise ValueError(f"the configuration has no {name}: set up the tokenizer first (see run_icot.py)")
+        fillers = config.num_fillers if num_fillers is None else num_fillers
+        if fillers < 0:
+            raise ValueError(f"num_fillers must be at least 0, got {fillers}")
+        opening = [config.start_token_id]
+        if explicit_steps or (explicit_steps is None and not self.answers_at_once):
+            return opening
+        if config.filler_mode == "prefilled" or (num_fillers is not None and config.pause_token_id is not None):
+            opening += [config.pause_token_id] * fillers
+        return [*opening, config.ready_token_id, *(config.answer_prompt_ids or [])]
+
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether nothing of the chain is left to write."""
+        return self.config.num_internalized_tokens == ALL_TOKENS or self.config.filler_mode == "prefilled"
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config=None,
+        *,
+        explicit_steps: bool | None = None,
+        num_fillers: int | None = None,
+        **kwargs,
+    ):
+        """Answer questions. The separator and whatever is prefilled behind it are left out of what is returned.
+
+        Args:
+            inputs: questions `(batch, length)`, also accepted as `input_ids`; left padded, with their
+                `attention_mask`.
+            generation_config: as everywhere.
+            explicit_steps, num_fillers: see `opening_ids`.
+            **kwargs: every argument of transformers' `generate()`.
+
+        Returns:
+            As everywhere: `(batch, length + new tokens)`. Steps that the model writes itself come first, then
+            `<ready>`, the answer prompt and the answer.
+        """
+        if inputs is None:
+            inputs = kwargs.pop("input_ids", None)
+        if inputs is None:
+            raise ValueError("a question is opened in token ids: pass input_ids")
+        opening, config = self.opening_ids(explicit_steps, num_fillers), self.config
+        if config.keep_position and len(opening) > 1 and config.num_internalized_tokens > 0:
+            mask = kwargs.get("attention_mask")
+            positions = positions_from_mask(torch.ones_like(inputs) if mask is None else mask)
+            behind = torch.arange(1, len(opening) + 1, device=inputs.device)
+            behind = behind + (behind > 1) * config.num_internalized_tokens
+            kwargs["position_ids"] = torch.cat([positions, positions[:, -1:] + behind], dim=1)
+        eos = kwargs.get("eos_token_id", self.generation_config.eos_token_id)
+        if len(opening) == 1 and config.ready_token_id == eos:
+            # Published checkpoints end the chain and the answer with the same token: the second one stops.
+            criteria = [*kwargs.pop("stopping_criteria", []), SecondEndCriteria(eos, inputs.shape[1] + 1)]
+            kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
+            if kwargs.get("pad_token_id", self.generation_config.pad_token_id) is None:
+                kwargs["pad_token_id"] = eos
+        return self.generate_behind(opening, inputs, generation_config, **kwargs)
+
+
+class SecondEndCriteria(StoppingCriteria):
+    """A row is done at the second end of sequence behind the prompt."""
+
+    def __init__(self, eos_token_id: int, prompt_length: int):
+        self.eos_token_id = torch.tensor([eos_token_id])  # its presence makes generate() pad finished rows
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids, scores, **kwargs):
+        ends = (input_ids[:, self.prompt_length :] == self.eos_token_id.to(input_ids.device)).sum(dim=1)
+        return ends >= 2
+
+
+# --- the backbones ---
+
+
+class ICoTGPT2Model(GPT2Model):
+    config_class = ICoTGPT2Config
+
+
+class ICoTGPT2LMHeadModel(InternalizedMixin, GPT2LMHeadModel):
+    config_class = ICoTGPT2Config
+
+
+class ICoTLlamaModel(LlamaModel):
+    config_class = ICoTLlamaConfig
+
+
+class ICoTLlamaForCausalLM(InternalizedMixin, LlamaForCausalLM):
+    config_class = ICoTLlamaConfig
+
+
+class ICoTMistralModel(MistralModel):
+    config_class = ICoTMistralConfig
+
+
+class ICoTMistralForCausalLM(InternalizedMixin, MistralForCausalLM):
+    config_class = ICoTMistralConfig
