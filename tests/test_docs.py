@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 import models
 import run_cot
+import run_icot
 import tasks
 from run_ccot import ARGUMENTS
 from training.arguments import CoTTrainingArguments
@@ -56,7 +57,8 @@ def stand_ins(tmp_path_factory) -> dict[str, str]:
     (folder / "pccot_gpt2_small.json").write_text(json.dumps(small))
     splits = tasks.generate("chain", "train=32,validation=4,test=4")
     DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(folder / "gsm8k-aug")
-    for name in ("train", "valid"):
+    (folder / "9_by_9_mult").mkdir()
+    for name in ("train", "valid", "9_by_9_mult/train", "9_by_9_mult/valid", "9_by_9_mult/test_bigbench"):
         (folder / f"{name}.txt").write_text("How many are 1 and 1?||<<1+1=2>> #### 2\n" * 8)
     return {
         "--model_name_or_path gpt2": f"--model_name_or_path {folder}/gpt2",
@@ -64,6 +66,8 @@ def stand_ins(tmp_path_factory) -> dict[str, str]:
         "whynlp/gsm8k-aug": f"{folder}/gsm8k-aug",
         "data/": f"{folder}/",
         "outputs/": f"{folder}/outputs/",
+        "train_models/": f"{folder}/train_models/",
+        "generation_logs/": f"{folder}/generation_logs/",
     }
 
 
@@ -93,6 +97,8 @@ def run(command: str, stand_ins: dict[str, str]) -> str:
             "--overwrite_output_dir",
         ]
         words += ["--max_steps", "2", "--save_steps", "2", "--eval_steps", "2", "--per_device_train_batch_size", "4"]
+        if "icot.py" in command and "--do_predict" not in words:
+            words += ["--partial_removal"]
         if "chain" in command:
             words += ["--task_args", "train=32,validation=4,test=4"]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -106,17 +112,24 @@ def test_readme_commands(stand_ins):
     for command in README_COMMANDS:
         if command.startswith("make "):
             assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        elif "convert_icot" in command:
+            pass  # tests/test_icot.py::test_an_original_checkpoint_is_converted
         elif command.startswith(("cp ", "bash ")):
             assert Path(ROOT / command.split()[1]).exists() or command == "bash run_ccot.sh"
         else:
             run(command, stand_ins)
 
 
-@pytest.mark.parametrize("kind", ["ccot", "cot"])
+@pytest.mark.parametrize("kind", ["ccot", "cot", "icot"])
 def test_templates(kind, stand_ins):
-    """The original's templates: train, then test what was trained."""
+    """The originals' templates: train, then test what was trained."""
     for stage in ("run", "test"):
-        (command,) = commands((ROOT / f"{stage}_{kind}.sh.template").read_text())
+        lines = commands((ROOT / f"{stage}_{kind}.sh.template").read_text())
+        values = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+        (command,) = [line for line in lines if not line.startswith("export ")]
+        for _ in range(2):  # some values hold others
+            for name, value in values.items():
+                command = command.replace(f"${{{name}}}", value.strip('"'))
         run(command, stand_ins)
 
 
@@ -154,7 +167,7 @@ def test_new_backbone_from_the_document():
 
 
 def test_every_flag_and_field_is_described():
-    groups = {*ARGUMENTS, *run_cot.ARGUMENTS} - {CoTTrainingArguments}
+    groups = {*ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS} - {CoTTrainingArguments}
     for group in groups:
         for field in fields(group):
             assert f"`--{field.name}" in README, field.name

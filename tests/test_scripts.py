@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_ccot
 import run_cot
+import run_icot
 from training import cli
 from training.data import format_line
 
@@ -271,9 +273,14 @@ def test_unknown_recipe_key(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.json")), ids=lambda path: path.stem)
 def test_every_recipe_runs(path: Path, tmp_path):
     """A few steps of every recipe, small data."""
-    script = run_cot if "no_cot" in json.loads(path.read_text()) else run_ccot
-    small = ["--max_steps", "2", "--teacher_warmup_steps", "1"] if script is run_ccot else ["--max_steps", "2"]
-    small += ["--task_args", "train=64,validation=8,test=8", "--output_dir", str(tmp_path), "--eval_steps", "1"]
+    recipe = json.loads(path.read_text())
+    script = run_cot if "no_cot" in recipe else run_icot if "removal_gate" in recipe else run_ccot
+    small = ["--max_steps", "2", "--output_dir", str(tmp_path), "--eval_steps", "1"]
+    small += ["--teacher_warmup_steps", "1"] if script is run_ccot else []
+    small += [
+        "--task_args",
+        re.sub(r"(train|validation|test)=\d+", "", recipe["task_args"]) + ",train=64,validation=8,test=8",
+    ]
     script.main([str(path), *small, "--use_cpu"])
     assert (tmp_path / "model.safetensors").exists()
 
