@@ -2,7 +2,7 @@
 """Ask a model that thinks in latent tokens.
 
 python example.py
-python example.py --model outputs/chain "7+3*4-2+9-1*5=" "1+1*2-3+4*5-6="
+python example.py --model outputs/chain "8*8+1-5*3=" "1+1*2-3+4="
 python example.py --model whynlp/pccot-gpt2 --explicit "Tom has 3 apples and buys 4 more. How many?"
 """
 
@@ -24,10 +24,13 @@ def main():
     parser.add_argument("--explicit", action="store_true", help="show the written chain of thought too")
     parser.add_argument("--num_iterations", type=int, help="T, instead of the checkpoint's")
     parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("questions", nargs="*", default=["7+3*4-2+9-1*5=", "8*8+1-5*3+7*2=", "2-9+4*6-3+8*9="])
+    parser.add_argument("questions", nargs="*", default=["7+3*4-2+9=", "2-9+4*6-3=", "1+2*3-4+5="])
     args = parser.parse_args()
     if not args.trust_remote_code:
-        import models  # noqa: F401  registers the model types, so that the checkpoint's own code is not needed
+        try:
+            import models  # noqa: F401  registers the model types, so that the checkpoint's own code is not needed
+        except ImportError:
+            sys.exit("error: outside the repository pass --trust_remote_code to run the checkpoint's own code")
 
     try:
         model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
@@ -41,8 +44,14 @@ def main():
         output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, **options)
         return tokenizer.batch_decode(output[:, asked:], skip_special_tokens=True)
 
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None:  # room for the thought
+        args.max_new_tokens = max(1, min(args.max_new_tokens, limit - asked - len(model.thought_ids())))
     options = {} if args.num_iterations is None else {"num_iterations": args.num_iterations}
-    latent = answers(**options)
+    try:
+        latent = answers(**options)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     explicit = answers(latent_thought=False) if args.explicit else [None] * len(latent)
     for question, answer, chain in zip(args.questions, latent, explicit, strict=True):
         print(f"{question}  ->  {answer.strip()}" + (f"   (explicit: {chain.strip()})" if chain else ""))

@@ -38,9 +38,9 @@ from .modeling_pccot import (
 from .thinking_pccot import ThinkingModelMixin
 
 
-def register(model_class: type, base_class: type) -> None:
+def register(model_class: type) -> None:
     """Make a causal language model, its base model and its configuration known to the Auto classes."""
-    config_class = model_class.config_class
+    config_class, base_class = model_class.config_class, model_class.base_model_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, base_class, exist_ok=True)
     AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
@@ -50,13 +50,13 @@ def register(model_class: type, base_class: type) -> None:
     model_class.register_for_auto_class("AutoModelForCausalLM")
 
 
-register(PCCoTGPT2LMHeadModel, PCCoTGPT2Model)
-register(PCCoTLlamaForCausalLM, PCCoTLlamaModel)
-register(PCCoTMistralForCausalLM, PCCoTMistralModel)
-register(PCCoTQwen3ForCausalLM, PCCoTQwen3Model)
-register(ICoTGPT2LMHeadModel, ICoTGPT2Model)
-register(ICoTLlamaForCausalLM, ICoTLlamaModel)
-register(ICoTMistralForCausalLM, ICoTMistralModel)
+register(PCCoTGPT2LMHeadModel)
+register(PCCoTLlamaForCausalLM)
+register(PCCoTMistralForCausalLM)
+register(PCCoTQwen3ForCausalLM)
+register(ICoTGPT2LMHeadModel)
+register(ICoTLlamaForCausalLM)
+register(ICoTMistralForCausalLM)
 
 __all__ = [
     "ICoTConfigMixin",

@@ -132,6 +132,7 @@ class ICoTGPT2Model(GPT2Model):
 
 class ICoTGPT2LMHeadModel(InternalizedMixin, GPT2LMHeadModel):
     config_class = ICoTGPT2Config
+    base_model_class = ICoTGPT2Model
 
 
 class ICoTLlamaModel(LlamaModel):
@@ -140,6 +141,7 @@ class ICoTLlamaModel(LlamaModel):
 
 class ICoTLlamaForCausalLM(InternalizedMixin, LlamaForCausalLM):
     config_class = ICoTLlamaConfig
+    base_model_class = ICoTLlamaModel
 
 
 class ICoTMistralModel(MistralModel):
@@ -148,3 +150,4 @@ class ICoTMistralModel(MistralModel):
 
 class ICoTMistralForCausalLM(InternalizedMixin, MistralForCausalLM):
     config_class = ICoTMistralConfig
+    base_model_class = ICoTMistralModel

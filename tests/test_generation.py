@@ -63,6 +63,7 @@ def test_a_prompt_with_a_span_stays_as_it_is(model, prompt, greedy):
         {"use_cache": False},
         {"num_beams": 1, "generation_config": GenerationConfig(max_new_tokens=5)},
         {"custom_stop": True},
+        {"position_ids": True},
     ],
     ids=lambda options: next(iter(options)) + "=" + str(next(iter(options.values())))[:8],
 )
@@ -70,6 +71,8 @@ def test_same_answer_whatever_the_machinery(model, prompt, greedy, options):
     options = dict(options)
     if options.get("cache_implementation") == "offloaded" and not torch.accelerator.is_available():
         pytest.skip("an offloaded cache needs an accelerator")
+    if "position_ids" in options:
+        options["position_ids"] = (prompt["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
     if options.pop("custom_stop", False):
         options["stopping_criteria"] = StoppingCriteriaList([MaxTimeCriteria(60.0)])
     output = model.generate(**prompt, max_new_tokens=5, do_sample=False, **options)
@@ -137,6 +140,7 @@ def test_return_dict(model, prompt, greedy):
     )
     assert torch.equal(output.sequences, greedy)
     assert len(output.scores) == greedy.shape[1] - max(QUESTIONS)
+    assert output.past_key_values is None  # it would not fit the sequences
 
 
 def test_streamer_sees_question_and_answer(gpt2, characters):
@@ -213,6 +217,9 @@ def test_what_cannot_be_answered(gpt2, prompt):
         gpt2.generate(**prompt, num_latent_tokens=0)
     with pytest.raises(ValueError, match="num_iterations"):
         gpt2.generate(**prompt, num_iterations=-1)
+    for name, value in (("latent_tolerance", -1.0), ("num_iterations", 1.5), ("num_latent_tokens", "3")):
+        with pytest.raises(ValueError, match=name):
+            gpt2.generate(**prompt, **{name: value})
     with pytest.raises(ValueError, match="128 positions"):
         gpt2.generate(torch.full((1, 125), 9), max_new_tokens=2)
     with pytest.raises(ValueError, match="input_ids"):

@@ -74,6 +74,7 @@ def test_a_fresh_process_needs_only_the_folder(trained, tmp_path):
 import sys, torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 folder = sys.argv[1]
+assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == "PCCoTGPT2Model"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 inputs = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(["1+2*3-4+5=", "7="], padding=True, return_tensors="pt")
 assert not any(name == "models" or name.startswith("models.") for name in sys.modules)
@@ -166,6 +167,42 @@ def test_streaming_mixed_curriculum_and_everything(data, tmp_path):
     assert config["use_projection"] and config["open_steps_with_bot"] and config["num_iterations"] == 2
 
 
+def test_flags_may_be_bare(tmp_path):
+    """Boolean flags without a value, old ones too; a second run replaces what the first left."""
+    chain = ["--dataset_name", "chain", "--task_args", "train=16,validation=4,test=4", "--output_dir", str(tmp_path)]
+    quick = [flag for flag in QUICK if flag not in ("--save_strategy", "no")] + ["--save_steps", "3"]
+    run_ccot.main([*TINY, *chain, *quick, "--do_train", "--do_predict", "--use_peft", "--lora_r", "2"])
+    assert (tmp_path / "adapter").is_dir() and (tmp_path / "checkpoint-3").is_dir()
+    bare = ["--overwrite_output_dir", "--group_by_length", "--no_cuda", "--save_safetensors", "--open_steps_with_bot"]
+    run_ccot.main([*TINY, *chain, *QUICK, "--do_train", "--do_eval", *bare])
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "checkpoint-3").exists()
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert not [name for name in results if name.startswith("test_")]
+
+
+def test_example_answers_by_default():
+    """The questions that `python example.py` asks are answered right by the shipped model."""
+    done = subprocess.run([sys.executable, "example.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        question, answer = line.split("  ->  ")
+        value, rest = int(question[0]), question[1:-1]
+        for operator, operand in zip(rest[::2], rest[1::2], strict=True):
+            operand = int(operand)
+            value = {"+": value + operand, "-": value - operand, "*": value * operand}[operator] % 10
+        assert answer == str(value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--model", "./nowhere"], "cannot load"), (["--num_iterations", "-1"], "num_iterations must be")],
+)
+def test_example_says_what_is_wrong(flags, message):
+    done = subprocess.run([sys.executable, "example.py", *flags, ""], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert message in done.stderr.splitlines()[-1]
+
+
 def test_example(trained):
     done = subprocess.run(
         [sys.executable, "example.py", "--model", str(trained), "--explicit", "1+2*3=", "4="],
@@ -204,6 +241,14 @@ BAD = {
     "liger": (["--dataset_name", "chain", "--use_liger_kernel"], "needs: pip install liger-kernel"),
     "wandb": (["--dataset_name", "chain", "--report_to", "wandb"], "needs: pip install wandb"),
     "two sources": (["--dataset_name", "chain", "--train_file", "pyproject.toml"], "two sources of data"),
+    "tolerance": (["--dataset_name", "chain", "--latent_tolerance", "-1"], "--latent_tolerance must be"),
+    "no room": (["--dataset_name", "chain", "--max_new_tokens", "0"], "--max_new_tokens must be"),
+    "probability": (["--dataset_name", "chain", "--curriculum_prob", "2"], "between 0 and 1"),
+    "no samples": (["--dataset_name", "chain", "--max_train_samples", "-1"], "--max_train_samples must be"),
+    "bad number": (["--dataset_name", "chain", "--max_steps", "x"], "invalid int value: 'x'"),
+    "unknown flag": (["--dataset_name", "chain", "--lattents", "3"], "--lattents"),
+    "columns": (["--dataset_name", "chain", "--remove_unused_columns", "true"], "must stay off"),
+    "a list": (["--dataset_name", "chain", "--config_overrides", "answer_prompt_ids=3"], "does not fit"),
     "nothing to resume": (["--dataset_name", "chain", "--resume_from_checkpoint", "true"], "no checkpoint in"),
 }
 

@@ -191,8 +191,11 @@ def test_gradient_checkpointing_changes_nothing(model):
         grads.append([p.grad.clone() for p in model.parameters()])
     for plain, checkpointed in zip(*grads, strict=True):
         assert_close(checkpointed, plain, 1e-6)
+    with torch.no_grad():  # answering meanwhile uses the cache as ever
+        assert model.generate(ids[:, :6], attention_mask=mask[:, :6], max_new_tokens=2).shape[1] > 6
+    model.gradient_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(ValueError, match="use_reentrant"):
-        model.gradient_checkpointing_enable({"use_reentrant": True})
+        model(**batch)
 
 
 def test_without_cache_and_without_labels(model):

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
+from .errors import InputError
+
 logger = logging.getLogger(__name__)
 
 
@@ -59,6 +61,12 @@ class ThoughtArguments:
         "none", "mixed: some batches keep their last steps explicit behind <eot>, as Coconut mixes its stages."
     )
     curriculum_prob: float = option(0.3, "Share of the batches that the mixed curriculum changes.")
+
+    def __post_init__(self):
+        if not 0 <= self.curriculum_prob <= 1:
+            raise InputError(f"--curriculum_prob must be between 0 and 1, got {self.curriculum_prob}")
+        if self.teacher_warmup_steps < 0:
+            raise InputError(f"--teacher_warmup_steps must be at least 0, got {self.teacher_warmup_steps}")
 
     @property
     def batch_curriculum_prob(self) -> float:
@@ -160,6 +168,13 @@ class EvaluationArguments:
     latent_tolerance: float | None = option(
         None, "End the iteration early once the latents change by less than this, relatively."
     )
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "max_cot_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.latent_tolerance is not None and not self.latent_tolerance >= 0:
+            raise InputError(f"--latent_tolerance must be at least 0, got {self.latent_tolerance}")
 
 
 @dataclass

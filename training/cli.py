@@ -10,10 +10,18 @@ from pathlib import Path
 import datasets
 import transformers
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from .errors import InputError
 
 logger = logging.getLogger(__name__)
+
+
+class OneLineParser(HfArgumentParser):
+    """Bad flags end in one line, not in the list of all flags."""
+
+    def error(self, message: str):
+        raise InputError(f"{message} (--help lists the arguments)")
 
 
 def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
@@ -26,7 +34,10 @@ def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
     Raises:
         InputError: for a missing file, or a key that is no flag.
     """
-    parser = HfArgumentParser(argument_classes)
+    parser = OneLineParser(argument_classes)
+    for action in parser._actions:
+        if action.type is string_to_bool:  # a flag that is off unless given may be given bare
+            action.nargs, action.const = "?", True
     if argv and argv[0].endswith(".json"):
         path, argv = Path(argv[0]), argv[1:]
         recipe = read_recipe(path)
@@ -69,6 +80,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_warning()
     transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()
     try:
         main(argv)
     except KeyboardInterrupt:

@@ -240,6 +240,8 @@ def check_row(row: object) -> dict:
         raise row
     if not isinstance(row, dict):
         raise InputError(f"expected an object with question, steps and answer, found {type(row).__name__}")
+    if "question" not in row and {"input", "output"} <= row.keys():  # as published for stepwise internalisation
+        row = parse_line(f"{row['input']}||{row['output']}")
     for column in ("question", "steps", "answer"):
         if column not in row:
             raise InputError(f"no column {column!r}; there are: {', '.join(map(str, row))}")

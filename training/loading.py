@@ -134,6 +134,8 @@ def apply_overrides(config: PreTrainedConfig, overrides: str | None) -> None:
             raise InputError(f"--config_overrides: the {config.model_type} configuration has no field {name!r}")
         old = getattr(config, name)
         try:
+            if isinstance(old, list) or name.endswith("_ids"):
+                raise ValueError
             if isinstance(old, bool):
                 value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
             elif isinstance(old, int) and text.lstrip("-").isdigit():
@@ -173,6 +175,7 @@ def load_model(
     if args.model_name_or_path is None:
         config.vocab_size = len(tokenizer)
         set_special_ids(config, tokenizer)
+        config._name_or_path = ""  # a file of the repository is no base model
         options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
         model = AutoModelForCausalLM.from_config(config, **options)
     else:

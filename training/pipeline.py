@@ -48,6 +48,19 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
             f"--output_dir {folder} already holds a model: choose another, or pass --overwrite_output_dir or "
             "--resume_from_checkpoint true"
         )
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file")
+    if args.remove_unused_columns:
+        raise InputError("--remove_unused_columns must stay off: the collator makes the model's inputs")
+    for name, least in (
+        ("block_size", 1),
+        ("max_train_samples", 1),
+        ("max_eval_samples", 1),
+        ("max_predict_samples", 1),
+    ):
+        value = getattr(data, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} must be at least {least}, got {value}")
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise InputError("--streaming needs --max_steps: a stream has no length")
     optional = {"liger_kernel": ("--use_liger_kernel", args.use_liger_kernel)}
@@ -145,6 +158,8 @@ def run_stages(trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArgume
     """
     args, folder, metrics = trainer.args, Path(trainer.args.output_dir), {}
     if args.do_train:
+        if args.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
+            remove_previous(folder)
         resume = args.resume_from_checkpoint
         resume = get_last_checkpoint(folder) if str(resume).lower() == "true" else resume
         result = trainer.train(resume_from_checkpoint=resume)
@@ -184,6 +199,13 @@ def run_stages(trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArgume
                 base_model=card.base_model,
             )
     return metrics
+
+
+def remove_previous(folder: Path) -> None:
+    """Remove what an earlier run left and this one would not write over: its checkpoints, adapters and results."""
+    for pattern in ("checkpoint-*", "adapter", "*_results.json", "trainer_state.json", "predictions.jsonl"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def report(trainer: CoTTrainer, split: str, metrics: dict) -> None:

@@ -48,10 +48,14 @@ class PCCoTConfigMixin:
 
     def __post_init__(self, **kwargs):
         for name, least in (("num_latent_tokens", 1), ("num_iterations", 0), ("latents_per_step", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            check_count(name, getattr(self, name), least)
         super().__post_init__(**kwargs)
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raises ValueError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 class PCCoTGPT2Config(PCCoTConfigMixin, GPT2Config):

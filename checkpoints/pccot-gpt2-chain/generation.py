@@ -4,12 +4,25 @@ import torch
 
 
 class HiddenPromptMixin:
-    """Lets a family open its prompts (a thought span, a separator) and hides that again from what is returned."""
+    """Lets a family open its prompts (a thought span, a separator) and hides that again from what is returned.
+
+    A class that mixes this in names its base model in `base_model_class`.
+    """
+
+    base_model_class: type
+
+    def save_pretrained(self, *args, **kwargs):
+        """As everywhere; the configuration also tells AutoModel where the base model's code is."""
+        base = self.base_model_class
+        auto_map = dict(getattr(self.config, "auto_map", None) or {})
+        self.config.auto_map = auto_map | {"AutoModel": f"{base.__module__.rpartition('.')[2]}.{base.__name__}"}
+        return super().save_pretrained(*args, **kwargs)
 
     def generate_behind(self, opening: list[int], inputs: torch.LongTensor, generation_config=None, **kwargs):
         """transformers' `generate()` with `opening` behind every row of the prompt.
 
-        The opening is left out of what is returned, what a streamer sees, and `max_length` and `min_length`.
+        The opening is left out of what is returned, what a streamer sees, and `max_length` and `min_length`. A
+        dictionary holds no cache: it would not fit the returned sequences.
 
         Args:
             opening: token ids.
@@ -27,6 +40,12 @@ class HiddenPromptMixin:
             raise ValueError(
                 f"the question has {length} tokens and what follows it {added}: more than the model's {limit} positions"
             )
+        if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
+            kwargs["use_cache"] = False  # checkpointed layers keep no cache
+        positions = kwargs.get("position_ids")
+        if positions is not None and positions.shape[1] == length:
+            behind = positions[:, -1:] + torch.arange(1, added + 1, device=positions.device)
+            kwargs["position_ids"] = torch.cat([positions, behind], dim=1)
         for name, fill in (("attention_mask", 1), ("token_type_ids", 0)):
             if kwargs.get(name) is not None:
                 kwargs[name] = torch.nn.functional.pad(kwargs[name], (0, added), value=fill)
@@ -45,6 +64,8 @@ class HiddenPromptMixin:
         if isinstance(output, torch.Tensor):
             return hide(output, length, added)
         output.sequences = hide(output.sequences, length, added)
+        # It holds what is hidden, so it does not continue the sequences that the caller sees.
+        output.past_key_values = None
         return output
 
 

@@ -18,7 +18,13 @@ from transformers import (
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_pccot import PCCoTGPT2Config, PCCoTLlamaConfig, PCCoTMistralConfig, PCCoTQwen3Config
+from .configuration_pccot import (
+    PCCoTGPT2Config,
+    PCCoTLlamaConfig,
+    PCCoTMistralConfig,
+    PCCoTQwen3Config,
+    check_count,
+)
 from .distillation_pccot import PCCoTOutput, cross_entropy, distillation_loss, states_at
 from .generation import HiddenPromptMixin
 from .spans_pccot import ThoughtSpan, starts_of_spans
@@ -26,26 +32,15 @@ from .thinking_pccot import ThinkingModelMixin
 
 
 class LatentThoughtMixin(HiddenPromptMixin):
-    """A backbone with its language modelling head, made to think.
+    """A backbone with its language modelling head, made to think; its `base_model_class` is one that thinks."""
 
-    A class that mixes this in names its thinking base model in `thinking_model_class`.
-    """
-
-    thinking_model_class: type
     # The loss is a mean over the batch; the Trainer must not scale it by a token count.
     accepts_loss_kwargs = False
 
     def __init__(self, config):
         super().__init__(config)
-        setattr(self, self.base_model_prefix, self.thinking_model_class(config))
+        setattr(self, self.base_model_prefix, self.base_model_class(config))
         self.post_init()
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
-        """As usual, in the non-reentrant form: in the other no gradient would reach the cached question."""
-        options = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
-        if options["use_reentrant"]:
-            raise ValueError("latent thought needs gradient checkpointing with use_reentrant=False")
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -171,8 +166,7 @@ class LatentThoughtMixin(HiddenPromptMixin):
         """`<bot>`, the latents, `<eot>` and the answer prompt: what stands between a question and its answer."""
         config = self.config
         latents = config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
-        if latents < 1:
-            raise ValueError(f"num_latent_tokens must be at least 1, got {latents}")
+        check_count("num_latent_tokens", latents, 1)
         for name in ("bot_token_id", "eot_token_id", "latent_token_id"):
             if getattr(config, name) is None:
                 raise ValueError(f"the configuration has no {name}: set up the tokenizer first (see run_ccot.py)")
@@ -217,9 +211,7 @@ class LatentThoughtMixin(HiddenPromptMixin):
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
-        iterations = kwargs.get("num_iterations")
-        if iterations is not None and iterations < 0:
-            raise ValueError(f"num_iterations must be at least 0, got {iterations}")
+        check_count("num_iterations", kwargs.get("num_iterations", 0), 0)
         if latent_thought:
             opening = self.thought_ids(num_latent_tokens)
         else:
@@ -264,7 +256,7 @@ class PCCoTGPT2Model(ThinkingModelMixin, GPT2Model):
 
 class PCCoTGPT2LMHeadModel(LatentThoughtMixin, GPT2LMHeadModel):
     config_class = PCCoTGPT2Config
-    thinking_model_class = PCCoTGPT2Model
+    base_model_class = PCCoTGPT2Model
 
 
 class PCCoTLlamaModel(ThinkingModelMixin, LlamaModel):
@@ -273,7 +265,7 @@ class PCCoTLlamaModel(ThinkingModelMixin, LlamaModel):
 
 class PCCoTLlamaForCausalLM(LatentThoughtMixin, LlamaForCausalLM):
     config_class = PCCoTLlamaConfig
-    thinking_model_class = PCCoTLlamaModel
+    base_model_class = PCCoTLlamaModel
 
 
 class PCCoTMistralModel(ThinkingModelMixin, MistralModel):
@@ -282,7 +274,7 @@ class PCCoTMistralModel(ThinkingModelMixin, MistralModel):
 
 class PCCoTMistralForCausalLM(LatentThoughtMixin, MistralForCausalLM):
     config_class = PCCoTMistralConfig
-    thinking_model_class = PCCoTMistralModel
+    base_model_class = PCCoTMistralModel
 
 
 class PCCoTQwen3Model(ThinkingModelMixin, Qwen3Model):
@@ -291,4 +283,4 @@ class PCCoTQwen3Model(ThinkingModelMixin, Qwen3Model):
 
 class PCCoTQwen3ForCausalLM(LatentThoughtMixin, Qwen3ForCausalLM):
     config_class = PCCoTQwen3Config
-    thinking_model_class = PCCoTQwen3Model
+    base_model_class = PCCoTQwen3Model

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.utils.generic import can_return_tuple
 
 from .cache_pccot import PrefixCache, take_columns
+from .configuration_pccot import check_count
 from .positions import positions_from_mask
 from .spans_pccot import ThoughtSpan, find_thought_spans
 
@@ -79,8 +80,9 @@ class ThinkingModelMixin:
         """
         config = self.config
         iterations = config.num_iterations if num_iterations is None else num_iterations
-        if iterations < 0:
-            raise ValueError(f"num_iterations must be at least 0, got {iterations}")
+        check_count("num_iterations", iterations, 0)
+        if latent_tolerance is not None and not latent_tolerance >= 0:
+            raise ValueError(f"latent_tolerance must be a number of at least 0, got {latent_tolerance!r}")
         length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_from_mask(attention_mask)[:, -length:]
@@ -130,7 +132,7 @@ class ThinkingModelMixin:
             if inputs_embeds is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
             return self._pass(inputs_embeds, cache, **kwargs)
-        if self.training and self.is_gradient_checkpointing:
+        if self.training and self._checkpointed_layers():
             if cache is not None:
                 raise ValueError("gradient checkpointing needs whole sequences: leave past_key_values out")
             use_cache = False
@@ -155,6 +157,11 @@ class ThinkingModelMixin:
 
     def _pass(self, inputs_embeds, cache, attention_mask, position_ids, **kwargs):
         """One forward pass of the backbone over new columns behind the cache's prefix."""
+        if self.training and any(reentrant(layer) for layer in self._checkpointed_layers()):
+            raise ValueError(
+                "latent thought needs gradient checkpointing with use_reentrant=False: otherwise no gradient reaches "
+                "the cached question"
+            )
         return super().forward(
             inputs_embeds=inputs_embeds,
             past_key_values=cache,
@@ -163,6 +170,13 @@ class ThinkingModelMixin:
             use_cache=True,
             **kwargs,
         )
+
+    def _checkpointed_layers(self) -> list:
+        return [
+            module
+            for module in self.modules()
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+        ]
 
     def _project(self, hidden_states):
         return self.prj(hidden_states) if self.config.use_projection else hidden_states
@@ -241,6 +255,12 @@ class ThinkingModelMixin:
         output, cache = self._think(embeds, cache, span, iterations, tolerance, aligned)
         back = torch.arange(length, device=embeds.device) + shift[:, None]
         return gather_columns(output, back, past), cache.gather(back, past)
+
+
+def reentrant(layer: GradientCheckpointingLayer) -> bool:
+    """Whether a checkpointed layer recomputes in the reentrant form."""
+    options = getattr(layer._gradient_checkpointing_func, "keywords", {})
+    return bool(options.get("use_reentrant", False))
 
 
 def relative_change(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
