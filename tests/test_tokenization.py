@@ -6,15 +6,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from training.errors import InputError
 from training.tokenization import (
-    BOT,
-    EOT,
-    LATENT,
+    FAMILY_TOKENS,
     byte_tokenizer,
     character_tokenizer,
     prepare_tokenizer,
     tokenize,
     tokenize_answer_prompt,
 )
+
+BOT, EOT, LATENT = FAMILY_TOKENS["pccot"].values()
 
 TEXTS = [
     "1+2*3= ",
