@@ -64,7 +64,7 @@ def test_no_chain_of_thought():
 
 
 def test_rows_without_steps():
-    batch = CoTCollator(EOS, PAD, [5])([{"question": [10], "steps": [], "answer": [30], "row": 4}])
+    batch = CoTCollator(EOS, PAD, [5])([{"question": [10], "steps": [], "answer": [30], "row": 4, "answer_text": "30"}])
     check(batch, {"input_ids": [[10, 5, 30, EOS]], "labels": [[NO, 5, 30, EOS]], "rows": [4]})
 
 
@@ -75,7 +75,7 @@ def test_the_end_of_sequence_is_learnt_where_pad_is_the_same_token():
 
 
 def test_latent_view():
-    batch = collator()([feature | {"row": row} for row, feature in enumerate(FEATURES)])
+    batch = collator()([feature | {"row": row, "answer_text": ""} for row, feature in enumerate(FEATURES)])
     teacher = CoTCollator(EOS, PAD, [5, 6])(FEATURES)
     check(
         batch,

@@ -222,7 +222,10 @@ def test_file_of_another_encoding(name, tmp_path):
         ({"train_file": "missing/a.json"}, "missing/a.json: no such file"),
         ({"train_file": str(FIXTURES)}, "fixtures: no such file"),
         ({"train_file": __file__}, "test_data.py: cannot read '.py' files; use one of .json, .jsonl, .csv, .txt"),
-        ({"dataset_name": "chian"}, r"data set 'chian' is neither a task \(chain\) nor a DatasetDict folder"),
+        (
+            {"dataset_name": "chian"},
+            r"data set 'chian' is neither a task \(chain, multiplication\) nor a DatasetDict folder",
+        ),
         ({"dataset_name": "chain", "task_args": "size=3"}, "--task_args: task chain has no setting 'size'"),
         ({"dataset_name": "chain", "task_args": "train=0,test=1"}, "chain, split train: no rows"),
         ({"dataset_name": "chain", "max_train_samples": 0}, "chain, split train: no rows"),
