@@ -85,18 +85,10 @@ def run(command: str, stand_ins: dict[str, str]) -> str:
         words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *words[2:]]
     elif words[0] == "python":
         words[0] = sys.executable
-    if "run_ccot.py" in words or "run_cot.py" in words:
-        words += [
-            "--use_cpu",
-            "--max_new_tokens",
-            "2",
-            "--max_cot_tokens",
-            "4",
-            "--lora_r",
-            "2",
-            "--overwrite_output_dir",
-        ]
+    if any(script in words for script in ("run_ccot.py", "run_cot.py", "run_icot.py")):
+        words += ["--use_cpu", "--max_new_tokens", "2", "--max_cot_tokens", "4", "--overwrite_output_dir"]
         words += ["--max_steps", "2", "--save_steps", "2", "--eval_steps", "2", "--per_device_train_batch_size", "4"]
+        words += ["--lora_r", "2"] if "run_icot.py" not in words else []
         if "icot.py" in command and "--do_predict" not in words:
             words += ["--partial_removal"]
         if "chain" in command:

@@ -93,7 +93,7 @@ class InternalizingTrainer(CoTTrainer):
         config.filler_mode = "none"
         if rate > 0:
             config.filler_mode = "written" if self.internalizer.label_fillers else "prefilled"
-            config.num_fillers = round(self.mean_chain * rate / self.internalizer.switch_ratio)
+            config.num_fillers = math.ceil(self.mean_chain * rate / self.internalizer.switch_ratio - 1e-9)
 
     def generation_options(self, kind: str, model, question_length: int) -> dict:
         config = model.config
