@@ -319,9 +319,9 @@ def test_unknown_recipe_key(monkeypatch, capsys, tmp_path):
 def test_every_recipe_runs(path: Path, tmp_path):
     """A few steps of every recipe, small data."""
     recipe = json.loads(path.read_text())
-    script = run_cot if "no_cot" in recipe else run_icot if "removal_gate" in recipe else run_ccot
+    script = run_cot if "no_cot" in recipe else run_icot if "remove_per_epoch" in recipe else run_ccot
     small = ["--max_steps", "2", "--output_dir", str(tmp_path), "--eval_steps", "1"]
-    small += ["--teacher_warmup_steps", "1"] if script is run_ccot else []
+    small += {run_ccot: ["--teacher_warmup_steps", "1"], run_icot: ["--partial_removal"], run_cot: []}[script]
     small += [
         "--task_args",
         re.sub(r"(train|validation|test)=\d+", "", recipe["task_args"]) + ",train=64,validation=8,test=8",
