@@ -275,3 +275,18 @@ def test_max_bad_rows(tmp_path, caplog):
     assert str(error.value).startswith(f"{path}, line 2: not JSON") and str(error.value).endswith("(and 1 more)")
     with pytest.raises(InputError, match="no rows"):
         load(train_file=write(tmp_path / "b.jsonl", "{\n{\n"), max_bad_rows=2)
+
+
+def test_columns_of_the_stepwise_data_sets(tmp_path):
+    """`input` and `output` (chain #### answer), as lintang/implicit-cot-math has them."""
+    rows = [
+        {"input": "5 6 * 7 4", "output": "5 5 + 0 6 #### 8 0"},
+        {"input": "How many?", "output": "<<1+1=2>> #### 2"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = load_splits(DataArguments(train_file=str(path)), ["train"])["train"].to_list()
+    assert examples == [
+        {"question": "5 6 * 7 4", "steps": ["5 5 + 0 6"], "answer": "8 0"},
+        {"question": "How many?", "steps": ["<<1+1=2>>"], "answer": "2"},
+    ]

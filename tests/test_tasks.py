@@ -3,8 +3,11 @@
 import re
 
 import pytest
+from conftest import FIXTURES
 
 import tasks
+from tasks import multiplication
+from training.data import format_line
 
 SMALL = "train=40,validation=10,test=20"
 
@@ -77,3 +80,17 @@ def test_impossible_settings(settings, message):
 def test_half_of_all_questions_is_possible():
     found = tasks.generate("chain", "operations=1,train=140,validation=5,test=5")
     assert sum(map(len, found.values())) == 150
+
+
+def test_multiplication_is_the_published_format():
+    """Every published row of the fixture is reproduced to the letter, and none of their operands is drawn."""
+    published = (FIXTURES / "published" / "4_by_4_valid.txt").read_text().splitlines()
+    for line in published:
+        a, b = (int("".join(reversed(side.split()))) for side in line.split("||")[0].split("*"))
+        assert format_line(multiplication.example_of(a, b)) == line
+    drawn = tasks.generate("multiplication", "digits=2,train=3000,validation=100,test=100")
+    questions = [row["question"] for rows in drawn.values() for row in rows]
+    assert len(set(questions)) == len(questions) == 3200
+    assert len(multiplication.published_pairs()) > 2990
+    with pytest.raises(ValueError, match="too many"):
+        tasks.generate("multiplication", "digits=1,train=100")
