@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "checkpoints" / "pccot-gpt2-chain"
@@ -32,6 +33,7 @@ def main():
         except ImportError:
             sys.exit("error: outside the repository pass --trust_remote_code to run the checkpoint's own code")
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
