@@ -198,6 +198,25 @@ def test_gradient_checkpointing_changes_nothing(model):
         model(**batch)
 
 
+def test_step_supervision_reads_the_state_that_becomes_the_latent(model):
+    """Latent i's word is read off the position before it, in the last pass of the plain twin."""
+    model.config.loss_delta = 1.0
+    ids, mask = with_span(model, *question_batch([6, 4]))
+    steps = torch.randint(7, 36, (2, 6), generator=torch.Generator().manual_seed(3))
+    steps[1, 4:] = -100
+    with torch.no_grad():
+        output = model(
+            input_ids=ids, attention_mask=mask, labels=ids, cot_input_ids=ids[:, :14], cot_labels=ids[:, :14],
+            cot_attention_mask=mask[:, :14], question_length=6, kd_indices=torch.tensor([15, 15]),
+            cot_kd_indices=torch.tensor([9, 11]), thought_span=ThoughtSpan(6, 6), step_labels=steps,
+        )  # fmt: skip
+        hidden = think_plainly(model.base_model, ids, mask)[:, 6:12]  # <bot> and the first five latents
+        logits = model.lm_head(hidden)
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), steps.flatten(), ignore_index=-100)
+    assert_close(output.step_loss, wanted)
+    assert_close(output.loss, output.cot_loss + output.ccot_loss + output.kd_loss + output.step_loss)
+
+
 def test_without_cache_and_without_labels(model):
     ids, mask = with_span(model, *question_batch([4, 6]))
     model.config.use_cache = False
