@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -83,6 +84,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     transformers.utils.logging.disable_progress_bar()
     try:
         main(argv)
+        # Left to the interpreter's exit, a process group's threads can abort a run that has done everything.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:
