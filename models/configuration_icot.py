@@ -26,6 +26,8 @@ class ICoTConfigMixin:
         filler_mode: "none"; "prefilled", where fillers are put behind the question in one pass; or "written", where
             the model writes them itself.
         num_fillers: how many fillers a prompt gets.
+        questions_start_with_bos: the model was trained on questions behind a `bos_token_id`; `generate()` adds it where
+            a prompt (a chat's) comes without.
 
     Raises:
         ValueError: for an unknown side or filler mode, or a negative count.
@@ -40,6 +42,7 @@ class ICoTConfigMixin:
     keep_position: bool = False
     filler_mode: str = "none"
     num_fillers: int = 0
+    questions_start_with_bos: bool = False
 
     def __post_init__(self, **kwargs):
         if self.removal_side not in ("left", "right"):

@@ -95,12 +95,8 @@ class InternalizedMixin(HiddenPromptMixin):
         if inputs is None:
             raise ValueError("a question is opened in token ids: pass input_ids")
         opening, config = self.opening_ids(explicit_steps, num_fillers), self.config
-        if config.keep_position and len(opening) > 1 and config.num_internalized_tokens > 0:
-            mask = kwargs.get("attention_mask")
-            positions = positions_from_mask(torch.ones_like(inputs) if mask is None else mask)
-            behind = torch.arange(1, len(opening) + 1, device=inputs.device)
-            behind = behind + (behind > 1) * config.num_internalized_tokens
-            kwargs["position_ids"] = torch.cat([positions, positions[:, -1:] + behind], dim=1)
+        # What stood between the opening's first token and the rest is gone, but not its positions.
+        gap = config.num_internalized_tokens if config.keep_position and len(opening) > 1 else 0
         eos = kwargs.get("eos_token_id", self.generation_config.eos_token_id)
         if len(opening) == 1 and config.ready_token_id == eos:
             # Published checkpoints end the chain and the answer with the same token: the second one stops.
@@ -108,7 +104,7 @@ class InternalizedMixin(HiddenPromptMixin):
             kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
             if kwargs.get("pad_token_id", self.generation_config.pad_token_id) is None:
                 kwargs["pad_token_id"] = eos
-        return self.generate_behind(opening, inputs, generation_config, **kwargs)
+        return self.generate_behind(opening, inputs, generation_config, position_gap=max(0, gap), **kwargs)
 
 
 class SecondEndCriteria(StoppingCriteria):

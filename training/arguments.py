@@ -86,6 +86,7 @@ class LoraArguments:
         None, "Modules to adapt, joined by '-': c_attn-c_fc-c_proj. Default: every linear layer of the blocks."
     )
     lora_modules_to_save: str = option("", "Modules to train in full beside the adapters, joined by '-'.")
+    save_merged: bool = option(True, "Save the merged model beside `adapter/`.")
 
 
 @dataclass

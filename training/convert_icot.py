@@ -21,6 +21,7 @@ import models  # noqa: F401  registers the model types
 from .cli import run
 from .errors import InputError
 from .loading import family_config
+from .pipeline import save_checkpoint
 from .tokenization import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,7 @@ def convert(folder: Path, out: Path, num_internalized_tokens: int = -1) -> None:
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    save_checkpoint(model, tokenizer, out)
     logger.info("wrote %s", out)
 
 

@@ -20,11 +20,13 @@ import models
 
 from .arguments import ModelArguments, ThoughtArguments
 from .errors import InputError
+from .published import load_weights, read_config
 from .tokenization import (
     FAMILY_TOKENS,
     byte_tokenizer,
     character_tokenizer,
     prepare_tokenizer,
+    starts_with_bos,
     tokenize_answer_prompt,
     word_tokenizer,
 )
@@ -81,7 +83,7 @@ def load_config(args: ModelArguments, thought: ThoughtArguments, family: str | N
     if source is None:
         raise InputError("no model: pass --model_name_or_path, or --config_name for random weights")
     check_reachable(source, "model" if args.config_name is None else "configuration")
-    config = AutoConfig.from_pretrained(source, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+    config = read_config(source, args.model_revision, args.trust_remote_code)
     if family is not None and not config.model_type.startswith(f"{family}-"):
         config = family_config(config, family)
     apply_overrides(config, args.config_overrides)
@@ -169,30 +171,26 @@ def load_model(
     set_answer_prompt(config, tokenizer, answer_prompt)
     for name, token in FAMILY_TOKENS.get(family, {}).items():
         setattr(config, name, tokenizer.convert_tokens_to_ids(token))
+    if family in FAMILY_TOKENS:
+        config.questions_start_with_bos = starts_with_bos(tokenizer)
     options = {"dtype": args.torch_dtype or "auto"}
     if args.attn_implementation is not None:
         options["attn_implementation"] = args.attn_implementation
     if args.model_name_or_path is None:
         config.vocab_size = len(tokenizer)
-        set_special_ids(config, tokenizer)
+        config.pad_token_id = tokenizer.pad_token_id
         config._name_or_path = ""  # a file of the repository is no base model
         options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
         model = AutoModelForCausalLM.from_config(config, **options)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            args.model_name_or_path,
-            config=config,
-            revision=args.model_revision,
-            trust_remote_code=args.trust_remote_code,
-            **options,
+        model = load_weights(
+            args.model_name_or_path, config, args.model_revision, args.trust_remote_code, **options
         )
         rows = model.get_input_embeddings().num_embeddings
         if len(tokenizer) > rows:
             # New rows start as draws around the mean of the old ones, which keeps the model's predictions as they are.
             model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-        set_special_ids(model.config, tokenizer)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    set_special_ids(model, tokenizer)
     return model
 
 
@@ -207,11 +205,13 @@ def set_answer_prompt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
     config.answer_prompt_ids = new
 
 
-def set_special_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell model and generation which tokens pad, begin and end a text."""
     # Not before the vocabulary has its size: a padding id beyond it crashes Llama's embedding.
-    config.pad_token_id = tokenizer.pad_token_id
-    config.eos_token_id = tokenizer.eos_token_id
-    config.bos_token_id = tokenizer.bos_token_id
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        config.bos_token_id = tokenizer.bos_token_id
 
 
 def check_attention(implementation: str | None) -> None:

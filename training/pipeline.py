@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import CoTTrainingArguments, DataArguments, LoraArguments
 from .collators import CoTCollator
 from .errors import InputError
 from .model_card import write_card
+from .published import merge_adapter
 from .tokenization import tokenize
 from .trainer import CoTTrainer
 
@@ -217,14 +218,29 @@ def report(trainer: CoTTrainer, split: str, metrics: dict) -> None:
 def save_model(trainer: CoTTrainer, folder: Path, lora: LoraArguments, weights: dict) -> None:
     """A complete checkpoint: weights, configuration, code, tokenizer and `example.py`.
 
-    A LoRA run saves its adapters in `adapter/` and, beside them, the merged model.
+    A LoRA run saves its adapters and the base model that they belong to in `adapter/`, which loads by itself, and
+    beside it the merged model.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if lora.use_peft:
-        model.save_pretrained(folder / "adapter", state_dict=weights)
-        model, weights = model.merge_and_unload(), None
     # The Trainer switches the cache off for its own forward passes; answering wants it.
     model.config.use_cache = True
+    if lora.use_peft:
+        adapter = folder / "adapter"
+        # The resized vocabulary is in the base model, so the adapters need no copy of it.
+        model.save_pretrained(adapter, state_dict=weights, save_embedding_layers=False)
+        (adapter / "README.md").unlink(missing_ok=True)  # an empty form
+        model, weights = model.unload(), None
+        save_checkpoint(model, trainer.processing_class, adapter)
+        if not lora.save_merged:
+            return
+        model = merge_adapter(model, adapter)
+    save_checkpoint(model, trainer.processing_class, folder, weights)
+
+
+def save_checkpoint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict | None = None
+) -> None:
+    """Weights, configuration, code, tokenizer and `example.py`: all that a checkpoint is."""
     model.save_pretrained(folder, state_dict=weights)
-    trainer.processing_class.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     shutil.copy(ROOT / "example.py", folder / "example.py")

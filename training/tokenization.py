@@ -19,6 +19,21 @@ FAMILY_TOKENS = {
     "icot": {"start_token_id": "<start>", "pause_token_id": "<pause>", "ready_token_id": "<ready>"},
 }
 SENTENCEPIECE_SPACE = "▁"
+# A chat's prompt is its last question, as the models are trained on questions alone (behind a system message, if there
+# is one). The thought is opened by generate(): special tokens of a template would be spelled out, like a user's.
+CHAT_TEMPLATE = """\
+{%- macro text(content) -%}
+    {%- if content is string -%}{{ content }}
+    {%- else -%}{%- for part in content -%}{{ part.text }}{%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set chat = namespace(question=0) -%}
+{%- for message in messages -%}
+    {%- if message.role == "user" -%}{%- set chat.question = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- if messages[0].role == "system" and chat.question > 0 -%}{{ text(messages[0].content) + "\n\n" }}{%- endif -%}
+{%- for message in messages[chat.question:] -%}{{ text(message.content) }}{%- endfor -%}
+"""
 
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -54,6 +69,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, family: str | None) ->
         raise InputError("the tokenizer has no end-of-sequence token, so a model could not learn to stop")
     added = 0
     if family is not None:
+        tokenizer.chat_template = CHAT_TEMPLATE
         missing = [token for token in FAMILY_TOKENS[family].values() if token not in tokenizer.get_vocab()]
         known = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
         if missing:
@@ -90,6 +106,12 @@ def tokenize(
         "steps": [list(islice(steps, len(chain))) for chain in chains],
         "answer": [without_leading_space(ids, tokenizer) for ids in encode(examples["answer"])],
     }
+
+
+def starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts its beginning of sequence before a text."""
+    ids = tokenizer("1")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
 def strip_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -26,6 +26,8 @@ class PCCoTConfigMixin:
         answer_prompt_ids: tokens between the thought span and the answer ("The answer is:").
         open_steps_with_bot: the model's explicit steps open with the same `<bot>` as its thought span.
         latents_per_step: how many latents stand for one explicit step under step supervision and the mixed curriculum.
+        questions_start_with_bos: the model was trained on questions behind a `bos_token_id`; `generate()` adds it where
+            a prompt (a chat's) comes without.
 
     Raises:
         ValueError: for c < 1, T < 0 or latents_per_step < 1.
@@ -45,6 +47,7 @@ class PCCoTConfigMixin:
     answer_prompt_ids: list[int] | None = None
     open_steps_with_bot: bool = False
     latents_per_step: int = 1
+    questions_start_with_bos: bool = False
 
     def __post_init__(self, **kwargs):
         for name, least in (("num_latent_tokens", 1), ("num_iterations", 0), ("latents_per_step", 1)):

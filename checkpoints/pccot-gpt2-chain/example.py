@@ -17,6 +17,18 @@ HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "checkpoints" / "pccot-gpt2-chain"
 
 
+def load(name: str, trust_remote_code: bool):
+    """Model and tokenizer. Inside the repository also of adapters, and of checkpoints that the original published."""
+    try:
+        from training.convert_pccot import load
+    except ImportError:
+        if not trust_remote_code:
+            sys.exit("error: outside the repository pass --trust_remote_code to run the checkpoint's own code")
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, use_safetensors=True)
+        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    return load(name, trust_remote_code=trust_remote_code)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = SHIPPED if SHIPPED.is_dir() else HERE  # beside a checkpoint, the checkpoint itself
@@ -27,16 +39,9 @@ def main():
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("questions", nargs="*", default=["7+3*4-2+9=", "2-9+4*6-3=", "1+2*3-4+5="])
     args = parser.parse_args()
-    if not args.trust_remote_code:
-        try:
-            import models  # noqa: F401  registers the model types, so that the checkpoint's own code is not needed
-        except ImportError:
-            sys.exit("error: outside the repository pass --trust_remote_code to run the checkpoint's own code")
-
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+        model, tokenizer = load(args.model, args.trust_remote_code)
     except (OSError, ValueError) as error:
         sys.exit(f"error: cannot load {args.model}: {' '.join(str(error).split())}")
     inputs = tokenizer(args.questions, padding=True, return_tensors="pt")

@@ -2,6 +2,8 @@
 
 import torch
 
+from .positions import positions_from_mask
+
 
 class HiddenPromptMixin:
     """Lets a family open its prompts (a thought span, a separator) and hides that again from what is returned.
@@ -18,22 +20,40 @@ class HiddenPromptMixin:
         self.config.auto_map = auto_map | {"AutoModel": f"{base.__module__.rpartition('.')[2]}.{base.__name__}"}
         return super().save_pretrained(*args, **kwargs)
 
-    def generate_behind(self, opening: list[int], inputs: torch.LongTensor, generation_config=None, **kwargs):
-        """transformers' `generate()` with `opening` behind every row of the prompt.
+    def generate_behind(
+        self,
+        opening: list[int],
+        inputs: torch.LongTensor,
+        generation_config=None,
+        *,
+        position_gap: int = 0,
+        **kwargs,
+    ):
+        """transformers' `generate()` with `opening` behind every row of the prompt, and a BOS before it where it lacks
+        one that the model was trained with (a chat's prompt does).
 
-        The opening is left out of what is returned, what a streamer sees, and `max_length` and `min_length`. A
-        dictionary holds no cache: it would not fit the returned sequences.
+        Both are left out of what is returned, what a streamer sees, and `max_length` and `min_length`. A dictionary
+        holds no cache: it would not fit the returned sequences.
 
         Args:
-            opening: token ids.
+            opening: token ids; may be empty.
             inputs: `(batch, length)`, left padded, with its `attention_mask` among the keyword arguments.
             generation_config, **kwargs: as everywhere.
+            position_gap: how many positions to leave free behind the opening's first token.
 
         Raises:
             ValueError: if the prompt is too long for the model, or `prefill_chunk_size` would cut the opening.
         """
+        question = inputs
+        inputs, kwargs["attention_mask"] = self._with_bos(inputs, kwargs.get("attention_mask"))
+        if inputs is not question:
+            kwargs.pop("position_ids", None)
         length, added = inputs.shape[1], len(opening)
-        end = torch.tensor(opening, device=inputs.device).expand(inputs.shape[0], -1)
+        hidden = length - question.shape[1] + added
+        if hidden == 0:
+            return super().generate(inputs, generation_config, **kwargs)
+
+        end = torch.tensor(opening, dtype=inputs.dtype, device=inputs.device).expand(inputs.shape[0], -1)
         prompt = torch.cat([inputs, end], dim=1)
         limit = getattr(self.config, "max_position_embeddings", None)
         if limit is not None and prompt.shape[1] > limit:
@@ -43,47 +63,79 @@ class HiddenPromptMixin:
         if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
             kwargs["use_cache"] = False  # checkpointed layers keep no cache
         positions = kwargs.get("position_ids")
+        if positions is None and position_gap:
+            mask = kwargs["attention_mask"]
+            positions = positions_from_mask(torch.ones_like(inputs) if mask is None else mask)
         if positions is not None and positions.shape[1] == length:
-            behind = positions[:, -1:] + torch.arange(1, added + 1, device=positions.device)
+            behind = torch.arange(1, added + 1, device=positions.device)
+            behind = positions[:, -1:] + behind + (behind > 1) * position_gap
             kwargs["position_ids"] = torch.cat([positions, behind], dim=1)
         for name, fill in (("attention_mask", 1), ("token_type_ids", 0)):
             if kwargs.get(name) is not None:
-                kwargs[name] = torch.nn.functional.pad(kwargs[name], (0, added), value=fill)
+                given = torch.nn.functional.pad(kwargs[name], (length - kwargs[name].shape[1], 0))
+                kwargs[name] = torch.nn.functional.pad(given, (0, added), value=fill)
         for name in ("max_length", "min_length"):
             given = [kwargs, vars(generation_config or {}) if generation_config else {}, vars(self.generation_config)]
             value = next((source[name] for source in given if source.get(name) is not None), None)
             if value is not None:
-                kwargs[name] = value + added
+                kwargs[name] = value + hidden
         chunk = kwargs.get("prefill_chunk_size") or getattr(generation_config, "prefill_chunk_size", None)
-        if chunk is not None and length // chunk != (prompt.shape[1] - 1) // chunk:
+        if added and chunk is not None and length // chunk != (prompt.shape[1] - 1) // chunk:
             raise ValueError(f"prefill_chunk_size={chunk} would cut what stands behind the question at column {length}")
         if kwargs.get("streamer") is not None:
-            kwargs["streamer"] = HidingStreamer(kwargs["streamer"], length)
+            kwargs["streamer"] = HidingStreamer(kwargs["streamer"], question)
 
         output = super().generate(prompt, generation_config, **kwargs)
         if isinstance(output, torch.Tensor):
-            return hide(output, length, added)
-        output.sequences = hide(output.sequences, length, added)
+            return hide(output, question, prompt.shape[1])
+        output.sequences = hide(output.sequences, question, prompt.shape[1])
         # It holds what is hidden, so it does not continue the sequences that the caller sees.
         output.past_key_values = None
         return output
 
+    def _with_bos(self, inputs: torch.LongTensor, mask: torch.Tensor | None):
+        """The prompt and its mask, one column wider if a row lacks the BOS that the model's questions start with."""
+        config, bos = self.config, self.config.bos_token_id
+        if not config.questions_start_with_bos or inputs.shape[1] == 0:
+            return inputs, mask
+        if mask is not None:
+            full = mask
+        elif config.pad_token_id is not None and config.pad_token_id != config.eos_token_id:
+            full = (inputs != config.pad_token_id).long()  # what generate() would assume
+        else:
+            full = torch.ones_like(inputs)
+        first = full.argmax(dim=1, keepdim=True)  # the column of each row's first token
+        lacking = inputs.gather(1, first) != bos
+        if not lacking.any():
+            return inputs, mask
+        # In the wider rows the column before the first token has the number that the first token had.
+        inputs, full = (torch.nn.functional.pad(tensor, (1, 0)) for tensor in (inputs, full))
+        inputs = inputs.scatter(1, first, torch.where(lacking, bos, inputs.gather(1, first)))
+        return inputs, full.scatter(1, first, lacking.to(full.dtype))
+
 
 class HidingStreamer:
-    """Passes everything on to a streamer except what `generate_behind()` put behind the prompt."""
+    """Passes everything on to a streamer, but for the prompt the one that the caller wrote."""
 
-    def __init__(self, streamer, prompt_length: int):
-        self.streamer, self.prompt_length = streamer, prompt_length
+    def __init__(self, streamer, question: torch.LongTensor):
+        self.streamer, self.question = streamer, question
 
     def put(self, value: torch.Tensor):
-        if self.prompt_length is not None:
-            value, self.prompt_length = value[..., : self.prompt_length], None
+        if self.question is not None:
+            value, self.question = self.question.to(value.device), None
         self.streamer.put(value)
 
     def end(self):
         self.streamer.end()
 
 
-def hide(sequences: torch.Tensor, start: int, count: int) -> torch.Tensor:
-    """`(batch, length)` without the `count` columns from `start` on."""
-    return torch.cat([sequences[:, :start], sequences[:, start + count :]], dim=1)
+def hide(sequences: torch.Tensor, question: torch.Tensor, prompt_length: int) -> torch.Tensor:
+    """Answers behind the prompts that the caller wrote.
+
+    Args:
+        sequences: `(batch x returned sequences, prompt_length + new tokens)`.
+        question: `(batch, length)`.
+        prompt_length: how many columns the model saw before it began to answer.
+    """
+    question = question.repeat_interleave(sequences.shape[0] // question.shape[0], dim=0)
+    return torch.cat([question.to(sequences.device), sequences[:, prompt_length:]], dim=1)

@@ -218,11 +218,8 @@ class LatentThoughtMixin(HiddenPromptMixin):
             opening = [self.config.bot_token_id] if self.config.open_steps_with_bot else []
         if opening and inputs is None:
             raise ValueError("a thought is opened in token ids: pass input_ids (or latent_thought=False)")
-        if latent_thought and self._holds_span(inputs):
-            opening = []
-        if not opening:
+        if inputs is None or (latent_thought and self._holds_span(inputs)):
             return super().generate(inputs, generation_config, **kwargs)
-
         return self.generate_behind(opening, inputs, generation_config, **kwargs)
 
     def _holds_span(self, input_ids: torch.Tensor) -> bool:

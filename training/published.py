@@ -1,0 +1,127 @@
+"""Checkpoints that hold adapters instead of whole weights: a LoRA run's own, and those of the original PCCoT code.
+
+The original publishes an adapter, a `config.json` that lacks half of the settings, the other half in
+`pccot_args.json`, and a tokenizer; the base model is elsewhere and its vocabulary too small.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from .errors import InputError
+from .tokenization import tokenize_answer_prompt
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SETTINGS = "pccot_args.json"
+# All that is read of an adapter's configuration: its other fields can name modules to import.
+LORA_FIELDS = (
+    *("r", "lora_alpha", "target_modules", "modules_to_save", "trainable_token_indices", "fan_in_fan_out", "bias"),
+    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
+)
+
+
+def find_file(name: str, filename: str, revision: str = "main") -> Path | None:
+    """A file of a checkpoint, downloaded if `name` is one on the Hub; None if there is no such file."""
+    if Path(name).is_dir():
+        path = Path(name) / filename
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision))
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None
+
+
+def read_config(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """A checkpoint's configuration, completed from the file in which the original keeps the other settings."""
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    path = find_file(name, SETTINGS, revision)
+    if path is None:
+        return config
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        for field in ("num_latent_tokens", "bot_token_id", "eot_token_id", "latent_token_id"):
+            setattr(config, field, int(settings[field]))
+        answer_prompt = str(settings["answer_prompt"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: no usable {error}") from error
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    config.answer_prompt_ids = tokenize_answer_prompt(answer_prompt, tokenizer)
+    return type(config).from_dict(config.to_dict())  # checked as a configuration file's values are
+
+
+def load_weights(
+    name: str,
+    config: PreTrainedConfig,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    base_model: str | None = None,
+    **options,
+) -> PreTrainedModel:
+    """The model of a checkpoint; adapters are merged into it.
+
+    Args:
+        name: a folder or a name on the Hub.
+        config: the checkpoint's configuration, or its backbone's counterpart.
+        base_model: what the adapters are added to, instead of the checkpoint's own word for it.
+        **options: `dtype`, `attn_implementation`.
+
+    Raises:
+        InputError: for adapters of another kind, pickled ones, or a base model that cannot be found.
+    """
+    options |= {"use_safetensors": True}
+    adapter = find_file(name, ADAPTER_CONFIG, revision)
+    if adapter is None:
+        return AutoModelForCausalLM.from_pretrained(
+            name, config=config, revision=revision, trust_remote_code=trust_remote_code, **options
+        )
+    fields = json.loads(adapter.read_text(encoding="utf-8"))
+    if fields.get("peft_type") != "LORA":
+        raise InputError(f"{adapter}: adapters of type {fields.get('peft_type')!r} cannot be read, only LORA")
+    if find_file(name, ADAPTER_WEIGHTS, revision) is None:
+        raise InputError(f"{name}: no {ADAPTER_WEIGHTS} in it")
+
+    has_base = any((adapter.parent).glob("model*.safetensors"))
+    base = base_model or (str(adapter.parent) if has_base else base_beside(adapter, fields))
+    rows, pad = config.vocab_size, config.pad_token_id
+    base_config = AutoConfig.from_pretrained(base)
+    if base_config.model_type != config.model_type.partition("-")[2] and base_config.model_type != config.model_type:
+        raise InputError(f"{name}: a {config.model_type} cannot be built on {base!r}, a {base_config.model_type}")
+    # A padding id beyond the base's smaller vocabulary crashes Llama's embedding.
+    config.vocab_size, config.pad_token_id = base_config.vocab_size, None
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        config=config,
+        adapter_kwargs={"subfolder": "none"},  # the base alone, also where the adapter lies beside it
+        **options,
+    )
+    if rows > base_config.vocab_size:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    model.config.pad_token_id = pad
+    return merge_adapter(model, adapter.parent)
+
+
+def base_beside(adapter: Path, fields: dict) -> str:
+    """Where an adapter's base model is: a folder beside the adapter's own, or a name on the Hub."""
+    base = str(fields.get("base_model_name_or_path") or "")
+    if not base or Path(base).is_absolute() or ".." in Path(base).parts:
+        raise InputError(
+            f"{adapter}: the base model {base!r} is not looked for there; name it yourself: "
+            "python -m training.convert_pccot FOLDER OUT --base_model PATH"
+        )
+    beside = adapter.resolve().parent.parent / base
+    return str(beside) if beside.is_dir() else base
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the LoRA weights of a folder merged into its own."""
+    from peft import LoraConfig, PeftModel
+
+    fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    lora = LoraConfig(**{name: fields[name] for name in LORA_FIELDS if fields.get(name) is not None})
+    return PeftModel.from_pretrained(model, folder, config=lora).merge_and_unload()
