@@ -25,7 +25,8 @@ from training.cli import parse, run
 from training.collators import CoTCollator
 from training.data import load_splits
 from training.loading import load_config, load_model, load_tokenizer, texts_of
-from training.pipeline import Card, check_arguments, describe_source, needed_splits, run_stages, tokenize_splits
+from training.model_card import Card
+from training.pipeline import check_arguments, describe_source, needed_splits, run_stages, tokenize_splits
 from training.tokenization import FAMILY_TOKENS
 from training.trainer import CoTTrainer
 

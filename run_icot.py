@@ -28,7 +28,8 @@ from training.data import load_splits
 from training.errors import InputError
 from training.internalization import InternalizingTrainer
 from training.loading import extend_positions, load_config, load_model, load_tokenizer, reinitialize, texts_of
-from training.pipeline import Card, check_arguments, describe_source, needed_splits, run_stages, tokenize_splits
+from training.model_card import Card
+from training.pipeline import check_arguments, describe_source, needed_splits, run_stages, tokenize_splits
 from training.plots import plot_internalization
 
 ARGUMENTS = (ModelArguments, InternalizationArguments, StepwiseDataArguments, EvaluationArguments, CoTTrainingArguments)

@@ -3,7 +3,7 @@
     pytest tests/test_parity.py --parity-dir DIR
 
 checks any folder of cases: every subfolder with `inputs.safetensors` is a model, every one with `process.safetensors`
-a tokenizer's data. Where the original is known to be wrong (answers in left-padded batches, an end of sequence as
+a tokenizer's data, every one with `expected_logits.safetensors` a checkpoint as the original publishes them. Where the original is known to be wrong (answers in left-padded batches, an end of sequence as
 first token), the test asks for what is right instead: each question alone, and a stop.
 
 Tolerance: 10 times the rounding noise that the case itself records (float32 against float64), plus 1e-5 relative.
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.spans_pccot import ThoughtSpan
+from training import convert_pccot
 from training.collators import LatentCollator
 from training.tokenization import prepare_tokenizer, tokenize, tokenize_answer_prompt
 
@@ -28,6 +29,7 @@ LOSSES = ("loss", "cot_loss", "ccot_loss", "kd_loss", "teacher_std")
 def pytest_generate_tests(metafunc):
     folder = Path(metafunc.config.getoption("--parity-dir"))
     kinds = {"case": "inputs.safetensors", "tokenizer_case": "process.safetensors"}
+    kinds["published_case"] = "expected_logits.safetensors"
     for name, marker in kinds.items():
         if name in metafunc.fixturenames:
             cases = sorted(path.parent for path in folder.glob(f"*/{marker}"))
@@ -241,3 +243,42 @@ def test_data(tokenizer_case):
     assert ours_labels == theirs_labels
     eot = start - 1
     assert (ours["kd_indices"] - eot == theirs["key_indices"][2]).all()
+
+
+@pytest.fixture(params=["as it is", "converted"])
+def published(request, published_case, tmp_path):
+    """Model and tokenizer of a published checkpoint: read as it is, and after conversion."""
+    if request.param == "as it is":
+        return convert_pccot.load(str(published_case / "checkpoint"))
+    convert_pccot.convert(str(published_case / "checkpoint"), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    return model, AutoTokenizer.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_answers_of_a_published_checkpoint(published_case, published, batched):
+    """Alone and in a left-padded batch."""
+    model, tokenizer = published
+    examples = expected_of(published_case)["examples"]
+    for group in [examples] if batched else [[example] for example in examples]:
+        inputs = tokenizer([example["question"] for example in group], padding=True, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=10, do_sample=False)[:, inputs.input_ids.shape[1] :]
+        for example, tokens in zip(group, output.tolist(), strict=True):
+            assert until_eos(tokens, tokenizer.eos_token_id) == example["new_tokens"], example["question"]
+
+
+def test_logits_of_a_published_checkpoint(published_case, published):
+    """From `<eot>` on behind the thought, and without it (question and answer prompt, as the teacher reads them)."""
+    model, tokenizer = published
+    wanted = load_file(published_case / "expected_logits.safetensors")
+    reload_noise = json.loads((published_case / "reload_check.json").read_text())["reload_max_abs_logit_difference"]
+    prompt = model.config.answer_prompt_ids
+    for number, example in enumerate(expected_of(published_case)["examples"]):
+        ids = torch.tensor([example["input_ids"]])
+        question = tokenizer(example["question"])["input_ids"]
+        assert question + model.thought_ids() == example["input_ids"]
+        with torch.no_grad():
+            student = model(input_ids=ids).logits[:, -len(prompt) - 1 :]
+            teacher = model(input_ids=torch.tensor([question + prompt])).logits
+        close(student, wanted[f"{number}.answer_logits"], reload_noise, f"student {number}")
+        close(teacher, wanted[f"{number}.cot_logits"][:, : teacher.shape[1]], reload_noise, f"teacher {number}")

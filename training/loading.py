@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -183,9 +182,7 @@ def load_model(
         options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
         model = AutoModelForCausalLM.from_config(config, **options)
     else:
-        model = load_weights(
-            args.model_name_or_path, config, args.model_revision, args.trust_remote_code, **options
-        )
+        model = load_weights(args.model_name_or_path, config, args.model_revision, args.trust_remote_code, **options)
         rows = model.get_input_embeddings().num_embeddings
         if len(tokenizer) > rows:
             # New rows start as draws around the mean of the old ones, which keeps the model's predictions as they are.

@@ -1,101 +1,160 @@
 """The card of a checkpoint, written from what was measured."""
 
+import platform
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 KINDS = {"ccot": "latent thought", "cot": "explicit chain of thought", "no_cot": "no chain of thought"}
+SPLITS = {"eval": "validation", "test": "test"}
+TABLE = (
+    "| split | answer after | exact match (95 % interval) | ms per answer | new tokens |",
+    "|---|---|---|---|---|",
+)
+
+
+@dataclass
+class Card:
+    """What a model card says beside what was measured.
+
+    Args:
+        task: the data it was trained on.
+        method: one line on how it was trained.
+        base_model: the checkpoint it was fine-tuned from, if any.
+    """
+
+    task: str
+    method: str
+    base_model: str | None
 
 
 def write_card(
     folder: Path,
+    card: Card,
     *,
     name: str,
-    task: str,
-    method: str,
     command: str,
     seed: int,
+    batch_size: int,
+    device: torch.device,
     config,
     metrics: dict,
-    base_model: str | None,
+    questions: list[str],
 ) -> None:
     """Write `README.md` into a checkpoint's folder.
 
     Args:
         folder: of the checkpoint.
-        name: of the model.
-        task: the data it was trained on.
-        method: one line on how it was trained.
-        command: that trained it.
+        card: what it is.
+        name: of the model; on the Hub, its repository.
+        command: that trained it, without secrets.
         seed: of the training.
-        config: its configuration.
+        batch_size: of the evaluation.
+        device: that it was evaluated on.
+        config: the model's configuration.
         metrics: as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`.
-        base_model: the checkpoint it was fine-tuned from, if any.
+        questions: examples to try.
     """
-    rows, results = [], []
-    for split, label in (("eval", "validation"), ("test", "test")):
-        for kind, title in KINDS.items():
-            prefix = f"{split}_{kind}"
-            if f"{prefix}_exact_match" not in metrics:
-                continue
-            accuracy = metrics[f"{prefix}_exact_match"]
-            low, high = metrics[f"{prefix}_exact_match_low"], metrics[f"{prefix}_exact_match_high"]
-            rows.append(
-                f"| {label} | {title} | {accuracy:.3f} ({low:.3f} to {high:.3f}) | "
-                f"{metrics[f'{prefix}_examples_per_second']:.1f} | {metrics[f'{prefix}_new_tokens']:.1f} |"
-            )
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    dataset_type=task,
-                    dataset_name=task,
-                    dataset_split=label,
-                    metric_type="exact_match",
-                    metric_name=f"exact match, {title}",
-                    metric_value=round(accuracy, 4),
-                )
-            )
+    measured = [(split, kind) for split in SPLITS for kind in KINDS if f"{split}_{kind}_exact_match" in metrics]
+    rows = [table_row(metrics, split, kind) for split, kind in measured]
+    base_model = card.base_model if card.base_model and not Path(card.base_model).exists() else None
     data = ModelCardData(
-        license="apache-2.0",
+        # What a model learns from stays under its own licence.
+        **(
+            {"license": "apache-2.0"} if card.base_model is None else {"license": "other", "license_name": "base-model"}
+        ),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["latent-chain-of-thought", config.model_type],
         base_model=base_model,
         model_name=name,
-        eval_results=results or None,
+        eval_results=[result(metrics, split, kind, card.task) for split, kind in measured] or None,
+        widget=[{"text": question} for question in questions] or None,
     )
-    thought = ""
-    if hasattr(config, "num_latent_tokens"):
-        thought = (
-            f"It thinks in c = {config.num_latent_tokens} latent tokens that are refined in parallel "
-            f"T = {config.num_iterations} times (PCCoT, arXiv 2506.18582) before it answers.\n"
-        )
-    card = f"""---
+    text = f"""---
 {data.to_yaml()}
 ---
 
 # {name}
 
-{method}
-{thought}
+{card.method}
+{describe_thought(config)}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-inputs = tokenizer(["your question"], padding=True, return_tensors="pt")
+inputs = tokenizer({(questions[:1] or ["your question"])!r}, padding=True, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=32)
 print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))
 ```
 
-| split | answer after | exact match (95 % interval) | examples per second | new tokens |
-|---|---|---|---|---|
-{chr(10).join(rows)}
+`example.py`, in this repository, does the same from the command line.
 
-Answers are generated greedily; numbers are compared as numbers. Trained from seed {seed} by:
+{chr(10).join([*TABLE, *rows]) if rows else "It was not evaluated."}
+
+Trained on {card.task}. Answers are generated greedily, in batches of {batch_size}, on {describe_hardware(device)};
+numbers are compared as numbers. Trained from seed {seed}{describe_commit()} by:
 
 ```
 {command}
 ```
 """
-    ModelCard(card).save(folder / "README.md")
+    ModelCard(text).save(folder / "README.md")
+
+
+def table_row(metrics: dict, split: str, kind: str) -> str:
+    prefix = f"{split}_{kind}"
+    low, high = metrics[f"{prefix}_exact_match_low"], metrics[f"{prefix}_exact_match_high"]
+    return (
+        f"| {SPLITS[split]} | {KINDS[kind]} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
+        f"{1000 / metrics[f'{prefix}_examples_per_second']:.1f} | {metrics[f'{prefix}_new_tokens']:.1f} |"
+    )
+
+
+def result(metrics: dict, split: str, kind: str, task: str) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=task,
+        dataset_name=task,
+        dataset_split=SPLITS[split],
+        metric_type="exact_match",
+        metric_name=f"exact match, {KINDS[kind]}",
+        metric_value=round(metrics[f"{split}_{kind}_exact_match"], 4),
+    )
+
+
+def describe_thought(config) -> str:
+    if hasattr(config, "num_latent_tokens"):
+        return (
+            f"It thinks in c = {config.num_latent_tokens} latent tokens that are refined in parallel "
+            f"T = {config.num_iterations} times (PCCoT, arXiv 2506.18582) before it answers.\n"
+        )
+    if hasattr(config, "num_internalized_tokens"):
+        count = config.num_internalized_tokens
+        gone = "all tokens" if count < 0 else f"{count} tokens"
+        return f"Of its chain of thought {gone} were internalised (iCoT, arXiv 2405.14838).\n"
+    return ""
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(named or [platform.processor() or platform.machine()])[0]} ({torch.get_num_threads()} threads)"
+
+
+def describe_commit() -> str:
+    """The commit of this repository, where it is one."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return f", at commit {done.stdout.strip()}," if done.returncode == 0 else ""

@@ -6,7 +6,6 @@ import logging
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
@@ -16,7 +15,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from .arguments import CoTTrainingArguments, DataArguments, LoraArguments
 from .collators import CoTCollator
 from .errors import InputError
-from .model_card import write_card
+from .hub import push
+from .model_card import Card, write_card
 from .published import merge_adapter
 from .tokenization import tokenize
 from .trainer import CoTTrainer
@@ -135,15 +135,6 @@ def tokenize_splits(
     return tokenized
 
 
-@dataclass
-class Card:
-    """What a model card says beyond what was measured."""
-
-    task: str
-    method: str
-    base_model: str | None
-
-
 def describe_source(data: DataArguments) -> str:
     """The name of the data in a card."""
     if data.dataset_name is not None:
@@ -188,18 +179,37 @@ def run_stages(trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArgume
             (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
         if args.do_train:
             save_model(trainer, folder, lora, weights)
+            examples = next((splits[name] for name in ("test", "validation") if name in splits), None)
             write_card(
                 folder,
-                name=args.hub_model_id or folder.resolve().name,
-                task=card.task,
-                method=card.method,
-                command=shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+                card,
+                name=trainer.hub_model_id or folder.resolve().name,
+                command=public_command(sys.argv),
                 seed=args.seed,
+                batch_size=args.per_device_eval_batch_size,
+                device=args.device,
                 config=trainer.accelerator.unwrap_model(trainer.model).config,
                 metrics=metrics,
-                base_model=card.base_model,
+                questions=[] if examples is None else examples["question_text"][:3],
             )
+            if args.push_to_hub:
+                logger.info("pushed to %s", push(folder, trainer.hub_model_id, args))
     return metrics
+
+
+def public_command(argv: list[str]) -> str:
+    """The command that started a script, without its token."""
+    shown, secret = ["python", Path(argv[0]).name], False
+    for word in argv[1:]:
+        flag, equals, _ = word.partition("=")
+        names_token = flag.startswith("--") and flag.endswith(("_token", "-token"))
+        if secret:
+            word = "..."
+        elif names_token and equals:
+            word = f"{flag}=..."
+        secret = names_token and not equals
+        shown.append(word)
+    return shlex.join(shown)
 
 
 def remove_previous(folder: Path) -> None:

@@ -9,6 +9,7 @@ from transformers import Trainer
 
 from .arguments import EvaluationArguments
 from .evaluation import Answers, count_new_tokens, final_answer, same_answer, timed_generate
+from .hub import check_access
 
 LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
 STUDENT_INPUTS = ("input_ids", "attention_mask", "labels", "thought_span", "kd_indices", "step_labels")
@@ -36,6 +37,7 @@ class CoTTrainer(Trainer):
         teacher_warmup_steps: int = 0,
         **kwargs,
     ):
+        self.hub_model_id: str | None = None  # until init_hf_repo()
         super().__init__(compute_metrics=self.answer_metrics, **kwargs)
         self.kinds, self.evaluation, self.eval_collator = kinds, evaluation, eval_collator
         self.teacher_warmup_steps = teacher_warmup_steps
@@ -71,6 +73,15 @@ class CoTTrainer(Trainer):
             logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
             self._part_sums, self._part_counts = {}, defaultdict(int)
         super().log(logs, *args, **kwargs)
+
+    # --- the Hub: a checkpoint is pushed once, when it is complete (see pipeline.py) ---
+
+    def init_hf_repo(self, token=None):
+        if self.is_world_process_zero():
+            self.hub_model_id = check_access(self.args)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        pass
 
     # --- evaluation ---
 
