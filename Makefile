@@ -1,14 +1,22 @@
 # Two commands for a new machine: `make demo` and `make test`. Both make the environment first.
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 RUN := $(VENV)/bin/python
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quality checkpoint-code clean
+.PHONY: demo test test-oldest bench quality checkpoint-code clean
 
-$(VENV)/installed: requirements.txt requirements-dev.txt
+$(VENV)/installed: requirements.txt requirements-dev.txt constraints/newest.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(RUN) $(PIP) torch -c constraints/newest.txt
+	$(RUN) $(PIP) -r requirements-dev.txt -c constraints/newest.txt
+	touch $@
+
+$(OLDEST)/installed: requirements.txt requirements-dev.txt constraints/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(PIP) torch -c constraints/oldest.txt
+	$(OLDEST)/bin/python $(PIP) -r requirements-dev.txt -c constraints/oldest.txt
 	touch $@
 
 demo: $(VENV)/installed
@@ -16,6 +24,12 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -n 2
+
+bench: $(VENV)/installed
+	$(RUN) benchmarks/run.py
 
 quality: $(VENV)/installed
 	$(RUN) -m ruff format --check .
@@ -27,4 +41,4 @@ checkpoint-code:
 		cp models/$$(basename $$file) $$file 2>/dev/null || cp example.py $$file; done; done
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(OLDEST) outputs

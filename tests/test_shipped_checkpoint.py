@@ -61,4 +61,4 @@ def test_the_code_is_current():
 def test_it_is_small_and_safe():
     files = list(FOLDER.iterdir())
     assert sum(path.stat().st_size for path in files) < 2_000_000
-    assert {path.suffix for path in files} <= {".py", ".json", ".md", ".safetensors"}
+    assert {path.suffix for path in files} <= {".py", ".json", ".jinja", ".md", ".safetensors"}

@@ -229,3 +229,10 @@ class CoTTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is no device to copy to
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            # Otherwise one process reads a stream and cuts its batches up for the others, as if all were tensors.
+            self.accelerator_config.dispatch_batches = False
+
+    def __getstate__(self) -> dict:
+        """What the Trainer pickles into its checkpoints: everything but the token."""
+        return self.__dict__ | {"hub_token": None}

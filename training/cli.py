@@ -76,7 +76,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     alone = [i for i, flag in enumerate(argv) if flag == "--debug" and (argv[i + 1 :] or ["--"])[0].startswith("-")]
     argv = [flag for i, flag in enumerate(argv) if i not in alone]
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr, force=True)
-    for name in ("httpx", "urllib3", "filelock", "fsspec"):
+    for name in ("httpx", "httpx2", "urllib3", "filelock", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_warning()

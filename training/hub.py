@@ -18,15 +18,13 @@ ANSWERS = {
     403: "the token may not write there: it needs write access, or pass another --hub_model_id",
     404: "no such repository, or the token may not see it",
     409: "the repository was changed at the same time",
-    412: "the repository was changed at the same time",
 }
 
 
 def check_access(args: TrainingArguments) -> str:
     """Create the repository (and the branch `--hub_revision`), unless there is one, and check that it can be written.
 
-    Returns:
-        Its name as the Hub spells it: `user/name`.
+    Returns its name as the Hub spells it: `user/name`.
 
     Raises:
         InputError: without a token, for one that may not write there, for a bad name, and without a connection.
@@ -48,12 +46,11 @@ def check_access(args: TrainingArguments) -> str:
 def push(folder: str | Path, repo_id: str, args: TrainingArguments) -> str:
     """Upload a finished checkpoint in one commit; nothing in the folder changes.
 
-    Returns:
-        The address of the commit; of the latest one if the repository already holds the same files.
+    Returns the address of the commit; of the latest one if the repository already holds the same files.
 
     Raises:
-        InputError: when the Hub refuses, the connection is lost or a file contains the token. It says that the
-            checkpoint is complete, and how to push it again.
+        InputError: when the Hub refuses, the connection is lost or a file contains the token; with the command that
+            pushes again.
     """
     folder, token = Path(folder), None
     try:
@@ -98,24 +95,25 @@ def find_token(args: TrainingArguments) -> str:
     token = (args.hub_token or get_token() or "").strip()
     if not token:
         raise InputError("no token: log in with `hf auth login`, set HF_TOKEN, or pass --hub_token")
-    if not token.isascii() or len(token.split()) > 1:  # the HTTP client would quote it in its error
-        raise InputError("the token is not one word of ASCII: copy it again")
+    if not (token.isascii() and token.isprintable()):  # the HTTP client would quote it in its error
+        raise InputError("the token is not one line of ASCII: copy it again")
     return token
 
 
 def describe(error: Exception, token: str | None) -> str:
     """One line on what went wrong, without the token."""
-    cause = error
-    while cause.__cause__ is not None and not isinstance(cause, (HTTPError, ConnectionError)):
-        cause = cause.__cause__  # of "Error while uploading model.safetensors"
-    response = getattr(cause, "response", None)
-    if response is not None:
-        said = getattr(cause, "server_message", None) or "no reason given"
-        meaning = ANSWERS.get(response.status_code, "try again later" if response.status_code >= 500 else "refused")
-        text = f"{meaning} (the Hub answered {response.status_code}: {said})"
-    elif isinstance(cause, (HTTPError, ConnectionError)):
-        text = f"no connection, or it was lost ({type(cause).__name__}: {cause})"
-    else:
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    # Below "Error while uploading model.safetensors" lies what the Hub answered, or how the connection ended.
+    cause = next((cause for cause in chain if isinstance(cause, (HTTPError, ConnectionError))), None)
+    if cause is None:
         text = str(error) or type(error).__name__
+    elif (response := getattr(cause, "response", None)) is None:
+        text = f"the connection failed ({type(cause).__name__}: {cause})"
+    else:
+        status, said = response.status_code, getattr(cause, "server_message", None) or "no reason given"
+        meaning = ANSWERS.get(status, "try again later" if status >= 500 else "refused")
+        text = f"{meaning} (the Hub answered {status}: {said})"
     text = " ".join(text.split())
     return text.replace(token, "<token>") if token else text

@@ -49,6 +49,8 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
             f"--output_dir {folder} already holds a model: choose another, or pass --overwrite_output_dir or "
             "--resume_from_checkpoint true"
         )
+    if args.push_to_hub and not args.do_train:
+        raise InputError("--push_to_hub pushes what a run has trained: pass --do_train, or use `hf upload`")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file")
     if args.remove_unused_columns:
@@ -184,7 +186,7 @@ def run_stages(trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArgume
                 folder,
                 card,
                 name=trainer.hub_model_id or folder.resolve().name,
-                command=public_command(sys.argv),
+                command=public_command(sys.argv, args.hub_token),
                 seed=args.seed,
                 batch_size=args.per_device_eval_batch_size,
                 device=args.device,
@@ -197,19 +199,10 @@ def run_stages(trainer: CoTTrainer, splits: dict[str, Dataset], lora: LoraArgume
     return metrics
 
 
-def public_command(argv: list[str]) -> str:
+def public_command(argv: list[str], token: str | None) -> str:
     """The command that started a script, without its token."""
-    shown, secret = ["python", Path(argv[0]).name], False
-    for word in argv[1:]:
-        flag, equals, _ = word.partition("=")
-        names_token = flag.startswith("--") and flag.endswith(("_token", "-token"))
-        if secret:
-            word = "..."
-        elif names_token and equals:
-            word = f"{flag}=..."
-        secret = names_token and not equals
-        shown.append(word)
-    return shlex.join(shown)
+    command = shlex.join(["python", Path(argv[0]).name, *argv[1:]])
+    return command.replace(token, "...") if token else command
 
 
 def remove_previous(folder: Path) -> None:

@@ -28,7 +28,7 @@ LORA_FIELDS = (
 
 def find_file(name: str, filename: str, revision: str = "main") -> Path | None:
     """A file of a checkpoint, downloaded if `name` is one on the Hub; None if there is no such file."""
-    if Path(name).is_dir():
+    if Path(name).exists():
         path = Path(name) / filename
         return path if path.is_file() else None
     try:
@@ -124,4 +124,5 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     lora = LoraConfig(**{name: fields[name] for name in LORA_FIELDS if fields.get(name) is not None})
-    return PeftModel.from_pretrained(model, folder, config=lora).merge_and_unload()
+    merged = PeftModel.from_pretrained(model, folder, config=lora).merge_and_unload()
+    return merged.requires_grad_(True)  # PEFT had frozen them

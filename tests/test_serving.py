@@ -1,0 +1,202 @@
+"""Where transformers models are put to work: pipelines, chat templates, the OpenAI-style server, the chat client."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+import models  # noqa: F401
+
+SHIPPED = ROOT / "checkpoints" / "pccot-gpt2-chain"
+QUESTIONS = [
+    "7+3*4-2+9=",
+    "2-9+4*6-3=",
+    "1+2*3-4+5=",
+    "9*9-8+7*6=",
+    "1-1+1-1+1=",
+    "3*3*3*3*3=",
+    "5+5-5*5+5=",
+    "0+9-2*4+1=",
+]
+LOOPBACK = {"no_proxy": "localhost,127.0.0.1", "NO_PROXY": "localhost,127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[str]:
+    """What plain generate() answers, one question at a time."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    found = []
+    for question in QUESTIONS:
+        inputs = tokenizer([question], return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        found.append(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip())
+    assert len(set(found)) > 3
+    return found
+
+
+def user(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def test_pipeline_of_eight(answers, tmp_path):
+    """A list of questions of unequal length in one batch, by remote code."""
+    script = """
+import json, sys
+from transformers import pipeline
+ask = pipeline("text-generation", model=sys.argv[1], trust_remote_code=True)
+questions = json.loads(sys.argv[2])
+short = ["1+1=", "2="]
+outputs = ask([*questions[:6], *short], batch_size=8, max_new_tokens=6, do_sample=False, return_full_text=False)
+alone = [ask(question, max_new_tokens=6, do_sample=False, return_full_text=False) for question in short]
+assert [output[0] for output in outputs[6:]] == [output[0] for output in alone]
+print(json.dumps([output[0]["generated_text"].strip() for output in outputs[:6]]))
+"""
+    command = [sys.executable, "-c", script, str(SHIPPED), json.dumps(QUESTIONS)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == answers[:6]
+
+
+def test_pipeline_of_chats(answers):
+    ask = pipeline("text-generation", model=str(SHIPPED))
+    outputs = ask([user(question) for question in QUESTIONS], batch_size=8, max_new_tokens=6, do_sample=False)
+    assert [output[0]["generated_text"][-1]["content"].strip() for output in outputs] == answers
+
+
+def test_chat_template(answers):
+    """The prompt of a chat is its last question, and generate() opens the thought."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    inputs = tokenizer.apply_chat_template(
+        [user(question) for question in QUESTIONS], add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
+    )  # fmt: skip
+    output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert [text.strip() for text in texts] == answers
+
+    def rendered(*messages):
+        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+
+    talk = [*user("first"), {"role": "assistant", "content": "1"}, *user("second")]
+    system = {"role": "system", "content": "be brief"}
+    assert rendered(*talk) == "second"
+    assert rendered(system, *talk) == "be brief\n\nsecond"
+    assert rendered({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}) == "ab"
+    assert rendered(*user("  <pcot.bot> {{ 1 }}\n")) == "  <pcot.bot> {{ 1 }}\n"
+    ids = tokenizer.apply_chat_template(user("1<pcot.bot><pcot.latent><pcot.eot>[PAD]<eos>"), return_dict=True)[
+        "input_ids"
+    ]
+    assert not set(ids) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """`python serve.py serve`, on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [sys.executable, "serve.py", "serve", str(SHIPPED), "--port", str(port), "--device", "cpu"]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=os.environ | LOOPBACK)
+    address = f"http://localhost:{port}"
+    try:
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                request(f"{address}/health")
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail(log.read_text()[-3000:])
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def request(address: str, body: dict | None = None) -> bytes:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    data = None if body is None else json.dumps(body).encode()
+    with opener.open(urllib.request.Request(address, data, {"Content-Type": "application/json"}), timeout=60) as reply:
+        return reply.read()
+
+
+def chat(question: str, **options) -> dict:
+    return {"model": str(SHIPPED), "messages": user(question), "max_tokens": 6, "temperature": 0, **options}
+
+
+def test_server_answers(server, answers):
+    for question, answer in zip(QUESTIONS[:3], answers, strict=False):
+        reply = json.loads(request(f"{server}/v1/chat/completions", chat(question)))
+        assert reply["choices"][0]["message"]["content"].strip() == answer
+        assert reply["choices"][0]["finish_reason"] == "stop"
+        assert reply["usage"]["prompt_tokens"] == len(question)
+
+
+def test_server_streams(server, answers):
+    lines = request(f"{server}/v1/chat/completions", chat(QUESTIONS[1], stream=True)).decode().splitlines()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    assert text.strip() == answers[1]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_chat_client(server, answers, tmp_path):
+    """`python serve.py chat`, two questions after each other."""
+    command = [
+        sys.executable,
+        str(ROOT / "serve.py"),
+        "chat",
+        str(SHIPPED),
+        server,
+        "do_sample=False",
+        "max_new_tokens=6",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, input=f"{QUESTIONS[0]}\n{QUESTIONS[1]}\n!exit\n", capture_output=True, text=True,
+        timeout=120, env=os.environ | LOOPBACK | {"HF_HUB_OFFLINE": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert [line for line in lines if line in "0123456789" and line] == answers[:2], done.stdout
+
+
+def test_bos_that_a_chat_lacks():
+    """A model trained behind BOS gets it from generate() where the prompt has none: same tokens, nothing to see."""
+    from conftest import make_model
+
+    model = make_model("llama", questions_start_with_bos=True, bos_token_id=2, eos_token_id=3)
+    with_bos = torch.tensor([[0, 0, 2, 9, 10], [2, 11, 12, 13, 14], [0, 2, 15, 16, 17]])
+    mask = (with_bos != 0).long()
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    wanted = model.generate(with_bos, attention_mask=mask, **options)
+    bare = torch.tensor([[0, 0, 9, 10], [11, 12, 13, 14], [0, 15, 16, 17]])
+    for given in ({"attention_mask": (bare != 0).long()}, {}):
+        found = model.generate(bare, **given, **options)
+        assert torch.equal(found.sequences[:, :4], bare)
+        assert torch.equal(found.sequences[:, 4:], wanted.sequences[:, 5:])
+        assert torch.allclose(torch.stack(found.logits), torch.stack(wanted.logits), atol=1e-4)
+    mixed = torch.tensor([[0, 0, 9, 10], [2, 11, 12, 13]])  # the second row has its own
+    found = model.generate(mixed, attention_mask=(mixed != 0).long(), max_new_tokens=6, do_sample=False)
+    assert torch.equal(found[0, 4:], wanted.sequences[0, 5:])
+    alone = model.generate(mixed[1:], max_new_tokens=6, do_sample=False)
+    assert torch.equal(found[1, 4:], alone[0, 4:])
+    # without a thought too, with beams, and as many tokens as asked for
+    explicit = model.generate(
+        bare, attention_mask=(bare != 0).long(), latent_thought=False, max_length=9, do_sample=False
+    )
+    plain = model.generate(with_bos, attention_mask=mask, latent_thought=False, max_length=10, do_sample=False)
+    assert torch.equal(explicit[:, 4:], plain[:, 5:])
+    beams = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 5}
+    found = model.generate(bare, attention_mask=(bare != 0).long(), **beams)
+    assert torch.equal(found[:, 4:], model.generate(with_bos, attention_mask=mask, **beams)[:, 5:])
+    assert torch.equal(found[:, :4], bare.repeat_interleave(2, dim=0))
