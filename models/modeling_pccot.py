@@ -25,7 +25,8 @@ from .configuration_pccot import (
     PCCoTQwen3Config,
     check_count,
 )
-from .distillation_pccot import PCCoTOutput, cross_entropy, distillation_loss, states_at
+from .cross_entropy_pccot import labelled, mean_cross_entropies
+from .distillation_pccot import PCCoTOutput, distillation_loss, states_at
 from .generation import HiddenPromptMixin
 from .spans_pccot import ThoughtSpan, starts_of_spans
 from .thinking_pccot import ThinkingModelMixin
@@ -63,6 +64,9 @@ class LatentThoughtMixin(HiddenPromptMixin):
         kd_indices: torch.LongTensor | None = None,
         step_labels: torch.LongTensor | None = None,
         question_length: int | None = None,
+        answer_labelled: torch.LongTensor | None = None,
+        cot_labelled: torch.LongTensor | None = None,
+        return_logits: bool | None = None,
         **kwargs,
     ):
         """A causal language model whose thought spans are thought through; with `cot_input_ids`, a training step.
@@ -81,6 +85,10 @@ class LatentThoughtMixin(HiddenPromptMixin):
             step_labels: `(batch, c)`: the token that each latent stands for, -100 for none (step supervision). It is
                 read off the hidden state that becomes the latent: that of the position before it, in the last pass.
             question_length: how many columns the two sequences share.
+            answer_labelled, cot_labelled: `(labelled tokens,)`: where `labels` and `cot_labels`, flattened, are not
+                -100. Optional: on a GPU they spare the output head what predicts nothing, without waiting for the
+                device to find out.
+            return_logits: give the logits of a training step; by default only in evaluation mode.
 
         Returns:
             Logits as everywhere, or a `PCCoTOutput` for a training step. Without `input_ids` the teacher alone is
@@ -106,50 +114,60 @@ class LatentThoughtMixin(HiddenPromptMixin):
             )
 
         config, backbone, shared = self.config, self.base_model, question_length
-        question, cache = backbone.encode(cot_input_ids[:, :shared], cot_attention_mask[:, :shared])
+        if return_logits is None:
+            return_logits = not self.training
+        # The last column of either sequence predicts nothing: it is computed only for those who ask for its logits.
+        seen = slice(None, None if return_logits else -1)
+        cot_input_ids, cot_attention_mask = cot_input_ids[:, seen], cot_attention_mask[:, seen]
+        if input_ids is None:
+            teacher = backbone(input_ids=cot_input_ids, attention_mask=cot_attention_mask, num_iterations=0)
+            states = teacher.last_hidden_state[:, shared - 1 :]
+            part = (config.loss_alpha, *labelled(states, cot_labels, shared, cot_labelled))
+            loss, (cot_loss,) = mean_cross_entropies(self.lm_head, [part])
+            return PCCoTOutput(loss=loss, cot_logits=self.lm_head(states) if return_logits else None, cot_loss=cot_loss)
 
-        # Teacher: the question goes on with the explicit steps.
+        input_ids, attention_mask = input_ids[:, seen], attention_mask[:, seen]
+        length, answer = input_ids.shape[1], shared + thought_span.num_latents + 1
+        ids = torch.cat([input_ids, cot_input_ids[:, shared:]], dim=1)
+        embeds, cot_embeds = self.get_input_embeddings()(ids).tensor_split([length], dim=1)
+
+        # Student: question, thought, answer.
+        thought = backbone.think(embeds, attention_mask, thought_span, num_iterations)
+        # Teacher: the same question goes on with the explicit steps.
         teacher = backbone(
-            input_ids=cot_input_ids[:, shared:],
+            inputs_embeds=cot_embeds,
             attention_mask=cot_attention_mask,
-            past_key_values=cache.fork(shared),
-            output_hidden_states=input_ids is not None,
+            past_key_values=thought.question_cache,
+            output_hidden_states=True,
             num_iterations=0,
         )
-        cot_logits = self.lm_head(torch.cat([question[:, -1:], teacher.last_hidden_state], dim=1))
-        cot_loss = cross_entropy(cot_logits[:, :-1], cot_labels[:, shared:])
-        output = PCCoTOutput(loss=config.loss_alpha * cot_loss, cot_logits=cot_logits, cot_loss=cot_loss.detach())
-        if input_ids is None:
-            return output
-
-        # Student: the question goes on with the thought span.
-        answer = thought_span.num_latents + 1  # the column of <eot>, counted from <bot>
-        student = backbone(
-            input_ids=input_ids[:, shared:],
-            attention_mask=attention_mask,
-            past_key_values=cache.fork(shared),
-            output_hidden_states=True,
-            thought_span=ThoughtSpan(thought_span.columns - shared, thought_span.num_latents),
-            num_iterations=num_iterations,
-        )
-        output.logits = self.lm_head(student.last_hidden_state[:, answer:])
-        ccot_loss = cross_entropy(output.logits[:, :-1], labels[:, shared + answer + 1 :])
-
         # Distillation: at the answer prompt's last token the student's state approaches the teacher's.
-        kd_loss, output.teacher_std = distillation_loss(
-            states_at(student.hidden_states, kd_indices - shared),
+        kd_loss, teacher_std = distillation_loss(
+            states_at(thought.answer_layers, kd_indices - length),
             states_at(teacher.hidden_states, cot_kd_indices - shared),
             config.use_layerwise_std,
         )
-        output.loss = output.loss + config.loss_beta * ccot_loss + config.loss_gamma * kd_loss
-        output.ccot_loss, output.kd_loss = ccot_loss.detach(), kd_loss.detach()
 
+        cot_states = torch.cat([thought.question_state, teacher.last_hidden_state], dim=1)
+        states = thought.answer_states(length - answer)  # from <eot> on
+        parts = [
+            (config.loss_alpha, *labelled(cot_states, cot_labels, shared, cot_labelled)),
+            (config.loss_beta, *labelled(states, labels, answer + 1, answer_labelled)),
+        ]
         # Step supervision: what enters a latent is the state before it, which in the teacher predicts that step's token.
         if config.loss_delta and step_labels is not None:
-            step_loss = cross_entropy(self.lm_head(student.last_hidden_state[:, : answer - 1]), step_labels)
-            output.loss = output.loss + config.loss_delta * step_loss
-            output.step_loss = step_loss.detach()
-        return output
+            parts.append((config.loss_delta, thought.latent_states.flatten(0, 1), step_labels.flatten()))
+        loss, (cot_loss, ccot_loss, *step_loss) = mean_cross_entropies(self.lm_head, parts)
+        return PCCoTOutput(
+            loss=loss + config.loss_gamma * kd_loss,
+            logits=self.lm_head(states) if return_logits else None,
+            cot_logits=self.lm_head(cot_states) if return_logits else None,
+            cot_loss=cot_loss,
+            ccot_loss=ccot_loss,
+            kd_loss=kd_loss.detach(),
+            step_loss=step_loss[0] if step_loss else None,
+            teacher_std=teacher_std,
+        )
 
     def create_masks_for_generate(self, config, attention_mask, inputs_embeds, **kwargs):
         """The 4-dimensional masks that a compilable cache wants, except where a prompt may hold a thought span.

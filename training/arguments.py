@@ -233,6 +233,11 @@ class CoTTrainingArguments(TrainingArguments):
             # Otherwise one process reads a stream and cuts its batches up for the others, as if all were tensors.
             self.accelerator_config.dispatch_batches = False
 
+    @property
+    def n_gpu(self) -> int:
+        """At most one a process: several are used by `accelerate launch`, not by splitting batches in this one."""
+        return min(1, super().n_gpu)
+
     def __getstate__(self) -> dict:
         """What the Trainer pickles into its checkpoints: everything but the token."""
         return self.__dict__ | {"hub_token": None}

@@ -6,7 +6,7 @@ and what follows on the right, so that all thought spans of a batch stand in the
 
 import torch
 
-from models.distillation_pccot import IGNORED
+from models.cross_entropy_pccot import IGNORED
 from models.spans_pccot import ThoughtSpan
 
 
@@ -140,6 +140,8 @@ class LatentCollator(CoTCollator):
             "cot_labels": teacher["labels"],
             "cot_kd_indices": torch.tensor([shared + chain + prompt - 1 for chain in chains]),
             "question_length": shared,
+            "answer_labelled": (labels.flatten() != IGNORED).nonzero()[:, 0],
+            "cot_labelled": (teacher["labels"].flatten() != IGNORED).nonzero()[:, 0],
             "step_labels": torch.tensor([self.step_labels(feature["steps"], latents) for feature in features]),
         }
 

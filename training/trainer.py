@@ -12,7 +12,15 @@ from .evaluation import Answers, count_new_tokens, final_answer, same_answer, ti
 from .hub import check_access
 
 LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
-STUDENT_INPUTS = ("input_ids", "attention_mask", "labels", "thought_span", "kd_indices", "step_labels")
+STUDENT_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "labels",
+    "thought_span",
+    "kd_indices",
+    "step_labels",
+    "answer_labelled",
+)
 PADDING = -100
 
 
@@ -54,6 +62,8 @@ class CoTTrainer(Trainer):
             inputs = {name: value for name, value in inputs.items() if name not in STUDENT_INPUTS}
         if "cot_input_ids" not in inputs:
             inputs = {name: value for name, value in inputs.items() if name != "question_length"}
+        else:
+            inputs = inputs | {"return_logits": return_outputs}
         outputs = model(**inputs)
         loss = outputs.loss.mean()  # one entry a device under DataParallel
         if model.training:

@@ -6,8 +6,6 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-IGNORED = -100
-
 
 @dataclass
 class PCCoTOutput(CausalLMOutputWithPast):
@@ -15,8 +13,9 @@ class PCCoTOutput(CausalLMOutputWithPast):
 
     Args:
         loss: the weighted sum of the parts below, a scalar.
-        logits: the student's, `(batch, answer columns, vocabulary)`: from `<eot>` on.
-        cot_logits: the teacher's, `(batch, 1 + teacher columns, vocabulary)`: from the question's last token on.
+        logits: the student's, `(batch, answer columns, vocabulary)`: from `<eot>` on; None in training.
+        cot_logits: the teacher's, `(batch, 1 + teacher columns, vocabulary)`: from the question's last token on; None
+            in training.
         cot_loss: cross-entropy of the teacher (weight `loss_alpha`).
         ccot_loss: cross-entropy of the student (weight `loss_beta`).
         kd_loss: distillation of the hidden states at the answer prompt's last token (weight `loss_gamma`).
@@ -30,16 +29,6 @@ class PCCoTOutput(CausalLMOutputWithPast):
     kd_loss: torch.FloatTensor | None = None
     step_loss: torch.FloatTensor | None = None
     teacher_std: torch.FloatTensor | None = None
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over the labelled tokens of a batch.
-
-    Args:
-        logits: `(batch, length, vocabulary)`; column j predicts `labels[:, j]`.
-        labels: `(batch, length)`, -100 where nothing is to be predicted.
-    """
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
 
 def distillation_loss(
@@ -65,7 +54,7 @@ def states_at(hidden_states: tuple[torch.Tensor, ...], columns: torch.Tensor) ->
 
     Args:
         hidden_states: the embeddings and each layer's output, each `(batch, length, hidden)`.
-        columns: `(batch,)`.
+        columns: `(batch,)`; negative ones count from the end.
 
     Returns:
         `(layers, batch, hidden)`, without the embeddings.

@@ -10,6 +10,8 @@ W = c - T + 1 positions that moves one position a pass, and the last one takes a
 passes, W = 1 (one latent after the other) for T >= c.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import DynamicCache
@@ -140,20 +142,22 @@ class ThinkingModelMixin:
             input_ids=input_ids, inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=use_cache, **kwargs
         )
 
-    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, PrefixCache]:
-        """Read a left-padded prefix once, for several continuations to fork.
+    def think(
+        self, embeds: torch.Tensor, attention_mask: torch.Tensor, span: ThoughtSpan, num_iterations: int | None = None
+    ) -> "Thought":
+        """A training example's question, thought and answer, and what another continuation of the question needs.
 
         Args:
-            input_ids, attention_mask: `(batch, prefix)`.
-
-        Returns:
-            The last hidden states `(batch, prefix, hidden)` and a cache of the prefix.
+            embeds: `(batch, length, hidden)`: question, thought span, answer.
+            attention_mask: `(batch, length)`.
+            span: where the thought span is; in the same columns in every row.
+            num_iterations: T; the configuration's if absent.
         """
-        cache = PrefixCache()
-        output = self._pass(
-            self.get_input_embeddings()(input_ids), cache, attention_mask, positions_from_mask(attention_mask)
-        )
-        return output.last_hidden_state, cache
+        iterations = self.config.num_iterations if num_iterations is None else num_iterations
+        positions = {"attention_mask": attention_mask, "position_ids": positions_from_mask(attention_mask)}
+        last = {"output_hidden_states": True}
+        pieces, first, _ = self._iterate(embeds, PrefixCache(), span, iterations, None, positions, last)
+        return Thought(pieces, first.fork(span.columns), span)
 
     def _pass(self, inputs_embeds, cache, attention_mask, position_ids, **kwargs):
         """One forward pass of the backbone over new columns behind the cache's prefix."""
@@ -187,6 +191,19 @@ class ThinkingModelMixin:
         Returns:
             The backbone's output for all columns, and the cache of the whole.
         """
+        pieces, _, cache = self._iterate(embeds, cache, span, iterations, tolerance, kwargs)
+        return join_columns(pieces), cache
+
+    def _iterate(self, embeds, cache, span, iterations, tolerance, kwargs, last=None):
+        """The passes of `_think`.
+
+        Args:
+            last: further arguments of the last pass alone.
+
+        Returns:
+            Outputs that stand side by side: of each pass the columns that no later pass computed again. And the caches
+            after the first and after the last pass.
+        """
         bot, latents, length, past = span.columns, span.num_latents, embeds.shape[1], cache.get_seq_length()
         iterations = min(iterations, latents)
         # A tolerance looks at every latent in every pass; otherwise the window ends where nothing reads on.
@@ -198,12 +215,13 @@ class ThinkingModelMixin:
 
         def run(inputs, cache, start, end):
             seen = None if mask is None else mask[:, : past + end]
-            return self._pass(inputs, cache, seen, positions[:, start:end], **kwargs)
+            more = (last or {}) if end == length else {}
+            return self._pass(inputs, cache, seen, positions[:, start:end], **kwargs, **more)
 
-        start, end = 0, bot + window
-        output = run(embeds[:, :end], cache, start, end)
+        start, end = 0, length if iterations == 0 else bot + window
+        output, first, pieces = run(embeds[:, :end], cache, start, end), cache, []
         thought = output.last_hidden_state[:, bot:]  # from column bot + t on, after pass t
-        inputs, settled, pieces = None, None, []
+        inputs, settled = None, None
         for t in range(1, iterations + 1):
             end = span_end if tolerance is not None else bot + t + window
             previous, inputs = inputs, self._project(thought[:, : end - bot - t])
@@ -227,7 +245,7 @@ class ThinkingModelMixin:
         if end < length:  # ended early: the answer has a pass of its own
             cache = cache.fork(past + span_end)
             pieces.append(run(embeds[:, span_end:], cache, span_end, length))
-        return join_columns(pieces), cache
+        return pieces, first, cache
 
     def _think_ragged(self, embeds, cache, span, iterations, tolerance, kwargs):
         """As `_think`, for spans that start in different columns (right padding, unequal continuations).
@@ -255,6 +273,42 @@ class ThinkingModelMixin:
         output, cache = self._think(embeds, cache, span, iterations, tolerance, aligned)
         back = torch.arange(length, device=embeds.device) + shift[:, None]
         return gather_columns(output, back, past), cache.gather(back, past)
+
+
+@dataclass
+class Thought:
+    """What `ThinkingModelMixin.think` computed.
+
+    Args:
+        pieces: the backbone's outputs, side by side; the last holds every layer's states.
+        question_cache: of the columns before the thought span.
+        span: where that is.
+    """
+
+    pieces: list
+    question_cache: PrefixCache
+    span: ThoughtSpan
+
+    @property
+    def question_state(self) -> torch.Tensor:
+        """The last hidden state of the question's last column, `(batch, 1, hidden)`."""
+        column = self.span.columns - 1
+        return self.pieces[0].last_hidden_state[:, column : column + 1]
+
+    @property
+    def latent_states(self) -> torch.Tensor:
+        """The states that become the latents' inputs: from `<bot>` to the last latent but one, `(batch, c, hidden)`."""
+        states = torch.cat([piece.last_hidden_state for piece in self.pieces], dim=1)
+        return states[:, self.span.columns : self.span.columns + self.span.num_latents]
+
+    def answer_states(self, columns: int) -> torch.Tensor:
+        """The last hidden states of the last `columns` columns, `(batch, columns, hidden)`."""
+        return self.pieces[-1].last_hidden_state[:, -columns:]
+
+    @property
+    def answer_layers(self) -> tuple[torch.Tensor, ...]:
+        """Every layer's hidden states in the last pass, which ends with the answer."""
+        return self.pieces[-1].hidden_states
 
 
 def reentrant(layer: GradientCheckpointingLayer) -> bool:
