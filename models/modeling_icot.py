@@ -17,6 +17,7 @@ from transformers import (
 
 from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
 from .generation import HiddenPromptMixin
+from .gpt2 import FusedGeluMixin
 from .positions import positions_from_mask
 
 
@@ -122,7 +123,7 @@ class SecondEndCriteria(StoppingCriteria):
 # --- the backbones ---
 
 
-class ICoTGPT2Model(GPT2Model):
+class ICoTGPT2Model(FusedGeluMixin, GPT2Model):
     config_class = ICoTGPT2Config
 
 

@@ -28,6 +28,7 @@ from .configuration_pccot import (
 from .cross_entropy_pccot import labelled, mean_cross_entropies
 from .distillation_pccot import PCCoTOutput, distillation_loss, states_at
 from .generation import HiddenPromptMixin
+from .gpt2 import FusedGeluMixin
 from .spans_pccot import ThoughtSpan, starts_of_spans
 from .thinking_pccot import ThinkingModelMixin
 
@@ -257,7 +258,7 @@ class LatentThoughtMixin(HiddenPromptMixin):
 # --- the backbones ---
 
 
-class PCCoTGPT2Model(ThinkingModelMixin, GPT2Model):
+class PCCoTGPT2Model(ThinkingModelMixin, FusedGeluMixin, GPT2Model):
     config_class = PCCoTGPT2Config
 
     def _pass(self, *args, **kwargs):

@@ -24,6 +24,8 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments):
         raise InputError("--use_peft needs: pip install peft")
     from peft import LoraConfig, get_peft_model
 
+    from .trained_rows import use_trained_rows
+
     targets = args.lora_target_modules.split("-") if args.lora_target_modules else linear_names(model)
     saved = args.lora_modules_to_save.split("-") if args.lora_modules_to_save else []
     if getattr(model.config, "use_projection", False) and "prj" not in saved:
@@ -49,9 +51,11 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments):
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
-        return get_peft_model(model, adapters)
+        adapted = get_peft_model(model, adapters)
     except ValueError as error:
         raise InputError(f"--lora_target_modules {'-'.join(targets)}: {error}") from error
+    use_trained_rows(adapted)
+    return adapted
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:

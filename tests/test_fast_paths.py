@@ -1,0 +1,215 @@
+"""Every fast path against its plain twin: outputs and gradients."""
+
+import pytest
+import torch
+from conftest import chain_model, make_model, question_batch
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from models import cross_entropy_pccot
+from models.cross_entropy_pccot import IGNORED, cross_entropy, labelled, mean_cross_entropies
+from training.adapters import add_adapters
+from training.arguments import LoraArguments
+from training.collators import LatentCollator
+from training.trained_rows import TrainedRows
+
+
+def random_case(count=13, hidden=8, vocabulary=50, dtype=torch.float64):
+    source = torch.Generator().manual_seed(0)
+    states = torch.randn(count, hidden, generator=source, dtype=dtype, requires_grad=True)
+    labels = torch.randint(0, vocabulary, (count,), generator=source)
+    labels[[2, 7]] = IGNORED
+    weights = torch.rand(count, generator=source)
+    head = torch.nn.Linear(hidden, vocabulary, bias=False, dtype=dtype)
+    return head, states, labels, weights
+
+
+def plain_losses(logits, labels):
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 13, 1000])
+def test_cross_entropy_in_chunks(chunk, monkeypatch):
+    head, states, labels, weights = random_case()
+    monkeypatch.setitem(cross_entropy_pccot.CHUNK_ELEMENTS, "cpu", chunk * 50)
+    total, losses = cross_entropy(head, states, labels, weights)
+    wanted = plain_losses(head(states), labels)
+    assert torch.allclose(losses.double(), wanted, atol=1e-6) and not losses.requires_grad
+    assert torch.allclose(total.double(), (wanted * weights).sum(), atol=1e-6)
+    got = torch.autograd.grad(total * 3, [states, head.weight])
+    for ours, theirs in zip(got, torch.autograd.grad((wanted * weights).sum() * 3, [states, head.weight]), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "head", "states"])
+def test_only_what_is_trained_gets_a_gradient(frozen):
+    head, states, labels, weights = random_case()
+    head.weight.requires_grad_(frozen != "head")
+    states.requires_grad_(frozen != "states")
+    total, _ = cross_entropy(head, states, labels, weights)
+    total.backward()
+    assert (states.grad is None) == (frozen == "states") and (head.weight.grad is None) == (frozen == "head")
+
+
+def test_a_head_of_another_kind_is_called():
+    head, states, labels, weights = random_case()
+    biased = torch.nn.Linear(8, 50, dtype=torch.float64)
+    for other in (biased, torch.nn.Sequential(head)):
+        total, losses = cross_entropy(other, states, labels, weights)
+        assert torch.allclose(losses, plain_losses(other(states).float(), labels))
+        assert total.requires_grad
+
+
+def test_cross_entropy_under_autocast():
+    """Half-precision products, losses and sums in float32, gradients in the parameters' own type."""
+    head, states, labels, weights = random_case(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses = cross_entropy(head, states, labels, weights)
+        wanted = plain_losses(head(states).float(), labels)
+    assert losses.dtype == total.dtype == torch.float32
+    assert torch.allclose(losses, wanted, atol=1e-2)
+    got = torch.autograd.grad(total, [states, head.weight])
+    for ours, theirs in zip(got, torch.autograd.grad((wanted * weights).sum(), [states, head.weight]), strict=True):
+        assert ours.dtype == torch.float32 and torch.allclose(ours, theirs, atol=2e-2)
+
+
+def test_no_logits_of_a_whole_batch(monkeypatch):
+    """Nothing as large as (tokens, vocabulary) is ever allocated, forward or backward."""
+    head, states, labels, weights = random_case(count=64, vocabulary=400, dtype=torch.float32)
+    monkeypatch.setitem(cross_entropy_pccot.CHUNK_ELEMENTS, "cpu", 8 * 400)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max(
+                [largest, *(t.numel() for t in (out if isinstance(out, tuple) else [out]) if torch.is_tensor(t))]
+            )
+            return out
+
+    with Watch():
+        cross_entropy(head, states, labels, weights)[0].backward()
+    assert largest <= 8 * 400
+
+
+def test_parts_and_their_means():
+    head, states, labels, _ = random_case()
+    parts = [(0.5, states[:5], labels[:5]), (2.0, states[5:], labels[5:])]
+    total, means = mean_cross_entropies(head, parts)
+    wanted = [F.cross_entropy(head(part), targets, ignore_index=IGNORED) for _, part, targets in parts]
+    assert all(torch.allclose(mean.double(), other) for mean, other in zip(means, wanted, strict=True))
+    assert torch.allclose(total.double(), 0.5 * wanted[0] + 2 * wanted[1])
+    nothing = torch.full((5,), IGNORED)
+    total, (mean,) = mean_cross_entropies(head, [(1.0, states[:5], nothing)])
+    assert total == 0 and mean == 0
+
+
+def test_labelled_states():
+    """Found by looking, or known beforehand: the same states and labels, those before a label."""
+    states = torch.arange(2 * 4, dtype=torch.float).reshape(2, 4, 1)  # of columns 2 to 5
+    labels = torch.tensor([[IGNORED, IGNORED, IGNORED, 7, 8, IGNORED], [IGNORED, IGNORED, IGNORED, IGNORED, 9, 6]])
+    known = (labels.flatten() != IGNORED).nonzero()[:, 0]
+    for positions in (None, known):
+        picked, targets = labelled(states, labels, 3, positions)
+        assert targets.tolist() == [7, 8, 9, 6]
+        assert picked[:, 0].tolist() == [0, 1, 5, 6]
+
+
+def test_trained_rows_are_pefts():
+    """Lookup, product and gradients of PEFT's own layer, which copies the whole matrix; tied and untied."""
+    for backbone, tied in (("gpt2", True), ("llama", False)):
+        model = make_model(backbone, tie_word_embeddings=tied)
+        wrapped = add_adapters(model, LoraArguments(use_peft=True, lora_r=2, lora_dropout=0.0))
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if "trainable_tokens_delta" in name:
+                    parameter.add_(torch.randn_like(parameter))
+        layers = [module for module in wrapped.modules() if isinstance(module, TrainedRows)]
+        assert len(layers) == 2
+        ids = torch.tensor([[7, 36, 38, 38, 37, 9], [36, 8, 37, 38, 10, 11]])
+        results = []
+        for kind in (TrainedRows, TrainableTokensLayer):
+            for layer in layers:
+                layer.__class__ = kind
+            wrapped.zero_grad()
+            states = model.get_input_embeddings()(ids)
+            logits = model.lm_head(states)
+            (logits**2).sum().backward()
+            rows = [parameter.grad.clone() for name, parameter in wrapped.named_parameters() if "tokens_delta" in name]
+            assert len(rows) == (1 if tied else 2)
+            results.append([states, logits, *rows])
+        for ours, theirs in zip(*results, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_the_loss_of_trained_rows(characters):
+    """A training step with LoRA: losses and gradients as with PEFT's layers and whole logits."""
+    model = chain_model(characters, num_latent_tokens=3)
+    wrapped = add_adapters(model, LoraArguments(use_peft=True, lora_r=2, lora_dropout=0.0))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    features = [
+        {"question": [9, 10, 11], "steps": [[12, 13], [14]], "answer": [15]},
+        {"question": [9], "steps": [[16]], "answer": [17, 18]},
+    ]
+    batch = LatentCollator(characters, model.config)(features)
+    results = []
+    for fast in (True, False):
+        if not fast:
+            for module in wrapped.modules():
+                if isinstance(module, TrainedRows):
+                    module.__class__ = TrainableTokensLayer
+        wrapped.zero_grad()
+        output = wrapped.train()(**batch)
+        output.loss.backward()
+        grads = [parameter.grad.clone() for parameter in wrapped.parameters() if parameter.requires_grad]
+        results.append([output.loss, output.cot_loss, output.ccot_loss, output.kd_loss, *grads])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_the_fused_activation():
+    """One kernel instead of gelu_new's formula; another activation stays what it is."""
+    x = torch.linspace(-6, 6, 1001, dtype=torch.float64, requires_grad=True)
+    ours, theirs = (ACT2FN[name](x) for name in ("gelu_pytorch_tanh", "gelu_new"))
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    grads = [torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs)]
+    assert torch.allclose(*grads, atol=1e-12)
+    assert type(make_model("gpt2").transformer.h[0].mlp.act) is type(ACT2FN["gelu_pytorch_tanh"])
+    relu = make_model("gpt2", activation_function="relu")
+    assert type(relu.transformer.h[0].mlp.act) is type(ACT2FN["relu"])
+
+
+@pytest.mark.parametrize("iterations", [0, 2, 6])
+def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
+    """A training step with everything spared, and one with nothing spared: losses and gradients."""
+    model = make_model(backbone, num_iterations=iterations, loss_delta=0.5)
+
+    class tokenizer:
+        eos_token_id, pad_token_id = 1, 0
+
+    questions, _ = question_batch([3, 5])
+    features = [
+        {
+            "question": questions[row].tolist()[-length:],
+            "steps": [[12, 13], [14]][: row + 1],
+            "answer": [15] * (row + 1),
+        }
+        for row, length in enumerate([3, 5])
+    ]
+    batch = LatentCollator(tokenizer, model.config)(features)
+    results = []
+    for spared in (True, False):
+        model.zero_grad()
+        given = batch if spared else {name: value for name, value in batch.items() if not name.endswith("labelled")}
+        output = model.train()(**given, return_logits=not spared)
+        assert (output.logits is None) == spared
+        output.loss.backward()
+        results.append([output.loss, *(parameter.grad.clone() for parameter in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
