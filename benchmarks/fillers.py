@@ -9,10 +9,14 @@ printed are the medians and the median of the ratios.
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import models  # noqa: F401
 

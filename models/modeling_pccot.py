@@ -132,16 +132,17 @@ class LatentThoughtMixin(HiddenPromptMixin):
         ids = torch.cat([input_ids, cot_input_ids[:, shared:]], dim=1)
         embeds, cot_embeds = self.get_input_embeddings()(ids).tensor_split([length], dim=1)
 
-        # Student: question, thought, answer.
-        thought = backbone.think(embeds, attention_mask, thought_span, num_iterations)
-        # Teacher: the same question goes on with the explicit steps.
-        teacher = backbone(
-            inputs_embeds=cot_embeds,
-            attention_mask=cot_attention_mask,
-            past_key_values=thought.question_cache,
-            output_hidden_states=True,
-            num_iterations=0,
-        )
+        with backbone.one_weight_gradient():
+            # Student: question, thought, answer.
+            thought = backbone.think(embeds, attention_mask, thought_span, num_iterations)
+            # Teacher: the same question goes on with the explicit steps.
+            teacher = backbone(
+                inputs_embeds=cot_embeds,
+                attention_mask=cot_attention_mask,
+                past_key_values=thought.question_cache,
+                output_hidden_states=True,
+                num_iterations=0,
+            )
         # Distillation: at the answer prompt's last token the student's state approaches the teacher's.
         kd_loss, teacher_std = distillation_loss(
             states_at(thought.answer_layers, kd_indices - length),

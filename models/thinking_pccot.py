@@ -10,6 +10,7 @@ W = c - T + 1 positions that moves one position a pass, and the last one takes a
 passes, W = 1 (one latent after the other) for T >= c.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from .cache_pccot import PrefixCache, take_columns
 from .configuration_pccot import check_count
 from .positions import positions_from_mask
 from .spans_pccot import ThoughtSpan, find_thought_spans
+from .weight_gradients_pccot import shared_weight_gradients
 
 
 class ThinkingModelMixin:
@@ -158,6 +160,11 @@ class ThinkingModelMixin:
         last = {"output_hidden_states": True}
         pieces, first, _ = self._iterate(embeds, PrefixCache(), span, iterations, None, positions, last)
         return Thought(pieces, first.fork(span.columns), span)
+
+    def one_weight_gradient(self):
+        """A context in which the passes of a training step share their weights' gradients, where that is possible."""
+        shareable = self.training and torch.is_grad_enabled() and not self._checkpointed_layers()
+        return shared_weight_gradients(self) if shareable else nullcontext()
 
     def _pass(self, inputs_embeds, cache, attention_mask, position_ids, **kwargs):
         """One forward pass of the backbone over new columns behind the cache's prefix."""

@@ -1,5 +1,7 @@
 """Every fast path against its plain twin: outputs and gradients."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import chain_model, make_model, question_batch
@@ -12,7 +14,7 @@ from models.cross_entropy_pccot import IGNORED, cross_entropy, labelled, mean_cr
 from training.adapters import add_adapters
 from training.arguments import LoraArguments
 from training.collators import LatentCollator
-from training.trained_rows import TrainedRows
+from training.lora_layers import AddedLora, TrainedRows, use_pefts_layers
 
 
 def random_case(count=13, hidden=8, vocabulary=50, dtype=torch.float64):
@@ -144,7 +146,7 @@ def test_trained_rows_are_pefts():
             assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
-def test_the_loss_of_trained_rows(characters):
+def test_a_step_with_pefts_own_layers(characters):
     """A training step with LoRA: losses and gradients as with PEFT's layers and whole logits."""
     model = chain_model(characters, num_latent_tokens=3)
     wrapped = add_adapters(model, LoraArguments(use_peft=True, lora_r=2, lora_dropout=0.0))
@@ -160,10 +162,9 @@ def test_the_loss_of_trained_rows(characters):
     batch = LatentCollator(characters, model.config)(features)
     results = []
     for fast in (True, False):
+        assert {TrainedRows, AddedLora} <= {type(module) for module in wrapped.modules()} or not fast
         if not fast:
-            for module in wrapped.modules():
-                if isinstance(module, TrainedRows):
-                    module.__class__ = TrainableTokensLayer
+            use_pefts_layers(wrapped)
         wrapped.zero_grad()
         output = wrapped.train()(**batch)
         output.loss.backward()
@@ -213,3 +214,43 @@ def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
         results.append([output.loss, *(parameter.grad.clone() for parameter in model.parameters())])
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("iterations", [0, 2, 6])
+@pytest.mark.parametrize("projection", [False, True])
+def test_one_weight_gradient_for_all_passes(backbone, iterations, projection, monkeypatch):
+    """Every parameter's gradient as autograd adds it up pass by pass; also in a second step, and accumulated."""
+    model = make_model(backbone, num_iterations=iterations, use_projection=projection).double().train()
+
+    class tokenizer:
+        eos_token_id, pad_token_id = 1, 0
+
+    features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]}]
+    features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
+    batch = LatentCollator(tokenizer, model.config)(features)
+    results = []
+    for shared in (True, False):
+        if not shared:
+            monkeypatch.setattr(type(model.base_model), "one_weight_gradient", lambda self: nullcontext())
+        model.zero_grad()
+        for _ in range(2):
+            output = model(**batch)
+            kinds = {type(node).__name__ for node in nodes_of(output.loss)}
+            assert ("SharedWeightBackward" in kinds) == shared
+            output.loss.backward()
+        assert not any("forward" in vars(module) for module in model.modules())
+        grads = [parameter.grad for parameter in model.parameters()]  # None: a projection that T = 0 does not use
+        results.append([torch.zeros(()) if grad is None else grad.clone() for grad in grads])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-7, rtol=1e-6)
+
+
+def nodes_of(tensor) -> set:
+    """Every node of a tensor's graph."""
+    found, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [next_node for next_node, _ in node.next_functions]
+    return found

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from conftest import make_model, question_batch, with_span
+from torch._dynamo.utils import counters
 from transformers import (
+    CompileConfig,
     GenerationConfig,
     GenerationMixin,
     MaxTimeCriteria,
@@ -240,3 +242,20 @@ def test_the_teacher_never_runs(gpt2, prompt):
     gpt2.generate(**prompt, max_new_tokens=1, do_sample=False)
     window = 6 - 3 + 1
     assert columns == [max(QUESTIONS) + window, window, window, window + 1 + 2]
+
+
+def test_one_compilation_for_questions_of_every_length(backbone):
+    """With a static cache and a fixed `max_length`, decoding is compiled once, and the tokens stay the same."""
+    # A window that slides within 40 tokens has a shape of its own.
+    model = make_model(backbone, **({"sliding_window": None} if backbone == "mistral" else {}))
+    compilation = CompileConfig(backend="eager", fullgraph=False)
+    compilation._compile_all_devices = True  # transformers compiles on accelerators only, unless told
+    options = {"max_length": 40, "do_sample": False, "eos_token_id": None}
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    for length in (5, 9, 3):
+        ids, mask = question_batch([length, 2])
+        plain = model.generate(ids, attention_mask=mask, **options)
+        static = {"cache_implementation": "static", "compile_config": compilation}
+        assert torch.equal(model.generate(ids, attention_mask=mask, **options, **static), plain)
+    assert counters["stats"]["unique_graphs"] - before == 1

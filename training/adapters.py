@@ -24,7 +24,7 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments):
         raise InputError("--use_peft needs: pip install peft")
     from peft import LoraConfig, get_peft_model
 
-    from .trained_rows import use_trained_rows
+    from .lora_layers import use_faster_layers
 
     targets = args.lora_target_modules.split("-") if args.lora_target_modules else linear_names(model)
     saved = args.lora_modules_to_save.split("-") if args.lora_modules_to_save else []
@@ -54,7 +54,7 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments):
         adapted = get_peft_model(model, adapters)
     except ValueError as error:
         raise InputError(f"--lora_target_modules {'-'.join(targets)}: {error}") from error
-    use_trained_rows(adapted)
+    use_faster_layers(adapted)
     return adapted
 
 

@@ -1,0 +1,88 @@
+"""How many FLOPs a training step must do, counted from the method and the model's shapes.
+
+A pass over n new positions behind p cached ones costs every matrix of the blocks 2 FLOPs a weight and position, and
+attention 4 a channel and visible key. Backward costs the same again for the gradient of the inputs and, where the
+matrix is trained, for that of the weights. Lookups, norms, activations and losses are not counted; whole blocks are,
+although nothing reads what the last one makes of the question and of the last pass's latents (3 % at T = 3).
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from benchmarks.setting import Setting
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one example takes.
+
+    Args:
+        passes: (new positions, positions before them) of each pass through the blocks.
+        logits: positions that the output head reads.
+    """
+
+    passes: tuple[tuple[int, int], ...]
+    logits: int
+
+    @property
+    def positions(self) -> int:
+        return sum(new for new, _ in self.passes)
+
+
+def needed_work(setting: Setting, iterations: int) -> Work:
+    """What no implementation can do without: see `models/thinking_pccot.py` for the moving window.
+
+    The question is read once for teacher and student, nothing is predicted from the end of sequence, and only what is
+    predicted has logits.
+    """
+    latents, question = setting.latents, setting.question
+    iterations = min(iterations, latents)
+    window = latents - iterations + 1
+    tail = setting.prompt + setting.answer  # <eot>, the answer prompt and the answer without its end
+    passes = [(question, 0), (setting.cot - 1, question)]
+    thought = [(window, question), *((window, question + t) for t in range(1, iterations + 1))]  # pass 0 has <bot>
+    if iterations == 0:
+        thought = [(latents + 1, question)]
+    new, behind = thought.pop()
+    return Work((*passes, *thought, (new + tail, behind)), setting.cot + setting.prompt + setting.answer)
+
+
+def reference_work(setting: Setting, iterations: int) -> Work:
+    """What `reference.py` does."""
+    question, latents, answer = setting.question, setting.latents, 1 + setting.prompt + setting.answer
+    first = question + 1 + latents
+    passes = ((question + setting.cot, 0), (first, 0), *[(latents, question + 1)] * iterations, (answer, first))
+    return Work(passes, question + setting.cot + answer)
+
+
+def matrix_flops(model: PreTrainedModel, work: Work) -> int:
+    """FLOPs of the blocks' matrices and the output head in one example's forward and backward pass."""
+    matrices = [module.weight for module in model.base_model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    blocks = sum(weight.numel() * cost(weight.requires_grad) for weight in matrices)
+    vocabulary = model.config.vocab_size
+    head_trained = any(weight.requires_grad and weight.shape[0] == vocabulary for weight in model.parameters())
+    head = vocabulary * model.config.hidden_size * cost(head_trained)
+    return work.positions * blocks + work.logits * head
+
+
+def attention_flops(model: PreTrainedModel, work: Work) -> int:
+    """FLOPs of attention over the keys that each position may see, in one example's forward and backward pass."""
+    config = model.config
+    channels = config.num_attention_heads * getattr(
+        config, "head_dim", config.hidden_size // config.num_attention_heads
+    )
+    keys = sum(new * behind + new * (new + 1) // 2 for new, behind in work.passes)
+    return config.num_hidden_layers * 2 * cost(True) * channels * keys  # scores and values: two products
+
+
+def step_flops(model: PreTrainedModel, work: Work, batch: int) -> int:
+    """FLOPs of a training step."""
+    return batch * (matrix_flops(model, work) + attention_flops(model, work))
+
+
+def cost(trained: bool) -> int:
+    """FLOPs a weight and position: forward, gradient of the input and, if trained, of the weight."""
+    return 6 if trained else 4

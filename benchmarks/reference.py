@@ -1,0 +1,202 @@
+"""PCCoT as straightforward research code does it, on the weights of a loaded `pccot-*` model: what ours is timed against.
+
+Written from the paper (arXiv 2506.18582, section 3; losses as in CODI, arXiv 2502.21074) and from what is known of how
+the published implementation spends its time, nothing slowed down and nothing sped up:
+
+    teacher    question + steps + answer prompt + answer; logits at every position
+    pass 0     question + <bot> + c latent embeddings (the question is read again)
+    pass 1..T  all c latents, behind the cached question and <bot>
+    answer     <eot> + answer prompt + answer, behind the latents of the last pass; logits at every position
+
+Logits are float32, hidden states are kept for whole sequences, each loss part is read on the host in every step,
+answering runs the teacher too, LoRA adapters stay unmerged, and layers are transformers' and PEFT's own where ours have
+a faster form. One thing differs from the published code, which gets
+it wrong: padding is masked, and positions skip it, in every pass.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import DynamicCache
+from transformers.activations import ACT2FN
+
+from models.thinking_pccot import ThinkingModelMixin
+from training.lora_layers import use_faster_layers, use_pefts_layers
+
+
+class Reference:
+    """The method over a model's own embeddings, blocks and head; adapters inside them are used as they are.
+
+    Args:
+        model: a `pccot-*` causal language model (inside a `PeftModel`: `peft_model.base_model.model`).
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.config, self.backbone = model, model.config, model.base_model
+        self.embed, self.head = model.get_input_embeddings(), model.get_output_embeddings()
+        gelu_new = getattr(model.config, "activation_function", None) == "gelu_new"
+        self.fused = [block.mlp for block in self.backbone.h] if gelu_new else []
+
+    @contextmanager
+    def plain_layers(self):
+        """transformers' and PEFT's own layers for a while, in a model that has ours."""
+        fast = [mlp.act for mlp in self.fused]
+        for mlp in self.fused:
+            mlp.act = ACT2FN["gelu_new"]
+        use_pefts_layers(self.model)
+        try:
+            yield
+        finally:
+            for mlp, act in zip(self.fused, fast, strict=True):
+                mlp.act = act
+            use_faster_layers(self.model)
+
+    def step(self, batch: dict, num_iterations: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """A training step's forward pass.
+
+        Args:
+            batch: what `LatentCollator` makes.
+            num_iterations: T.
+
+        Returns:
+            The loss, a scalar with its graph, and its parts as numbers on the host.
+        """
+        bot = batch["question_length"]
+        with self.plain_layers():
+            output = self.forward(batch, num_iterations, bot, batch["thought_span"].num_latents)
+        return output["loss"], output["parts"]
+
+    def forward(self, batch: dict, iterations: int, bot: int, latents: int) -> dict:
+        """Teacher and student with their losses; without `labels` the student has none.
+
+        Args:
+            batch: `input_ids`, `attention_mask`, `kd_indices` and their `cot_` twins, and `cot_labels`.
+            iterations: T.
+            bot: the column of `<bot>`.
+            latents: c.
+        """
+        config = self.config
+
+        teacher = self.run(self.embed(batch["cot_input_ids"]), batch["cot_attention_mask"], output_hidden_states=True)
+        cot_logits = self.head(teacher.last_hidden_state).float()
+        parts = {"cot_loss": next_token_loss(cot_logits, batch["cot_labels"])}
+
+        eot = bot + 1 + latents
+        cache = self.think(batch["input_ids"][:, :eot], batch["attention_mask"], bot, iterations)
+        answer = self.embed(batch["input_ids"][:, eot:])
+        student = self.run(answer, batch["attention_mask"], cache, output_hidden_states=True)
+        logits = self.head(student.last_hidden_state).float()
+        if "labels" in batch:
+            parts["ccot_loss"] = next_token_loss(logits, batch["labels"][:, eot:])
+
+        parts["kd_loss"], teacher_std = self.distillation(
+            student.hidden_states, batch["kd_indices"] - eot, teacher.hidden_states, batch["cot_kd_indices"]
+        )
+        weights = {"cot_loss": config.loss_alpha, "ccot_loss": config.loss_beta, "kd_loss": config.loss_gamma}
+        loss = sum(weights[name] * part for name, part in parts.items())
+        logged = {name: part.item() for name, part in parts.items()} | {"teacher_std": teacher_std.item()}
+        return {"loss": loss, "parts": logged, "logits": logits, "cache": cache}
+
+    def think(self, input_ids: torch.Tensor, mask: torch.Tensor, bot: int, iterations: int) -> DynamicCache:
+        """The Jacobi iteration (algorithm 1); every pass recomputes every latent.
+
+        Args:
+            input_ids: `(batch, question + 1 + c)`: question, `<bot>`, c x `<latent>`.
+            mask: `(batch, length)`; columns behind the latents are not looked at.
+            bot: the column of `<bot>`.
+
+        Returns:
+            The keys and values of question, `<bot>` and the latents of the last pass.
+        """
+        latents = input_ids.shape[1] - bot - 1
+        cache = DynamicCache()
+        hidden = self.run(self.embed(input_ids), mask, cache).last_hidden_state
+        bot_state, hidden = hidden[:, bot : bot + 1], hidden[:, bot + 1 :]
+        for _ in range(iterations):
+            inputs = torch.cat([bot_state, hidden[:, :-1]], dim=1)  # latent i takes the state of position i - 1
+            if self.config.use_projection:
+                inputs = self.backbone.prj(inputs)
+            cache.crop(-latents)
+            hidden = self.run(inputs, mask, cache).last_hidden_state
+        return cache
+
+    def run(self, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None = None, **kwargs):
+        """One pass of the plain backbone over `embeds` `(batch, length, hidden)`, which follow what the cache holds."""
+        start = 0 if cache is None else cache.get_seq_length()
+        end = start + embeds.shape[1]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return super(ThinkingModelMixin, self.backbone).forward(
+            inputs_embeds=embeds,
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, start:end],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **kwargs,
+        )
+
+    def distillation(self, student: tuple, student_columns, teacher: tuple, teacher_columns):
+        """Smooth L1 between the hidden states at the answer prompt's last token, over the teacher's deviation.
+
+        Args:
+            student, teacher: the embeddings and each layer's output, each `(batch, length, hidden)`.
+            student_columns, teacher_columns: `(batch,)`.
+
+        Returns:
+            The loss and the deviation over all layers, two scalars.
+        """
+        rows = torch.arange(len(student_columns), device=student_columns.device)
+        student = torch.stack([layer[rows, student_columns] for layer in student[1:]]).float()
+        teacher = torch.stack([layer[rows, teacher_columns] for layer in teacher[1:]]).float().detach()
+        if not self.config.use_layerwise_std:
+            return F.smooth_l1_loss(student, teacher) / teacher.std(), teacher.std()
+        losses = [F.smooth_l1_loss(ours, theirs) / theirs.std() for ours, theirs in zip(student, teacher, strict=True)]
+        return torch.stack(losses).mean(), teacher.std()
+
+    @torch.no_grad()
+    def answer(
+        self, question_ids: torch.Tensor, mask: torch.Tensor, tokens: int, num_iterations: int, end_token_id: int
+    ) -> torch.Tensor:
+        """Greedy answers `(batch, tokens)`; an end of sequence does not stop them.
+
+        As published: the first token comes out of the training step's forward pass, teacher and losses included (over
+        question, answer prompt and end of sequence: the steps are not known), the others out of `generate()`.
+
+        Args:
+            question_ids, mask: `(batch, question)`, left padded.
+            tokens: how many an answer has.
+            num_iterations: T.
+            end_token_id: ends the teacher's sequence.
+        """
+        bot, prompt, thought = question_ids.shape[1], self.config.answer_prompt_ids, self.model.thought_ids()
+        cot_ids, cot_mask = append(question_ids, mask, [*prompt, end_token_id])
+        ids, mask = append(question_ids, mask, thought)
+        last = question_ids.new_full((len(question_ids),), -1)
+        batch = {"input_ids": ids, "attention_mask": mask, "kd_indices": last + ids.shape[1]}
+        batch |= {"cot_input_ids": cot_ids, "cot_attention_mask": cot_mask, "cot_kd_indices": last + bot + len(prompt)}
+        batch["cot_labels"] = F.pad(cot_ids[:, bot:], (bot, 0), value=-100)
+        with self.plain_layers():
+            output = self.forward(batch, num_iterations, bot, self.config.num_latent_tokens)
+            first = output["logits"][:, -1:].argmax(dim=-1)
+            if tokens == 1:
+                return first
+            whole = self.model.generate(
+                torch.cat([ids, first], dim=1),
+                attention_mask=F.pad(mask, (0, 1), value=1),
+                past_key_values=output["cache"],
+                max_new_tokens=tokens - 1,
+                do_sample=False,
+            )
+        return whole[:, ids.shape[1] :]
+
+
+def append(ids: torch.Tensor, mask: torch.Tensor, tail: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same tokens behind every row of `ids` and its mask, both `(batch, length)`."""
+    tail = torch.tensor(tail, device=ids.device).expand(len(ids), -1)
+    return torch.cat([ids, tail], dim=1), F.pad(mask, (0, tail.shape[1]), value=1)
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits `(batch, length, vocabulary)`; labels `(batch, length)` are shifted here."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)

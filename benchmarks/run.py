@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""Measure everything: each table as Markdown on the screen, as JSON and as a plot.
+
+    python benchmarks/run.py
+    python benchmarks/run.py training limit --device cuda --output_dir outputs/bench-gpu
+
+Two cores take less than ten minutes. `--quick` only shows that everything runs: its models are tiny, its figures mean
+nothing.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+# Before torch is imported. Threads that spin while they wait make a neighbour on the machine cost tenfold, not twofold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from benchmarks import report, table_answering, table_limit, table_scaling, table_tolerance, table_training  # noqa: E402
+from benchmarks.measure import keep_memory  # noqa: E402
+from benchmarks.setting import Bench, Setting, machine  # noqa: E402
+
+TABLES = {table.NAME: table for table in (table_training, table_answering, table_scaling, table_limit, table_tolerance)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", metavar="table", help=f"of {', '.join(TABLES)}; all by default")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2, help="threads on the CPU")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "bench")
+    parser.add_argument("--quick", action="store_true", help="tiny models, for a test")
+    parser.add_argument("--whole", action="store_true", help="leave nothing out on a CPU, which takes half an hour")
+    args = parser.parse_args()
+    if unknown := set(args.tables) - set(TABLES):
+        parser.error(f"no table {', '.join(sorted(unknown))}: there are {', '.join(TABLES)}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("no CUDA device here")
+
+    torch.set_num_threads(args.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    device = torch.device(args.device)
+    allocator = "its own" if device.type == "cuda" else "glibc, keeping what it has" if keep_memory() else "default"
+    setting = Setting(batch=32 if device.type == "cuda" else 4)
+    if args.quick:
+        setting = setting.but(question=8, cot=12, latents=6, batch=2)
+    bench = Bench(device, setting, args.quick, args.whole or device.type == "cuda")
+    record = machine(device) | {"allocator": allocator, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}
+    print("\n".join(f"{name}: {value}" for name, value in record.items()))
+    for name in args.tables or TABLES:
+        start, load = time.perf_counter(), os.getloadavg()[0]
+        rows = TABLES[name].measure(bench)
+        facts = {
+            "table": name,
+            "quick": args.quick,
+            "setting": dataclasses.asdict(setting),
+            "machine": record | {"load_before": round(load, 2), "load_after": round(os.getloadavg()[0], 2)},
+            "minutes": round((time.perf_counter() - start) / 60, 2),
+        }
+        report.write(TABLES[name], rows, facts, args.output_dir)
+        print(f"{facts['minutes']} minutes; load of the machine {load:.1f} before", flush=True)
+
+
+if __name__ == "__main__":
+    main()

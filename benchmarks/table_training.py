@@ -1,0 +1,101 @@
+"""A training step and its peak memory, against the reference on the same weights and batch."""
+
+from benchmarks.measure import MIB, alternate, make_gradients, peak_memory, ratio, summary
+from benchmarks.reference import Reference
+from benchmarks.report import Column, draw, panels
+from benchmarks.setting import SHAPES, Bench, Setting, training_batch
+
+NAME = "training"
+TITLE = "Training step: forward and backward"
+COLUMNS = [
+    Column("model", "shape"),
+    Column("trained", "trained"),
+    Column("T", "iterations"),
+    Column("batch", "batch"),
+    Column("questions", "questions"),
+    Column("ours, s", "ours_seconds", "{:.3f}"),
+    Column("reference, s", "reference_seconds", "{:.3f}"),
+    Column("times as fast", "speedup", "{:.2f}"),
+    Column("ours, MiB", "ours_bytes", "{:.0f}", 1 / MIB),
+    Column("reference, MiB", "reference_bytes", "{:.0f}", 1 / MIB),
+    Column("reference / ours", "memory_ratio", "{:.2f}"),
+]
+
+
+def settings(bench: Bench, shape: str, lora: bool) -> list[Setting]:
+    """The rows of one model; to end in minutes, all but the standard one are of half the batch."""
+    standard = bench.setting
+    rows = [standard.but(iterations=count) for count in sorted({0, 3, 6, standard.latents})]
+    if not bench.whole:
+        half = max(1, standard.batch // 2)
+        rows = [row if row == standard else row.but(batch=half) for row in rows]
+    elif shape == "GPT-2 small" and not lora:
+        rows.append(standard.but(unequal=True))
+    return rows
+
+
+def contestants(bench: Bench, model, setting: Setting) -> dict:
+    """One training step each, on one batch: `ours` and `reference`."""
+    batch, reference = training_batch(model, setting), Reference(model)
+
+    def ours():
+        with bench.autocast():
+            loss = model(**batch, num_iterations=setting.iterations).loss
+        loss.backward()
+
+    def theirs():
+        with bench.autocast():
+            loss, _ = reference.step(batch, setting.iterations)
+        loss.backward()
+
+    return {"ours": ours, "reference": theirs}
+
+
+def measure(bench: Bench) -> list[dict]:
+    rows = []
+    for shape, lora in [(shape, lora) for shape in SHAPES for lora in (False, True)]:
+        model = bench.model(shape, lora).train()
+        make_gradients(model)
+        for setting in settings(bench, shape, lora):
+            steps = contestants(bench, model, setting)
+            for _ in range(3 if bench.on_gpu else 0):
+                alternate(steps, bench.device, rounds=1)
+            held = {name: peak_memory(step, bench.device) for name, step in steps.items()}  # warms up, too
+            times = alternate(steps, bench.device, **bench.patience(5))
+            ours, theirs = times["ours"]["seconds"], times["reference"]["seconds"]
+            rows.append(
+                {
+                    "shape": shape,
+                    "trained": "LoRA" if lora else "all",
+                    "iterations": setting.iterations,
+                    "batch": setting.batch,
+                    "questions": "unequal" if setting.unequal else "equal",
+                    "ours_seconds": summary(ours),
+                    "reference_seconds": summary(theirs),
+                    "speedup": ratio(theirs, ours),
+                    "ours_bytes": held["ours"],
+                    "reference_bytes": held["reference"],
+                    "memory_ratio": held["reference"] / held["ours"],
+                }
+            )
+        del model
+    return rows
+
+
+def plot(rows: list[dict]):
+    figure, (speed, memory) = panels(1, 2, width=5.5)
+    rows = [row for row in rows if row["questions"] == "equal"]
+    series = list(dict.fromkeys((row["shape"], row["trained"]) for row in rows))
+    for index, (shape, trained) in enumerate(series):
+        own = [row for row in rows if (row["shape"], row["trained"]) == (shape, trained)]
+        width = 0.8 / len(series)
+        places = [place + (index - (len(series) - 1) / 2) * width for place in range(len(own))]
+        label = shape + (", LoRA" if trained == "LoRA" else "")
+        draw(speed, places, [row["speedup"] for row in own], "bar", width=width, label=label)
+        draw(memory, places, [row["memory_ratio"] for row in own], "bar", width=width, label=label)
+    for axes, title in ((speed, "times as fast as the reference"), (memory, "reference's peak memory over ours")):
+        axes.set_xticks(range(len(own)), [f"T = {row['iterations']}" for row in own])
+        axes.set(ylabel=title)
+        axes.axhline(1, color="black", linewidth=0.8)
+    speed.legend(fontsize=8)
+    return figure
