@@ -98,13 +98,13 @@ class InternalizedMixin(HiddenPromptMixin):
         opening, config = self.opening_ids(explicit_steps, num_fillers), self.config
         # What stood between the opening's first token and the rest is gone, but not its positions.
         gap = config.num_internalized_tokens if config.keep_position and len(opening) > 1 else 0
-        eos = kwargs.get("eos_token_id", self.generation_config.eos_token_id)
-        if len(opening) == 1 and config.ready_token_id == eos:
+        eos, ready = kwargs.get("eos_token_id", self.generation_config.eos_token_id), config.ready_token_id
+        if len(opening) == 1 and eos in (ready, [ready]):
             # Published checkpoints end the chain and the answer with the same token: the second one stops.
-            criteria = [*kwargs.pop("stopping_criteria", []), SecondEndCriteria(eos, inputs.shape[1] + 1)]
+            criteria = [*kwargs.pop("stopping_criteria", []), SecondEndCriteria(ready, inputs.shape[1] + 1)]
             kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
             if kwargs.get("pad_token_id", self.generation_config.pad_token_id) is None:
-                kwargs["pad_token_id"] = eos
+                kwargs["pad_token_id"] = ready
         return self.generate_behind(opening, inputs, generation_config, position_gap=max(0, gap), **kwargs)
 
 

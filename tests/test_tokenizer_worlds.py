@@ -111,7 +111,7 @@ def test_what_is_saved(trained):
     assert len(set(ids)) == 3 and max(ids) < embeddings.num_embeddings
     assert embeddings.num_embeddings == len(tokenizer) == config.vocab_size
     assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.generation_config.eos_token_id in (tokenizer.eos_token_id, [tokenizer.eos_token_id])
     assert config.questions_start_with_bos == (tokenizer.bos_token_id is not None)
     prompt = tokenizer.decode(config.answer_prompt_ids).strip()
     assert prompt == ("The answer is:" if "pccot" in config.model_type else "####")

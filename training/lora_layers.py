@@ -1,8 +1,11 @@
 """PEFT's layers, faster: the same adapters, the same files, fewer passes over large tensors."""
 
+from pathlib import Path
+
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -69,3 +72,22 @@ def use_pefts_layers(model: nn.Module) -> None:
     pefts = {ours: theirs for theirs, ours in FASTER.items()}
     for module in model.modules():
         module.__class__ = pefts.get(type(module), type(module))
+
+
+def save_adapters(model: nn.Module, folder: Path, weights: dict | None = None) -> None:
+    """Write the adapters of a `PeftModel`, without a copy of the vocabulary.
+
+    Rows that input and output matrix share are named for both: transformers before 5.23 takes the second for missing.
+
+    Args:
+        weights: the model's state, where it had to be collected from several processes.
+    """
+    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty form
+    path = folder / "adapter_model.safetensors"
+    saved = load_file(path)
+    for name, layer in model.named_modules():
+        if isinstance(layer, TrainableTokensLayer):
+            (rows,) = layer.trainable_tokens_delta.values()
+            saved.setdefault(f"{name}.trainable_tokens_delta", rows.detach().cpu().clone())
+    save_file(saved, path, metadata={"format": "pt"})

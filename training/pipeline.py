@@ -16,6 +16,7 @@ from .arguments import CoTTrainingArguments, DataArguments, LoraArguments
 from .collators import CoTCollator
 from .errors import InputError
 from .hub import push
+from .lora_layers import save_adapters
 from .model_card import Card, write_card
 from .published import merge_adapter
 from .tokenization import tokenize
@@ -229,9 +230,7 @@ def save_model(trainer: CoTTrainer, folder: Path, lora: LoraArguments, weights: 
     model.config.use_cache = True
     if lora.use_peft:
         adapter = folder / "adapter"
-        # The resized vocabulary is in the base model, so the adapters need no copy of it.
-        model.save_pretrained(adapter, state_dict=weights, save_embedding_layers=False)
-        (adapter / "README.md").unlink(missing_ok=True)  # an empty form
+        save_adapters(model, adapter, weights)  # the resized vocabulary is in the base model
         model, weights = model.unload(), None
         save_checkpoint(model, trainer.processing_class, adapter)
         if not lora.save_merged:

@@ -6,7 +6,10 @@ The original publishes an adapter, a `config.json` that lacks half of the settin
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
@@ -94,16 +97,25 @@ def load_weights(
         raise InputError(f"{name}: a {config.model_type} cannot be built on {base!r}, a {base_config.model_type}")
     # A padding id beyond the base's smaller vocabulary crashes Llama's embedding.
     config.vocab_size, config.pad_token_id = base_config.vocab_size, None
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        config=config,
-        adapter_kwargs={"subfolder": "none"},  # the base alone, also where the adapter lies beside it
-        **options,
-    )
+    with without_adapter(base) as alone:
+        model = AutoModelForCausalLM.from_pretrained(alone, config=config, **options)
     if rows > base_config.vocab_size:
         model.resize_token_embeddings(rows, mean_resizing=False)
     model.config.pad_token_id = pad
     return merge_adapter(model, adapter.parent)
+
+
+@contextmanager
+def without_adapter(name: str) -> Iterator[str]:
+    """A folder as it would be without the adapter in it, which transformers would load along; other names as they are."""
+    if not (Path(name) / ADAPTER_CONFIG).is_file():
+        yield name
+        return
+    with TemporaryDirectory() as alone:
+        for path in Path(name).resolve().iterdir():
+            if not path.name.startswith("adapter_"):
+                (Path(alone) / path.name).symlink_to(path)
+        yield alone
 
 
 def base_beside(adapter: Path, fields: dict) -> str:
