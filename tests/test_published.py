@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 from conftest import FIXTURES, ROOT, make_model, question_batch, with_span
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import run_ccot
 import run_cot
@@ -152,12 +153,29 @@ def lora_run(request, tmp_path_factory):
     return folder / "run"
 
 
-def test_adapter_and_merged_model_are_the_same(lora_run):
+@pytest.fixture(scope="module")
+def transformers_reads_rows(tmp_path_factory) -> bool:
+    """Whether transformers' own GPT-2 gets PEFT's trained rows back (not so in 5.17)."""
+    folder = tmp_path_factory.mktemp("probe")
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=20)).save_pretrained(folder / "base")
+    model = GPT2LMHeadModel.from_pretrained(folder / "base")
+    rows = {"trainable_token_indices": {"wte": [3]}}
+    adapted = get_peft_model(model, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, r=1, **rows))
+    torch.nn.init.ones_(adapted.get_input_embeddings().token_adapter.trainable_tokens_delta["default"])
+    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    again = AutoModelForCausalLM.from_pretrained(folder / "adapter")
+    ids = torch.tensor([[1, 3]])
+    return torch.allclose(again.eval()(ids).logits, adapted.eval()(ids).logits, atol=1e-5)
+
+
+def test_adapter_and_merged_model_are_the_same(lora_run, transformers_reads_rows):
     """Loaded plainly, by our own loader, and merged: no logit differs by more than 1e-5."""
-    plain = AutoModelForCausalLM.from_pretrained(lora_run / "adapter").eval()
     ours, tokenizer = convert_pccot.load(str(lora_run / "adapter"))
     merged = AutoModelForCausalLM.from_pretrained(lora_run).eval()
-    assert any("lora_A" in name for name, _ in plain.named_parameters())
+    plain = ours
+    if transformers_reads_rows:
+        plain = AutoModelForCausalLM.from_pretrained(lora_run / "adapter").eval()
+        assert any("lora_A" in name for name, _ in plain.named_parameters())
     assert not any("lora" in name for name, _ in ours.named_parameters())
     ids, mask = with_span(merged, *question_batch([7, 5]))
     with torch.no_grad():
@@ -187,7 +205,8 @@ def test_a_moved_adapter_loads_in_a_fresh_process(lora_run, tmp_path):
     wanted = model.generate(**tokenizer(["Ann has 3"], return_tensors="pt"), max_new_tokens=5, do_sample=False)
     script = """
 import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 model = AutoModelForCausalLM.from_pretrained("moved", trust_remote_code=True)
 inputs = AutoTokenizer.from_pretrained("moved", trust_remote_code=True)(["Ann has 3"], return_tensors="pt")
 print(model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist())
