@@ -9,6 +9,7 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     MaxTimeCriteria,
+    StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
@@ -244,18 +245,34 @@ def test_the_teacher_never_runs(gpt2, prompt):
     assert columns == [max(QUESTIONS) + window, window, window, window + 1 + 2]
 
 
-def test_one_compilation_for_questions_of_every_length(backbone):
-    """With a static cache and a fixed `max_length`, decoding is compiled once, and the tokens stay the same."""
+@pytest.mark.parametrize("iterations", [3, 6])
+def test_one_compilation_for_questions_of_every_length(backbone, iterations):
+    """With a static cache and a fixed `max_length`, thought and answer are compiled once; the tokens stay the same."""
     # A window that slides within 40 tokens has a shape of its own.
     model = make_model(backbone, **({"sliding_window": None} if backbone == "mistral" else {}))
-    compilation = CompileConfig(backend="eager", fullgraph=False)
+    compilation = CompileConfig(backend="eager", fullgraph=True)
     compilation._compile_all_devices = True  # transformers compiles on accelerators only, unless told
-    options = {"max_length": 40, "do_sample": False, "eos_token_id": None}
+    options = {"max_length": 40, "do_sample": False, "eos_token_id": None, "num_iterations": iterations}
     torch._dynamo.reset()
-    before = counters["stats"]["unique_graphs"]
+    graphs = []
     for length in (5, 9, 3):
         ids, mask = question_batch([length, 2])
         plain = model.generate(ids, attention_mask=mask, **options)
         static = {"cache_implementation": "static", "compile_config": compilation}
         assert torch.equal(model.generate(ids, attention_mask=mask, **options, **static), plain)
-    assert counters["stats"]["unique_graphs"] - before == 1
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] == graphs[2]
+    assert model.base_model.compiled_pass is None
+
+
+def test_passes_in_a_static_cache(model, prompt):
+    """A thought that overwrites itself in a static cache gives the states and the keys of one that does not."""
+    ids, _ = with_span(model, prompt["input_ids"], prompt["attention_mask"], tail=2)
+    mask = torch.nn.functional.pad(prompt["attention_mask"], (0, ids.shape[1] - max(QUESTIONS)), value=1)
+    cache = StaticCache(config=model.config, max_cache_len=40)
+    with torch.no_grad():
+        wanted = model.base_model(ids, attention_mask=mask, use_cache=True, output_hidden_states=True)
+        given = model.base_model(ids, attention_mask=mask, past_key_values=cache, output_hidden_states=True)
+    assert given.past_key_values is cache and int(cache.get_seq_length()) == ids.shape[1]
+    for one, other in zip(given.hidden_states, wanted.hidden_states, strict=True):
+        torch.testing.assert_close(one[mask.bool()], other[mask.bool()])
