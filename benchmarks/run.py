@@ -18,8 +18,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-# Before torch is imported. Threads that spin while they wait make a neighbour on the machine cost tenfold, not twofold.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 from transformers.utils import logging  # noqa: E402
@@ -55,7 +53,7 @@ def main():
     if args.quick:
         setting = setting.but(question=8, cot=12, latents=6, batch=2)
     bench = Bench(device, setting, args.quick, args.whole or device.type == "cuda")
-    record = machine(device) | {"allocator": allocator, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}
+    record = machine(device) | {"allocator": allocator}
     print("\n".join(f"{name}: {value}" for name, value in record.items()))
     for name in args.tables or TABLES:
         start, load = time.perf_counter(), os.getloadavg()[0]

@@ -35,7 +35,7 @@ def measure(bench: Bench) -> list[dict]:
     folder = ROOT / "checkpoints" / "pccot-gpt2-chain"
     model = AutoModelForCausalLM.from_pretrained(folder).to(bench.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    questions = unseen_questions(20 if bench.quick else 1000)
+    questions = unseen_questions(20 if bench.quick else 1000 if bench.whole else 300)
     calls = []
     blocks = model.base_model.h
     handle = blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))

@@ -23,12 +23,12 @@ COLUMNS = [
 
 
 def settings(bench: Bench, shape: str, lora: bool) -> list[Setting]:
-    """The rows of one model; to end in minutes, all but the standard one are of half the batch."""
+    """The rows of one model; to end in minutes, most are of one example."""
     standard = bench.setting
     rows = [standard.but(iterations=count) for count in sorted({0, 3, 6, standard.latents})]
     if not bench.whole:
-        half = max(1, standard.batch // 2)
-        rows = [row if row == standard else row.but(batch=half) for row in rows]
+        in_full = [standard] if lora or shape != "GPT-2 small" else [standard, rows[-1]]
+        rows = [row if row in in_full else row.but(batch=1) for row in rows]
     elif shape == "GPT-2 small" and not lora:
         rows.append(standard.but(unequal=True))
     return rows
