@@ -133,7 +133,7 @@ class Bench:
         """Arguments of `alternate`: how many rounds, and when fewer must do."""
         if self.quick:
             return {"rounds": 2, "least": 2}
-        return {"rounds": rounds, "least": 3, "budget": 60.0 if self.whole else 8.0}
+        return {"rounds": rounds, "least": 3, "budget": 60.0 if self.whole else 5.0}
 
     def autocast(self):
         """bf16 on a GPU, with weights in float32; plain float32 on a CPU."""

@@ -97,7 +97,10 @@ def measure(bench: Bench) -> list[dict]:
                 del ways[f"reference, T = {setting.latents}"], ways[latent_name(setting.latents, setting)]
             if bench.on_gpu or batch == 1:
                 alternate(ways, bench.device, rounds=1 + bench.on_gpu)
-            times = alternate(ways, bench.device, **bench.patience(15 if bench.on_gpu else 7))
+            patience = bench.patience(15 if bench.on_gpu else 7)
+            times = alternate(
+                ways, bench.device, **(patience if batch < 32 or bench.whole else patience | {"least": 2})
+            )
             rows += [row | {"trained": "LoRA" if lora else "all", "batch": batch} for row in compare(times, setting)]
     if bench.on_gpu:
         rows += static_rows(bench, bench.setting.but(batch=1))

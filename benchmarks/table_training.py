@@ -19,6 +19,7 @@ COLUMNS = [
     Column("ours, MiB", "ours_bytes", "{:.0f}", 1 / MIB),
     Column("reference, MiB", "reference_bytes", "{:.0f}", 1 / MIB),
     Column("reference / ours", "memory_ratio", "{:.2f}"),
+    Column("ours checkpointed, MiB", "checkpointed_bytes", "{:.0f}", 1 / MIB),
 ]
 
 
@@ -61,6 +62,10 @@ def measure(bench: Bench) -> list[dict]:
             for _ in range(3 if bench.on_gpu else 0):
                 alternate(steps, bench.device, rounds=1)
             held = {name: peak_memory(step, bench.device) for name, step in steps.items()}  # warms up, too
+            if setting == bench.setting or bench.whole:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+                held["checkpointed"] = peak_memory(steps["ours"], bench.device)
+                model.gradient_checkpointing_disable()
             times = alternate(steps, bench.device, **bench.patience(5))
             ours, theirs = times["ours"]["seconds"], times["reference"]["seconds"]
             rows.append(
@@ -76,6 +81,7 @@ def measure(bench: Bench) -> list[dict]:
                     "ours_bytes": held["ours"],
                     "reference_bytes": held["reference"],
                     "memory_ratio": held["reference"] / held["ours"],
+                    "checkpointed_bytes": held.get("checkpointed"),
                 }
             )
         del model

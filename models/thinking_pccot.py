@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as ThoughtOutput
 from transformers.utils.generic import can_return_tuple
@@ -178,6 +179,9 @@ class ThinkingModelMixin:
                 "latent thought needs gradient checkpointing with use_reentrant=False: otherwise no gradient reaches "
                 "the cached question"
             )
+        sdpa, device = self.config._attn_implementation == "sdpa", inputs_embeds.device.type
+        if self.training and sdpa and device != "cpu" and attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = unread_masks(self.config, inputs_embeds, cache, attention_mask, position_ids)
         return super().forward(
             inputs_embeds=inputs_embeds,
             past_key_values=cache,
@@ -302,6 +306,20 @@ class ThinkingModelMixin:
         output, cache = self._think(embeds, cache, span, iterations, tolerance, aligned)
         back = torch.arange(length, device=embeds.device) + shift[:, None]
         return gather_columns(output, back, past), cache.gather(back, past)
+
+
+def unread_masks(config, inputs_embeds, cache, attention_mask, position_ids):
+    """What transformers makes of a 2-dimensional mask for sdpa, without a look whether it hides anything.
+
+    That look spares the mask where nothing is padded, but makes the host wait for the device in every step.
+    """
+
+    def every_pair(batch, head, query, key):  # a condition beside the usual ones means that the mask is needed
+        return query.new_ones((), dtype=torch.bool)
+
+    return create_masks_for_generate(
+        config, inputs_embeds, attention_mask, cache, position_ids, and_mask_function=every_pair
+    )
 
 
 def static_pass(model, inputs_embeds, cache, attention_mask, position_ids, kwargs) -> torch.Tensor:

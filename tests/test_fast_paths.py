@@ -9,8 +9,10 @@ from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from models import cross_entropy_pccot
+from models import cross_entropy_pccot, thinking_pccot
+from models.cache_pccot import PrefixCache
 from models.cross_entropy_pccot import IGNORED, cross_entropy, labelled, mean_cross_entropies
+from models.positions import positions_from_mask
 from training.adapters import add_adapters
 from training.arguments import LoraArguments
 from training.collators import LatentCollator
@@ -214,6 +216,46 @@ def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
         results.append([output.loss, *(parameter.grad.clone() for parameter in model.parameters())])
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("iterations", [0, 2, 6])
+def test_a_step_never_waits_for_the_device(backbone, iterations, monkeypatch):
+    """On the meta device nothing can be read: a step that reads a number, or looks for one, fails there."""
+    model = make_model(backbone, num_iterations=iterations, loss_delta=0.5).train()
+
+    class tokenizer:
+        eos_token_id, pad_token_id = 1, 0
+
+    features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]}]
+    features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
+    batch = LatentCollator(tokenizer, model.config)(features)
+    batch = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # not to be asked about this device
+    model.to("meta")
+    model(**batch).loss.backward()
+    assert model.lm_head.weight.grad.shape == model.lm_head.weight.shape
+    if backbone == "gpt2":  # with transformers' own masks it does
+        monkeypatch.setattr(thinking_pccot, "unread_masks", lambda config, inputs, cache, mask, positions: mask)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            model(**batch)
+
+
+@pytest.mark.parametrize("lengths", [[7, 3], [7, 7]])
+def test_unread_masks_hide_the_same(backbone, lengths):
+    """One pass with transformers' own masks and one with ours, with and without padding, behind 3 columns and none."""
+    base = make_model(backbone).base_model.eval()
+    ids, mask = question_batch(lengths)
+    embeds, positions = base.get_input_embeddings()(ids), positions_from_mask(mask)
+    with torch.no_grad():
+        cache = PrefixCache()
+        base._pass(embeds[:, :3], cache, mask[:, :3], positions[:, :3])
+        for start, prefix in ((0, PrefixCache), (3, lambda: cache.fork(3))):
+            part = embeds[:, start:], positions[:, start:]
+            wanted = base._pass(part[0], prefix(), mask, part[1]).last_hidden_state
+            masks = thinking_pccot.unread_masks(base.config, part[0], prefix(), mask, part[1])
+            given = base._pass(part[0], prefix(), masks, part[1]).last_hidden_state
+            seen = mask[:, start:].bool()
+            torch.testing.assert_close(given[seen], wanted[seen])
 
 
 @pytest.mark.parametrize("iterations", [0, 2, 6])

@@ -10,6 +10,7 @@ from transformers import Trainer
 from .arguments import EvaluationArguments
 from .evaluation import Answers, count_new_tokens, final_answer, same_answer, timed_generate
 from .hub import check_access
+from .liger import know_model_type
 
 LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
 STUDENT_INPUTS = (
@@ -46,6 +47,8 @@ class CoTTrainer(Trainer):
         **kwargs,
     ):
         self.hub_model_id: str | None = None  # until init_hf_repo()
+        if kwargs["args"].use_liger_kernel:
+            know_model_type(kwargs["model"].config.model_type)
         super().__init__(compute_metrics=self.answer_metrics, **kwargs)
         self.kinds, self.evaluation, self.eval_collator = kinds, evaluation, eval_collator
         self.teacher_warmup_steps = teacher_warmup_steps

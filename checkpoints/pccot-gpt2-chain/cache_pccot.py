@@ -4,10 +4,12 @@ transformers' own caches grow in place. Here one object serves exactly one pass:
 that never changes, and the next pass starts from `fork(length)`, which keeps the first `length` positions. Forks share
 tensors instead of copying them, gradients flow through the prefix, and replaying a layer (gradient checkpointing)
 gives the same keys and values again.
+
+An answer into a static cache needs none of that: its passes overwrite each other's columns there (`behind`).
 """
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 
 class PrefixLayer(DynamicLayer):
@@ -81,6 +83,23 @@ class PrefixCache(Cache):
             return torch.cat([states[..., :start, :], take_columns(states[..., start:, :], columns, dim=2)], dim=2)
 
         return PrefixCache([PrefixLayer(reorder(layer.keys), reorder(layer.values)) for layer in self.layers])
+
+
+def can_rewind(cache: Cache | None) -> bool:
+    """Whether passes may write into this cache itself, one over the other: a static one without a window."""
+    return cache is not None and len(cache.layers) > 0 and all(type(layer) is StaticLayer for layer in cache.layers)
+
+
+def behind(cache: Cache, length: int) -> Cache:
+    """A cache for another pass, which adds to the first `length` positions of the last one's.
+
+    A static cache is rewound: what stands further on stays there until it is overwritten, out of a causal mask's sight.
+    """
+    if isinstance(cache, PrefixCache):
+        return cache.fork(length)
+    for layer in cache.layers:
+        layer.cumulative_length.fill_(length)
+    return cache
 
 
 def take_columns(states: torch.Tensor, columns: torch.Tensor, dim: int) -> torch.Tensor:

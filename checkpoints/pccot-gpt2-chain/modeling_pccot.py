@@ -6,6 +6,7 @@ model, `forward()` and `generate()`, and at the end the backbones, each only its
 
 import torch
 from transformers import (
+    CompileConfig,
     GPT2LMHeadModel,
     GPT2Model,
     LlamaForCausalLM,
@@ -30,7 +31,7 @@ from .distillation_pccot import PCCoTOutput, distillation_loss, states_at
 from .generation import HiddenPromptMixin
 from .gpt2 import FusedGeluMixin
 from .spans_pccot import ThoughtSpan, starts_of_spans
-from .thinking_pccot import ThinkingModelMixin
+from .thinking_pccot import ThinkingModelMixin, static_pass
 
 
 class LatentThoughtMixin(HiddenPromptMixin):
@@ -171,6 +172,11 @@ class LatentThoughtMixin(HiddenPromptMixin):
             teacher_std=teacher_std,
         )
 
+    def get_compiled_call(self, compile_config):
+        """transformers asks for it where it compiles an answer's tokens; the passes of the thought then go with them."""
+        self.base_model.compiled_pass = torch.compile(static_pass, **(compile_config or CompileConfig()).to_dict())
+        return super().get_compiled_call(compile_config)
+
     def create_masks_for_generate(self, config, attention_mask, inputs_embeds, **kwargs):
         """The 4-dimensional masks that a compilable cache wants, except where a prompt may hold a thought span.
 
@@ -238,9 +244,12 @@ class LatentThoughtMixin(HiddenPromptMixin):
             opening = [self.config.bot_token_id] if self.config.open_steps_with_bot else []
         if opening and inputs is None:
             raise ValueError("a thought is opened in token ids: pass input_ids (or latent_thought=False)")
-        if inputs is None or (latent_thought and self._holds_span(inputs)):
-            return super().generate(inputs, generation_config, **kwargs)
-        return self.generate_behind(opening, inputs, generation_config, **kwargs)
+        try:
+            if inputs is None or (latent_thought and self._holds_span(inputs)):
+                return super().generate(inputs, generation_config, **kwargs)
+            return self.generate_behind(opening, inputs, generation_config, **kwargs)
+        finally:
+            self.base_model.compiled_pass = None
 
     def _holds_span(self, input_ids: torch.Tensor) -> bool:
         """Whether the rows already hold a thought span."""
@@ -263,12 +272,14 @@ class PCCoTGPT2Model(ThinkingModelMixin, FusedGeluMixin, GPT2Model):
     config_class = PCCoTGPT2Config
 
     def _pass(self, *args, **kwargs):
+        if not self.gradient_checkpointing:
+            return super()._pass(*args, **kwargs)
         # GPT2Model withholds the cache from checkpointed blocks; ours survives it. The blocks keep their own flag.
-        checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, False
+        self.gradient_checkpointing = False
         try:
             return super()._pass(*args, **kwargs)
         finally:
-            self.gradient_checkpointing = checkpointing
+            self.gradient_checkpointing = True
 
 
 class PCCoTGPT2LMHeadModel(LatentThoughtMixin, GPT2LMHeadModel):

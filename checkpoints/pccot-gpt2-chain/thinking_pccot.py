@@ -10,6 +10,7 @@ W = c - T + 1 positions that moves one position a pass, and the last one takes a
 passes, W = 1 (one latent after the other) for T >= c.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,11 +18,12 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as ThoughtOutput
 from transformers.utils.generic import can_return_tuple
 
-from .cache_pccot import PrefixCache, take_columns
+from .cache_pccot import PrefixCache, behind, can_rewind, take_columns
 from .configuration_pccot import check_count
 from .positions import positions_from_mask
 from .spans_pccot import ThoughtSpan, find_thought_spans
@@ -30,6 +32,9 @@ from .weight_gradients_pccot import shared_weight_gradients
 
 class ThinkingModelMixin:
     """A backbone's base model (the one without a head) that thinks wherever its input holds a thought span."""
+
+    # `static_pass` compiled, while `generate()` compiles: for the passes behind the question, over a static cache.
+    compiled_pass: Callable | None = None
 
     def __init__(self, config):
         super().__init__(config)
@@ -107,8 +112,9 @@ class ThinkingModelMixin:
             raise ValueError("a thought span needs a 2-dimensional attention mask (batch, length)")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        cache = PrefixCache.of(past_key_values)
-        past = cache.get_seq_length()
+        in_place = can_rewind(past_key_values) and spans[0].is_aligned and not torch.is_grad_enabled()
+        cache = past_key_values if in_place else PrefixCache.of(past_key_values)
+        past = int(cache.get_seq_length())
         think = self._think if spans[0].is_aligned else self._think_ragged
         pieces, starts = [], [0, *(span.columns for span in spans[1:]), length]
         for span, start, end in zip(spans, starts, starts[1:], strict=False):
@@ -121,9 +127,9 @@ class ThinkingModelMixin:
                 inputs_embeds[:, start:end], cache, within, iterations, latent_tolerance, kwargs | part
             )
             pieces.append(piece)
-            cache = PrefixCache.of(cache)
+            cache = cache if in_place else PrefixCache.of(cache)
         output = join_columns(pieces)
-        if isinstance(past_key_values, PrefixCache):
+        if in_place or isinstance(past_key_values, PrefixCache):
             output.past_key_values = cache
         elif config.use_cache if use_cache is None else use_cache:
             target = DynamicCache(config=config) if past_key_values is None else past_key_values
@@ -173,6 +179,9 @@ class ThinkingModelMixin:
                 "latent thought needs gradient checkpointing with use_reentrant=False: otherwise no gradient reaches "
                 "the cached question"
             )
+        sdpa, device = self.config._attn_implementation == "sdpa", inputs_embeds.device.type
+        if self.training and sdpa and device != "cpu" and attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = unread_masks(self.config, inputs_embeds, cache, attention_mask, position_ids)
         return super().forward(
             inputs_embeds=inputs_embeds,
             past_key_values=cache,
@@ -181,6 +190,19 @@ class ThinkingModelMixin:
             use_cache=True,
             **kwargs,
         )
+
+    def _pass_compiled(self, inputs_embeds, cache, attention_mask, position_ids, **kwargs):
+        """`_pass` over a static cache, by `compiled_pass`."""
+        # Of one shape and layout in every pass, or it would be compiled anew.
+        if attention_mask is not None:
+            missing = cache.layers[0].max_cache_len - attention_mask.shape[1]
+            attention_mask = nn.functional.pad(attention_mask, (0, missing))
+        inputs_embeds, position_ids = (
+            tensor.clone(memory_format=torch.contiguous_format) for tensor in (inputs_embeds, position_ids)
+        )
+        states = self.compiled_pass(self, inputs_embeds, cache, attention_mask, position_ids, kwargs)
+        # A CUDA graph hands out the same memory in every run.
+        return ThoughtOutput(last_hidden_state=states.clone())
 
     def _checkpointed_layers(self) -> list:
         return [
@@ -211,7 +233,7 @@ class ThinkingModelMixin:
             Outputs that stand side by side: of each pass the columns that no later pass computed again. And the caches
             after the first and after the last pass.
         """
-        bot, latents, length, past = span.columns, span.num_latents, embeds.shape[1], cache.get_seq_length()
+        bot, latents, length, past = span.columns, span.num_latents, embeds.shape[1], int(cache.get_seq_length())
         iterations = min(iterations, latents)
         # A tolerance looks at every latent in every pass; otherwise the window ends where nothing reads on.
         window = latents if tolerance is not None else latents - iterations + 1
@@ -220,10 +242,14 @@ class ThinkingModelMixin:
         if positions is None:
             positions = torch.arange(past, past + length, device=embeds.device)[None]
 
+        kept = any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
+        compiled = self.compiled_pass is not None and not isinstance(cache, PrefixCache) and not kept
+
         def run(inputs, cache, start, end):
             seen = None if mask is None else mask[:, : past + end]
             more = (last or {}) if end == length else {}
-            return self._pass(inputs, cache, seen, positions[:, start:end], **kwargs, **more)
+            once_more = self._pass_compiled if start > 0 and compiled else self._pass
+            return once_more(inputs, cache, seen, positions[:, start:end], **kwargs, **more)
 
         start, end = 0, length if iterations == 0 else bot + window
         output, first, pieces = run(embeds[:, :end], cache, start, end), cache, []
@@ -241,7 +267,7 @@ class ThinkingModelMixin:
                 inputs = torch.where(settled[:, None, None], previous[:, 1:], inputs)
             pieces.append(output_columns(output, bot + t - start))
             start = bot + t
-            cache = cache.fork(past + start)
+            cache = behind(cache, past + start)
             if t == iterations:
                 # The answer rides along with the last pass.
                 output = run(torch.cat([inputs, embeds[:, span_end:]], dim=1), cache, start, end := length)
@@ -250,7 +276,7 @@ class ThinkingModelMixin:
             thought = output.last_hidden_state
         pieces.append(output)
         if end < length:  # ended early: the answer has a pass of its own
-            cache = cache.fork(past + span_end)
+            cache = behind(cache, past + span_end)
             pieces.append(run(embeds[:, span_end:], cache, span_end, length))
         return pieces, first, cache
 
@@ -280,6 +306,25 @@ class ThinkingModelMixin:
         output, cache = self._think(embeds, cache, span, iterations, tolerance, aligned)
         back = torch.arange(length, device=embeds.device) + shift[:, None]
         return gather_columns(output, back, past), cache.gather(back, past)
+
+
+def unread_masks(config, inputs_embeds, cache, attention_mask, position_ids):
+    """What transformers makes of a 2-dimensional mask for sdpa, without a look whether it hides anything.
+
+    That look spares the mask where nothing is padded, but makes the host wait for the device in every step.
+    """
+
+    def every_pair(batch, head, query, key):  # a condition beside the usual ones means that the mask is needed
+        return query.new_ones((), dtype=torch.bool)
+
+    return create_masks_for_generate(
+        config, inputs_embeds, attention_mask, cache, position_ids, and_mask_function=every_pair
+    )
+
+
+def static_pass(model, inputs_embeds, cache, attention_mask, position_ids, kwargs) -> torch.Tensor:
+    """The last hidden states of one pass of a thinking model's backbone over columns behind a static cache's content."""
+    return model._pass(inputs_embeds, cache, attention_mask, position_ids, **kwargs).last_hidden_state
 
 
 @dataclass
