@@ -183,6 +183,10 @@ class CoTTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments, with defaults that fit and flags that the library has since renamed."""
 
     remove_unused_columns: bool = option(False, "Must stay off: the collator makes the model's inputs.")
+    length_column_name: str = option(
+        "sort_key",
+        "What --train_sampling_strategy group_by_length goes by; `sort_key` needs less padding than `length`.",
+    )
     logging_nan_inf_filter: bool = option(False, "Off: looking for NaN in each step would wait for the device.")
 
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")

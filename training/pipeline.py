@@ -107,6 +107,7 @@ def tokenize_splits(
                     f"{split} row {index} is too long: {length} tokens, and the limit is {limit} "
                     "(--drop_long leaves such rows out)"
                 )
+        features["sort_key"] = [collator.sort_key(row) for row in rows]
         features["row"] = indices
         if split != "train":
             features |= {"question_text": examples["question"], "answer_text": examples["answer"]}
