@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import chain_model, make_model, question_batch
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
@@ -148,10 +149,13 @@ def test_trained_rows_are_pefts():
             assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
-def test_a_step_with_pefts_own_layers(characters):
+@pytest.mark.parametrize("dropout, checkpointing", [(0.0, False), (0.3, False), (0.0, True)])
+def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
     """A training step with LoRA: losses and gradients as with PEFT's layers and whole logits."""
     model = chain_model(characters, num_latent_tokens=3)
-    wrapped = add_adapters(model, LoraArguments(use_peft=True, lora_r=2, lora_dropout=0.0))
+    wrapped = add_adapters(model, LoraArguments(use_peft=True, lora_r=2, lora_dropout=dropout))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in wrapped.parameters():
@@ -168,12 +172,44 @@ def test_a_step_with_pefts_own_layers(characters):
         if not fast:
             use_pefts_layers(wrapped)
         wrapped.zero_grad()
+        torch.manual_seed(0)  # the same elements drop out
         output = wrapped.train()(**batch)
         output.loss.backward()
+        kinds = {type(node).__name__ for node in nodes_of(output.loss)}
+        assert checkpointing or ("LoraProductBackward" in kinds) == fast
         grads = [parameter.grad.clone() for parameter in wrapped.parameters() if parameter.requires_grad]
         results.append([output.loss, output.cot_loss, output.ccot_loss, output.kd_loss, *grads])
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_an_adapter_in_another_number_format(backbone, autocast):
+    """Outputs and gradients of PEFT's layer under autocast, and where weights are bf16 and adapters float32."""
+    model = make_model(backbone).to(torch.float32 if autocast else torch.bfloat16)
+    targets = "c_attn" if backbone == "gpt2" else "q_proj"
+    wrapped = add_adapters(
+        model, LoraArguments(use_peft=True, lora_r=4, lora_dropout=0.0, lora_target_modules=targets)
+    ).train()
+    layer = next(module for module in wrapped.modules() if isinstance(module, AddedLora))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_(generator=generator)
+    x = torch.randn(2, 3, 32, generator=generator).to(layer.base_layer.weight.dtype).requires_grad_()
+    results = []
+    for kind in (AddedLora, LoraLinear):
+        layer.__class__ = kind
+        wrapped.zero_grad()
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = layer(x)
+        (y.float() ** 2).sum().backward()
+        weights = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        results.append([y, x.grad, *(weight.grad.clone() for weight in weights)])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours - theirs).float().norm() < 0.02 * theirs.float().norm()
 
 
 def test_the_fused_activation():

@@ -8,6 +8,9 @@ from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from models.weight_gradients_pccot import compute_dtype, note, noted_weight
 
 
 class TrainedRows(TrainableTokensLayer):
@@ -40,22 +43,69 @@ class TrainedRows(TrainableTokensLayer):
 
 
 class AddedLora(LoraLinear):
-    """A linear layer with its adapter, scaled and added by the matrix product itself.
+    """A linear layer with its adapter as one operation.
 
-    PEFT's own layer scales the adapter's output and adds it to the layer's in two operations of their own.
+    PEFT's own layer scales the adapter's output and adds it to the layer's in operations of their own; autograd adds up
+    what comes back through both, and the adapter's gradients pass by pass.
     """
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        name, base = self.active_adapters[0] if len(self.active_adapters) == 1 else None, self.base_layer
         plain = not (args or kwargs or self.merged or self.disable_adapters or self.lora_variant)
-        name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
-        if not plain or name not in self.lora_A or self.lora_B[name].bias is not None:
+        plain = plain and name in self.lora_A and self.lora_B[name].bias is None
+        plain = plain and type(base) in (nn.Linear, Conv1D) and base.weight.numel() > 0  # 0: kept elsewhere (ZeRO-3)
+        if not plain or any(weights.requires_grad for weights in base.parameters()):
             return super().forward(x, *args, **kwargs)
-        result, down, up = self.base_layer(x), self.lora_A[name], self.lora_B[name].weight
-        small = down(self.lora_dropout[name](x.to(down.weight.dtype)))
-        if not small.dtype == up.dtype == result.dtype and not torch.is_autocast_enabled(x.device.type):
+        device, down, up = x.device.type, self.lora_A[name], self.lora_B[name]
+        dtype = compute_dtype(device, base.weight.dtype)
+        if not torch.is_autocast_enabled(device) and not x.dtype == down.weight.dtype == up.weight.dtype == dtype:
             return super().forward(x, *args, **kwargs)
-        added = torch.addmm(result.flatten(0, -2), small.flatten(0, -2), up.T, alpha=self.scaling[name])
-        return added.unflatten(0, result.shape[:-1])
+
+        dropout, x = self.lora_dropout[name], x.to(dtype)
+        dropped = dropout(x).flatten(0, -2) if self.training and not isinstance(dropout, nn.Identity) else None
+        matrix = base.weight if isinstance(base, Conv1D) else base.weight.T
+        bias = None if base.bias is None else base.bias.to(dtype)
+        y = LoraProduct.apply(
+            x.flatten(0, -2),
+            dropped,
+            matrix.to(dtype),
+            bias,
+            *noted_weight(down, device),
+            *noted_weight(up, device),
+            self.scaling[name],
+        )
+        return y.unflatten(0, x.shape[:-1])
+
+
+class LoraProduct(torch.autograd.Function):
+    """`x @ matrix + bias + scale * dropped @ down.T @ up.T` with a frozen matrix and bias.
+
+    x and `dropped` (None: x itself) are `(n, inputs)`, `matrix` `(inputs, outputs)`, `down` `(rank, inputs)` and `up`
+    `(outputs, rank)`, the latter two from `noted_weight`.
+    """
+
+    @staticmethod
+    def forward(ctx, x, dropped, matrix, bias, down, down_notes, up, up_notes, scale):
+        source = x if dropped is None else dropped
+        y = x @ matrix if bias is None else torch.addmm(bias, x, matrix)
+        small = (source @ down.T).mul_(scale)
+        ctx.save_for_backward(source, small, matrix, down, up)
+        ctx.direct, ctx.down_notes, ctx.up_notes, ctx.scale = dropped is None, down_notes, up_notes, scale
+        return y.addmm_(small, up.T)
+
+    @staticmethod
+    def backward(ctx, grad):
+        source, small, matrix, down, up = ctx.saved_tensors
+        grad_small = (grad @ up).mul_(ctx.scale)
+        grad_down = note(ctx.down_notes, source, grad_small)
+        grad_up = note(ctx.up_notes, small, grad)
+        grad_x = grad @ matrix.T if ctx.needs_input_grad[0] else None
+        grad_dropped = None
+        if not ctx.direct and ctx.needs_input_grad[1]:
+            grad_dropped = grad_small @ down
+        elif ctx.direct and grad_x is not None:
+            grad_x.addmm_(grad_small, down)
+        return grad_x, grad_dropped, None, None, grad_down, None, grad_up, None, None
 
 
 FASTER = {TrainableTokensLayer: TrainedRows, LoraLinear: AddedLora}

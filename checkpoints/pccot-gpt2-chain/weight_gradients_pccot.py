@@ -43,13 +43,60 @@ class NotedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        ctx.notes.append((x, grad))
+        note(ctx.notes, x, grad)
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ (weight.T if ctx.transposed else weight)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(dim=0)
         return grad_x, None, grad_bias, None, None
+
+
+class NotingForward:
+    """A linear layer's forward pass, for any number of calls in one step."""
+
+    def __init__(self, layer: nn.Module):
+        self.layer, self.notes, self.transposed, self.shared = layer, [], isinstance(layer, Conv1D), None
+
+    def weight(self, device: str) -> torch.Tensor:
+        """The layer's weight for one more use, of which a gradient's two factors must be noted."""
+        if self.shared is None:
+            dtype = compute_dtype(device, self.layer.weight.dtype)
+            self.shared = SharedWeight.apply(self.layer.weight, dtype, self.notes, self.transposed)
+        return self.shared
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.weight(x.device.type), self.layer.bias
+        bias = None if bias is None else bias.to(weight.dtype)
+        y = NotedProduct.apply(x.to(weight.dtype).flatten(0, -2), weight, bias, self.notes, self.transposed)
+        return y.unflatten(0, x.shape[:-1])
+
+
+def note(notes: list | None, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of a weight `(outputs, inputs)` in `x @ weight.T`, or None where its two factors are noted for later.
+
+    Args:
+        notes: from `noted_weight`.
+        x: `(n, inputs)`.
+        grad: `(n, outputs)`.
+    """
+    if notes is None:
+        return grad.T @ x
+    notes.append((x, grad))
+    return None
+
+
+def noted_weight(layer: nn.Linear, device: str) -> tuple[torch.Tensor, list | None]:
+    """A layer's weight for a product of one's own, and the notes to keep of its gradient (None: it is not shared)."""
+    noting = vars(layer).get("forward")
+    if isinstance(noting, NotingForward):
+        return noting.weight(device), noting.notes
+    return layer.weight.to(compute_dtype(device, layer.weight.dtype)), None
+
+
+def compute_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """The number format of a product with weights of `dtype`: autocast's, where that is on."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
 @contextmanager
@@ -61,23 +108,6 @@ def shared_weight_gradients(module: nn.Module):
     with ExitStack() as stack:
         for layer in module.modules():
             if type(layer) in (nn.Linear, Conv1D) and layer.weight.requires_grad and layer.weight.numel() > 0:
-                layer.forward = noting_forward(layer)
+                layer.forward = NotingForward(layer)
                 stack.callback(layer.__dict__.pop, "forward")
         yield
-
-
-def noting_forward(layer: nn.Module):
-    """A layer's forward pass, for any number of calls in one step."""
-    notes, transposed, shared = [], isinstance(layer, Conv1D), None
-
-    def forward(x):
-        nonlocal shared
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
-        if shared is None:
-            shared = SharedWeight.apply(layer.weight, dtype, notes, transposed)
-        bias = None if layer.bias is None else layer.bias.to(dtype)
-        y = NotedProduct.apply(x.to(dtype).flatten(0, -2), shared, bias, notes, transposed)
-        return y.unflatten(0, x.shape[:-1])
-
-    return forward
