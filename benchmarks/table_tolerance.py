@@ -20,7 +20,7 @@ COLUMNS = [
     Column("high", "high", "{:.3f}"),
     Column("ms an answer", "seconds", "{:.1f}", 1000),
 ]
-TOLERANCES = (None, 0, 1e-3, 1e-2, 3e-2, 0.1, 0.3)
+TOLERANCES = (None, 0, 0.01, 0.1, 0.3, 1, 3)
 
 
 def unseen_questions(count: int) -> list[dict]:
@@ -84,7 +84,8 @@ def plot(rows: list[dict]):
     axes.set_xticks(places, [str(row["tolerance"]) for row in rows])
     passes = axes.twinx()
     draw(passes, places, [row["mean_passes"] for row in rows], color="tab:red", label="passes after pass 0", marker="x")
-    passes.set(ylabel="passes after pass 0, mean", ylim=(0, None))
+    most = max(row["mean_passes"] for row in rows)
+    passes.set(ylabel="passes after pass 0, mean", ylim=(0, 1.25 * most))
     lines = [*axes.get_legend_handles_labels()[0], *passes.get_legend_handles_labels()[0]]
     axes.legend(lines, [line.get_label() for line in lines], loc="lower left")
     return figure

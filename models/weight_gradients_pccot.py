@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 
@@ -22,6 +23,7 @@ class SharedWeight(torch.autograd.Function):
         return weight.to(dtype, copy=True) if weight.dtype != dtype else weight.view_as(weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, _):
         inputs, grads = (torch.cat(factors) for factors in zip(*ctx.notes, strict=True))
         ctx.notes.clear()  # a second backward pass notes anew
@@ -41,6 +43,7 @@ class NotedProduct(torch.autograd.Function):
         return x @ matrix if bias is None else torch.addmm(bias, x, matrix)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         note(ctx.notes, x, grad)
@@ -108,6 +111,6 @@ def shared_weight_gradients(module: nn.Module):
     with ExitStack() as stack:
         for layer in module.modules():
             if type(layer) in (nn.Linear, Conv1D) and layer.weight.requires_grad and layer.weight.numel() > 0:
-                layer.forward = NotingForward(layer)
+                layer.forward = NotingForward(layer)  # `noted_weight` looks for it there, too
                 stack.callback(layer.__dict__.pop, "forward")
         yield

@@ -212,6 +212,22 @@ def test_an_adapter_in_another_number_format(backbone, autocast):
         assert (ours - theirs).float().norm() < 0.02 * theirs.float().norm()
 
 
+def test_a_layer_that_something_looks_into_is_pefts():
+    """Hooks run (offloading fetches weights with them), and a second derivative is refused, not wrong."""
+    wrapped = add_adapters(make_model("llama"), LoraArguments(use_peft=True, lora_r=4, lora_dropout=0.0)).train()
+    layer = next(module for module in wrapped.modules() if isinstance(module, AddedLora))
+    x = torch.randn(2, 3, 32, requires_grad=True)
+    (grad,) = torch.autograd.grad((layer(x) ** 3).sum(), layer.lora_B["default"].weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (grad**2).sum().backward()
+    for module in (layer.base_layer, layer.lora_A["default"]):
+        seen = []
+        handle = module.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        layer(x)
+        handle.remove()
+        assert seen == [1]
+
+
 def test_the_fused_activation():
     """One kernel instead of gelu_new's formula; another activation stays what it is."""
     x = torch.linspace(-6, 6, 1001, dtype=torch.float64, requires_grad=True)

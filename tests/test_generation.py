@@ -276,3 +276,28 @@ def test_passes_in_a_static_cache(model, prompt):
     assert given.past_key_values is cache and int(cache.get_seq_length()) == ids.shape[1]
     for one, other in zip(given.hidden_states, wanted.hidden_states, strict=True):
         torch.testing.assert_close(one[mask.bool()], other[mask.bool()])
+
+
+@pytest.mark.parametrize("where", ["configuration", "call"])
+def test_states_of_every_layer_while_compiling(where):
+    """Compiled passes give the last states alone, so they are left out where every layer's are asked for."""
+    model = make_model("llama")
+    ids, mask = question_batch([5, 3])
+    compilation = CompileConfig(backend="eager")
+    compilation._compile_all_devices = True
+    options = {"max_length": 40, "do_sample": False, "return_dict_in_generate": True, "attention_mask": mask}
+    if where == "configuration":
+        model.config.output_hidden_states = True
+    else:
+        options["output_hidden_states"] = True
+    plain = model.generate(ids, **options)
+    given = model.generate(ids, **options, cache_implementation="static", compile_config=compilation)
+    assert torch.equal(given.sequences, plain.sequences)
+
+
+def test_a_static_cache_that_is_not_wanted_stays_empty(gpt2, prompt):
+    ids, mask = with_span(gpt2, prompt["input_ids"], prompt["attention_mask"], tail=1)
+    cache = StaticCache(config=gpt2.config, max_cache_len=40)
+    with torch.no_grad():
+        output = gpt2.base_model(ids, attention_mask=mask, past_key_values=cache, use_cache=False)
+    assert output.past_key_values is None and int(cache.get_seq_length()) == 0

@@ -24,6 +24,11 @@ def join(questions: list[list[int]], tails: list[list[int]], pad_token_id: int) 
     return ids, torch.cat([pad(ones[0], 0, left=True), pad(ones[1], 0)], dim=1)
 
 
+# Questions count as of one length within so many tokens: of 4 to 32, the least padding on GSM8K's lengths.
+QUESTION_STEP = 16
+LONGER_THAN_ANY_TAIL = 2**20
+
+
 class CoTCollator:
     """The explicit chain of thought: question, steps, answer prompt, answer, end of sequence.
 
@@ -62,7 +67,8 @@ class CoTCollator:
         Questions and what follows them are padded by themselves (in a batch all questions end in the same column), so
         an order by the length of both together is not enough: questions of about one length, then by their chains.
         """
-        return len(feature["question"]) // 16 * 2**20 + len(self.chain(feature)) + len(self.ending(feature))
+        tail = len(self.chain(feature)) + len(self.ending(feature))
+        return len(feature["question"]) // QUESTION_STEP * LONGER_THAN_ANY_TAIL + tail
 
     def __call__(self, features: list[dict]) -> dict:
         """A batch: `input_ids`, `attention_mask`, `position_ids`, `labels`, each `(batch, length)`; `question_length`.

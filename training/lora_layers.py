@@ -7,6 +7,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
@@ -50,31 +51,38 @@ class AddedLora(LoraLinear):
     """
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        name, base = self.active_adapters[0] if len(self.active_adapters) == 1 else None, self.base_layer
-        plain = not (args or kwargs or self.merged or self.disable_adapters or self.lora_variant)
-        plain = plain and name in self.lora_A and self.lora_B[name].bias is None
-        plain = plain and type(base) in (nn.Linear, Conv1D) and base.weight.numel() > 0  # 0: kept elsewhere (ZeRO-3)
-        if not plain or any(weights.requires_grad for weights in base.parameters()):
+        if args or kwargs or not self.is_plain(x):
             return super().forward(x, *args, **kwargs)
-        device, down, up = x.device.type, self.lora_A[name], self.lora_B[name]
+        (name,), base, device = self.active_adapters, self.base_layer, x.device.type
+        down, up, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
         dtype = compute_dtype(device, base.weight.dtype)
-        if not torch.is_autocast_enabled(device) and not x.dtype == down.weight.dtype == up.weight.dtype == dtype:
-            return super().forward(x, *args, **kwargs)
-
-        dropout, x = self.lora_dropout[name], x.to(dtype)
-        dropped = dropout(x).flatten(0, -2) if self.training and not isinstance(dropout, nn.Identity) else None
-        matrix = base.weight if isinstance(base, Conv1D) else base.weight.T
-        bias = None if base.bias is None else base.bias.to(dtype)
+        inputs, matrix = x.to(dtype).flatten(0, -2), base.weight if isinstance(base, Conv1D) else base.weight.T
+        dropped = None if isinstance(dropout, nn.Identity) or not self.training else dropout(inputs)
         y = LoraProduct.apply(
-            x.flatten(0, -2),
+            inputs,
             dropped,
             matrix.to(dtype),
-            bias,
+            None if base.bias is None else base.bias.to(dtype),
             *noted_weight(down, device),
             *noted_weight(up, device),
             self.scaling[name],
         )
         return y.unflatten(0, x.shape[:-1])
+
+    def is_plain(self, x: torch.Tensor) -> bool:
+        """Whether this is a frozen linear layer with one ordinary adapter, which nothing else looks into."""
+        if self.merged or self.disable_adapters or self.lora_variant or len(self.active_adapters) != 1:
+            return False
+        (name,), base = self.active_adapters, self.base_layer
+        if name not in self.lora_A or self.lora_B[name].bias is not None or type(base) not in (nn.Linear, Conv1D):
+            return False
+        layers = (base, self.lora_A[name], self.lora_B[name])
+        # Hooks fetch weights that are kept elsewhere (offloading, ZeRO-3), and may do anything else.
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook") for layer in layers)
+        if hooked or base.weight.numel() == 0 or any(weights.requires_grad for weights in base.parameters()):
+            return False
+        formats = {x.dtype, *(layer.weight.dtype for layer in layers)}
+        return torch.is_autocast_enabled(x.device.type) or len(formats) == 1
 
 
 class LoraProduct(torch.autograd.Function):
@@ -94,17 +102,19 @@ class LoraProduct(torch.autograd.Function):
         return y.addmm_(small, up.T)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         source, small, matrix, down, up = ctx.saved_tensors
         grad_small = (grad @ up).mul_(ctx.scale)
         grad_down = note(ctx.down_notes, source, grad_small)
         grad_up = note(ctx.up_notes, small, grad)
-        grad_x = grad @ matrix.T if ctx.needs_input_grad[0] else None
-        grad_dropped = None
-        if not ctx.direct and ctx.needs_input_grad[1]:
+        grad_x = grad_dropped = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ matrix.T
+            if ctx.direct:
+                grad_x.addmm_(grad_small, down)
+        if ctx.needs_input_grad[1]:
             grad_dropped = grad_small @ down
-        elif ctx.direct and grad_x is not None:
-            grad_x.addmm_(grad_small, down)
         return grad_x, grad_dropped, None, None, grad_down, None, grad_up, None, None
 
 

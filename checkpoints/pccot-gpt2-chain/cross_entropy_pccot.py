@@ -6,6 +6,7 @@ tokens at a time: the forward pass computes a chunk's logits, its losses and at 
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 IGNORED = -100
@@ -132,6 +133,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return (losses * weights).sum(), losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output, _):
         (grad_states, grad_weight, grad_rows), ctx.gradients = ctx.gradients, None
         for grad in (grad_states, grad_weight, grad_rows):

@@ -6,7 +6,6 @@ model, `forward()` and `generate()`, and at the end the backbones, each only its
 
 import torch
 from transformers import (
-    CompileConfig,
     GPT2LMHeadModel,
     GPT2Model,
     LlamaForCausalLM,
@@ -174,7 +173,8 @@ class LatentThoughtMixin(HiddenPromptMixin):
 
     def get_compiled_call(self, compile_config):
         """transformers asks for it where it compiles an answer's tokens; the passes of the thought then go with them."""
-        self.base_model.compiled_pass = torch.compile(static_pass, **(compile_config or CompileConfig()).to_dict())
+        options = compile_config or self._default_compile_config()
+        self.base_model.compiled_pass = torch.compile(static_pass, **options.to_dict())
         return super().get_compiled_call(compile_config)
 
     def create_masks_for_generate(self, config, attention_mask, inputs_embeds, **kwargs):

@@ -113,6 +113,7 @@ class ThinkingModelMixin:
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         in_place = can_rewind(past_key_values) and spans[0].is_aligned and not torch.is_grad_enabled()
+        in_place = in_place and (config.use_cache if use_cache is None else use_cache)
         cache = past_key_values if in_place else PrefixCache.of(past_key_values)
         past = int(cache.get_seq_length())
         think = self._think if spans[0].is_aligned else self._think_ragged
@@ -242,17 +243,19 @@ class ThinkingModelMixin:
         if positions is None:
             positions = torch.arange(past, past + length, device=embeds.device)[None]
 
-        kept = any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
-        compiled = self.compiled_pass is not None and not isinstance(cache, PrefixCache) and not kept
+        run_pass = self._pass
 
         def run(inputs, cache, start, end):
             seen = None if mask is None else mask[:, : past + end]
             more = (last or {}) if end == length else {}
-            once_more = self._pass_compiled if start > 0 and compiled else self._pass
-            return once_more(inputs, cache, seen, positions[:, start:end], **kwargs, **more)
+            return run_pass(inputs, cache, seen, positions[:, start:end], **kwargs, **more)
 
         start, end = 0, length if iterations == 0 else bot + window
         output, first, pieces = run(embeds[:, :end], cache, start, end), cache, []
+        # The passes behind the question have one shape; compiled ones give the last states alone.
+        last_alone = output.hidden_states is None and output.attentions is None
+        if self.compiled_pass is not None and not isinstance(cache, PrefixCache) and last_alone:
+            run_pass = self._pass_compiled
         thought = output.last_hidden_state[:, bot:]  # from column bot + t on, after pass t
         inputs, settled = None, None
         for t in range(1, iterations + 1):
