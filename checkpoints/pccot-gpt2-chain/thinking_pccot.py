@@ -12,7 +12,6 @@ passes, W = 1 (one latent after the other) for T >= c.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,11 +19,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as ThoughtOutput
 from transformers.utils.generic import can_return_tuple
 
 from .cache_pccot import PrefixCache, behind, can_rewind, take_columns
 from .configuration_pccot import check_count
+from .outputs_pccot import Thought, ThoughtOutput, gather_columns, join_columns, output_columns
 from .positions import positions_from_mask
 from .spans_pccot import ThoughtSpan, find_thought_spans
 from .weight_gradients_pccot import shared_weight_gradients
@@ -47,10 +46,11 @@ class ThinkingModelMixin:
                 nn.LayerNorm(config.hidden_size),
             )
             self.post_init()
-        for module in self.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                # A PrefixCache survives the replay of a layer; `forward` lets no other cache near a checkpoint.
-                module._can_checkpoint_with_cache = True
+        # Kept, because to look for them in every pass would cost more than some of the passes' operations.
+        self.checkpointable = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer in self.checkpointable:
+            # A PrefixCache survives the replay of a layer; `forward` lets no other cache near a checkpoint.
+            layer._can_checkpoint_with_cache = True
 
     @can_return_tuple
     def forward(
@@ -153,7 +153,7 @@ class ThinkingModelMixin:
 
     def think(
         self, embeds: torch.Tensor, attention_mask: torch.Tensor, span: ThoughtSpan, num_iterations: int | None = None
-    ) -> "Thought":
+    ) -> Thought:
         """A training example's question, thought and answer, and what another continuation of the question needs.
 
         Args:
@@ -206,11 +206,7 @@ class ThinkingModelMixin:
         return ThoughtOutput(last_hidden_state=states.clone())
 
     def _checkpointed_layers(self) -> list:
-        return [
-            module
-            for module in self.modules()
-            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-        ]
+        return [layer for layer in self.checkpointable if layer.gradient_checkpointing]
 
     def _project(self, hidden_states):
         return self.prj(hidden_states) if self.config.use_projection else hidden_states
@@ -330,42 +326,6 @@ def static_pass(model, inputs_embeds, cache, attention_mask, position_ids, kwarg
     return model._pass(inputs_embeds, cache, attention_mask, position_ids, **kwargs).last_hidden_state
 
 
-@dataclass
-class Thought:
-    """What `ThinkingModelMixin.think` computed.
-
-    Args:
-        pieces: the backbone's outputs, side by side; the last holds every layer's states.
-        question_cache: of the columns before the thought span.
-        span: where that is.
-    """
-
-    pieces: list
-    question_cache: PrefixCache
-    span: ThoughtSpan
-
-    @property
-    def question_state(self) -> torch.Tensor:
-        """The last hidden state of the question's last column, `(batch, 1, hidden)`."""
-        column = self.span.columns - 1
-        return self.pieces[0].last_hidden_state[:, column : column + 1]
-
-    @property
-    def latent_states(self) -> torch.Tensor:
-        """The states that become the latents' inputs: from `<bot>` to the last latent but one, `(batch, c, hidden)`."""
-        states = torch.cat([piece.last_hidden_state for piece in self.pieces], dim=1)
-        return states[:, self.span.columns : self.span.columns + self.span.num_latents]
-
-    def answer_states(self, columns: int) -> torch.Tensor:
-        """The last hidden states of the last `columns` columns, `(batch, columns, hidden)`."""
-        return self.pieces[-1].last_hidden_state[:, -columns:]
-
-    @property
-    def answer_layers(self) -> tuple[torch.Tensor, ...]:
-        """Every layer's hidden states in the last pass, which ends with the answer."""
-        return self.pieces[-1].hidden_states
-
-
 def reentrant(layer: GradientCheckpointingLayer) -> bool:
     """Whether a checkpointed layer recomputes in the reentrant form."""
     options = getattr(layer._gradient_checkpointing_func, "keywords", {})
@@ -376,46 +336,3 @@ def relative_change(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     """The largest relative change of any latent; two `(batch, latents, hidden)` -> `(batch,)`."""
     distance = (new - old).float().norm(dim=-1) / old.float().norm(dim=-1).clamp(min=1e-12)
     return distance.amax(dim=-1)
-
-
-def output_columns(output, count: int):
-    """The first `count` columns of a backbone's output."""
-    return ThoughtOutput(
-        last_hidden_state=output.last_hidden_state[:, :count],
-        hidden_states=output.hidden_states and tuple(layer[:, :count] for layer in output.hidden_states),
-        attentions=output.attentions and tuple(layer[:, :, :count] for layer in output.attentions),
-    )
-
-
-def join_columns(pieces: list) -> ThoughtOutput:
-    """One output from those of successive columns."""
-
-    def join(name: str, merge):
-        if getattr(pieces[0], name) is None:
-            return None
-        return tuple(merge(layer) for layer in zip(*(getattr(piece, name) for piece in pieces), strict=True))
-
-    def join_attention(layer):
-        keys = max(piece.shape[-1] for piece in layer)
-        return torch.cat([nn.functional.pad(piece, (0, keys - piece.shape[-1])) for piece in layer], dim=2)
-
-    return ThoughtOutput(
-        last_hidden_state=torch.cat([piece.last_hidden_state for piece in pieces], dim=1),
-        hidden_states=join("hidden_states", lambda layer: torch.cat(layer, dim=1)),
-        attentions=join("attentions", join_attention),
-    )
-
-
-def gather_columns(output, columns: torch.Tensor, past: int) -> ThoughtOutput:
-    """Reorder an output row by row: column j comes from `columns[:, j]`, `(batch, length)`."""
-
-    def gather_attention(states):  # (batch, heads, queries, past + keys)
-        states = take_columns(states, columns, dim=2)
-        return torch.cat([states[..., :past], take_columns(states[..., past:], columns, dim=3)], dim=-1)
-
-    return ThoughtOutput(
-        last_hidden_state=take_columns(output.last_hidden_state, columns, dim=1),
-        hidden_states=output.hidden_states
-        and tuple(take_columns(layer, columns, dim=1) for layer in output.hidden_states),
-        attentions=output.attentions and tuple(gather_attention(layer) for layer in output.attentions),
-    )
