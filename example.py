@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Ask a model that thinks in latent tokens.
+"""Ask a model that thinks in latent tokens, or any other that the `run_*.py` scripts have trained.
 
 python example.py
 python example.py --model outputs/chain "8*8+1-5*3=" "1+1*2-3+4="
@@ -20,13 +20,32 @@ SHIPPED = HERE / "checkpoints" / "pccot-gpt2-chain"
 def load(name: str, trust_remote_code: bool):
     """Model and tokenizer. Inside the repository also of adapters, and of checkpoints that the original published."""
     try:
-        from training.convert_pccot import load
+        from training.checkpoint import load
     except ImportError:
-        if not trust_remote_code:
+        trusted = {"trust_remote_code": True} if trust_remote_code else {}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **trusted)
+            return model.eval(), AutoTokenizer.from_pretrained(name, **trusted)
+        except ValueError as error:
+            if trust_remote_code or "trust_remote_code" not in str(error):
+                raise
             sys.exit("error: outside the repository pass --trust_remote_code to run the checkpoint's own code")
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, use_safetensors=True)
-        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=True)
     return load(name, trust_remote_code=trust_remote_code)
+
+
+def answer(model, tokenizer, questions: list[str], max_new_tokens: int, **options) -> list[str]:
+    """What the model writes after each question."""
+    inputs = tokenizer(questions, padding=True, return_tensors="pt")
+    asked = inputs.input_ids.shape[1]
+    if hasattr(model, "room_for_answer"):
+        room = model.room_for_answer(asked, **options)
+    else:  # a stock backbone, trained by run_cot.py
+        limit = getattr(model.config, "max_position_embeddings", None)
+        room = None if limit is None else limit - asked
+    if room is not None:
+        max_new_tokens = max(1, min(max_new_tokens, room))
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **options)
+    return [text.strip() for text in tokenizer.batch_decode(output[:, asked:], skip_special_tokens=True)]
 
 
 def main():
@@ -44,24 +63,26 @@ def main():
         model, tokenizer = load(args.model, args.trust_remote_code)
     except (OSError, ValueError) as error:
         sys.exit(f"error: cannot load {args.model}: {' '.join(str(error).split())}")
-    inputs = tokenizer(args.questions, padding=True, return_tensors="pt")
-    asked = inputs.input_ids.shape[1]
 
-    def answers(**options):
-        output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, **options)
-        return tokenizer.batch_decode(output[:, asked:], skip_special_tokens=True)
-
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None:  # room for the thought
-        args.max_new_tokens = max(1, min(args.max_new_tokens, limit - asked - len(model.thought_ids())))
-    options = {} if args.num_iterations is None else {"num_iterations": args.num_iterations}
+    modes = {mode.name: mode for mode in getattr(model, "answer_modes", ())}
+    own = next(iter(modes.values())).options if modes else {}
+    if args.num_iterations is not None:
+        if "ccot" not in modes:
+            sys.exit(
+                f"error: --num_iterations is for models that think in latent tokens, not for {model.config.model_type}"
+            )
+        own = own | {"num_iterations": args.num_iterations}
+    if args.explicit and not modes:
+        sys.exit(f"error: --explicit: a {model.config.model_type} model has one way to answer, as it was trained")
+    chains = [None] * len(args.questions)
     try:
-        latent = answers(**options)
+        answers = answer(model, tokenizer, args.questions, args.max_new_tokens, **own)
+        if args.explicit:
+            chains = answer(model, tokenizer, args.questions, args.max_new_tokens, **modes["cot"].options)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    explicit = answers(latent_thought=False) if args.explicit else [None] * len(latent)
-    for question, answer, chain in zip(args.questions, latent, explicit, strict=True):
-        print(f"{question}  ->  {answer.strip()}" + (f"   (explicit: {chain.strip()})" if chain else ""))
+    for question, text, chain in zip(args.questions, answers, chains, strict=True):
+        print(f"{question}  ->  {text}" + (f"   (explicit: {chain})" if chain else ""))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def exact_match(row: dict, results: list[str]) -> dict[str, float]:
 
 def encode_pair(lm: HFLM, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Ids of question + opening (thought span, answer prompt), and of the answer, each encoded as in training."""
-    opening = getattr(lm.model, "thought_ids", None) or getattr(lm.model, "opening_ids", None)
+    opening = getattr(lm.model, "thought_ids", None) or getattr(lm.model, "suffix_ids", None)
     if opening is None:
         return harness_encode_pair(lm, context, continuation)
     answer = lm.tokenizer.encode(continuation.strip(), add_special_tokens=False)

@@ -6,6 +6,8 @@ the Hub takes its code along as files of one folder.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .answer_modes import ANSWER_MODES, AnswerMode
+from .backbone_pccot import PCCoTModelMixin
 from .configuration_icot import ICoTConfigMixin, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
 from .configuration_pccot import (
     PCCoTConfigMixin,
@@ -14,28 +16,28 @@ from .configuration_pccot import (
     PCCoTMistralConfig,
     PCCoTQwen3Config,
 )
+from .configuration_prompt import PromptConfigMixin
+from .distillation_pccot import PCCoTOutput
 from .modeling_icot import (
+    ICoTForCausalLMMixin,
     ICoTGPT2LMHeadModel,
     ICoTGPT2Model,
     ICoTLlamaForCausalLM,
     ICoTLlamaModel,
     ICoTMistralForCausalLM,
     ICoTMistralModel,
-    InternalizedMixin,
 )
 from .modeling_pccot import (
-    LatentThoughtMixin,
+    PCCoTForCausalLMMixin,
     PCCoTGPT2LMHeadModel,
     PCCoTGPT2Model,
     PCCoTLlamaForCausalLM,
     PCCoTLlamaModel,
     PCCoTMistralForCausalLM,
     PCCoTMistralModel,
-    PCCoTOutput,
     PCCoTQwen3ForCausalLM,
     PCCoTQwen3Model,
 )
-from .thinking_pccot import ThinkingModelMixin
 
 
 def register(model_class: type) -> None:
@@ -59,7 +61,10 @@ register(ICoTLlamaForCausalLM)
 register(ICoTMistralForCausalLM)
 
 __all__ = [
+    "ANSWER_MODES",
+    "AnswerMode",
     "ICoTConfigMixin",
+    "ICoTForCausalLMMixin",
     "ICoTGPT2Config",
     "ICoTGPT2LMHeadModel",
     "ICoTGPT2Model",
@@ -69,9 +74,8 @@ __all__ = [
     "ICoTMistralConfig",
     "ICoTMistralForCausalLM",
     "ICoTMistralModel",
-    "InternalizedMixin",
-    "LatentThoughtMixin",
     "PCCoTConfigMixin",
+    "PCCoTForCausalLMMixin",
     "PCCoTGPT2Config",
     "PCCoTGPT2LMHeadModel",
     "PCCoTGPT2Model",
@@ -81,10 +85,11 @@ __all__ = [
     "PCCoTMistralConfig",
     "PCCoTMistralForCausalLM",
     "PCCoTMistralModel",
+    "PCCoTModelMixin",
     "PCCoTOutput",
     "PCCoTQwen3Config",
     "PCCoTQwen3ForCausalLM",
     "PCCoTQwen3Model",
-    "ThinkingModelMixin",
+    "PromptConfigMixin",
     "register",
 ]

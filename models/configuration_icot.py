@@ -1,48 +1,54 @@
 """Configurations of the iCoT family: a backbone's own configuration plus how far its chain was internalised."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig
+
+from .configuration_prompt import PromptConfigMixin
 
 FILLER_MODES = ("none", "prefilled", "written")
 ALL_TOKENS = -1
 
 
 @dataclass(kw_only=True)
-class ICoTConfigMixin:
+class ICoTConfigMixin(PromptConfigMixin):
     """The fields that every `icot-*` configuration adds to its backbone's.
 
     A sequence is question, `<start>`, chain of thought, `<ready>`, answer prompt, answer, end of sequence. Training
     takes the chain away (Deng et al., arXiv 2405.14838) or turns it into `<pause>` fillers (arXiv 2310.02226).
 
     Args:
-        start_token_id: the separator behind the question (the end of sequence in published checkpoints).
+        start_token_id: the separator after the question (the end of sequence in published checkpoints).
         pause_token_id: the filler.
         ready_token_id: stands between the chain and the answer; may be the separator again.
-        answer_prompt_ids: text between `<ready>` and the answer; may be empty.
         num_internalized_tokens: how many tokens of the chain were taken away; -1 for all of them.
         removal_side: from which end: "left" or "right".
         keep_position: what follows the removed tokens kept its positions.
-        filler_mode: "none"; "prefilled", where fillers are put behind the question in one pass; or "written", where
+        filler_mode: "none"; "prefilled", where fillers are put after the question in one pass; or "written", where
             the model writes them itself.
         num_fillers: how many fillers a prompt gets.
-        questions_start_with_bos: the model was trained on questions behind a `bos_token_id`; `generate()` adds it where
-            a prompt (a chat's) comes without.
+        answer_prompt_ids, questions_start_with_bos: see `PromptConfigMixin`; the answer prompt may be empty.
 
     Raises:
         ValueError: for an unknown side or filler mode, or a negative count.
     """
 
+    family: ClassVar[str] = "icot"
+    special_tokens: ClassVar[dict[str, str]] = {
+        "start_token_id": "<start>",
+        "pause_token_id": "<pause>",
+        "ready_token_id": "<ready>",
+    }
+
     start_token_id: int | None = None
     pause_token_id: int | None = None
     ready_token_id: int | None = None
-    answer_prompt_ids: list[int] | None = None
     num_internalized_tokens: int = 0
     removal_side: str = "left"
     keep_position: bool = False
     filler_mode: str = "none"
     num_fillers: int = 0
-    questions_start_with_bos: bool = False
 
     def __post_init__(self, **kwargs):
         if self.removal_side not in ("left", "right"):
@@ -52,6 +58,11 @@ class ICoTConfigMixin:
         if self.num_internalized_tokens < ALL_TOKENS or self.num_fillers < 0:
             raise ValueError("num_internalized_tokens must be at least -1 and num_fillers at least 0")
         super().__post_init__(**kwargs)
+
+    def describe(self) -> str:
+        count = self.num_internalized_tokens
+        gone = "all tokens" if count == ALL_TOKENS else f"{count} tokens"
+        return f"Of its chain of thought {gone} were internalised (iCoT, arXiv 2405.14838)."
 
 
 class ICoTGPT2Config(ICoTConfigMixin, GPT2Config):

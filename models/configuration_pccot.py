@@ -1,12 +1,15 @@
 """Configurations of the PCCoT family: a backbone's own configuration plus the fields of the latent thought."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
+from .configuration_prompt import PromptConfigMixin, check_count
+
 
 @dataclass(kw_only=True)
-class PCCoTConfigMixin:
+class PCCoTConfigMixin(PromptConfigMixin):
     """The fields that every `pccot-*` configuration adds to its backbone's.
 
     Everything that the weights depend on is here, so that `config.json` alone describes a checkpoint.
@@ -23,15 +26,20 @@ class PCCoTConfigMixin:
             (otherwise by that of all layers together).
         use_projection: pass a hidden state through a small network before it becomes a latent's input.
         bot_token_id, eot_token_id, latent_token_id: the tokens of the thought span; `None` until a tokenizer is set up.
-        answer_prompt_ids: tokens between the thought span and the answer ("The answer is:").
         open_steps_with_bot: the model's explicit steps open with the same `<bot>` as its thought span.
         latents_per_step: how many latents stand for one explicit step under step supervision and the mixed curriculum.
-        questions_start_with_bos: the model was trained on questions behind a `bos_token_id`; `generate()` adds it where
-            a prompt (a chat's) comes without.
+        answer_prompt_ids, questions_start_with_bos: see `PromptConfigMixin`.
 
     Raises:
         ValueError: for c < 1, T < 0 or latents_per_step < 1.
     """
+
+    family: ClassVar[str] = "pccot"
+    special_tokens: ClassVar[dict[str, str]] = {
+        "bot_token_id": "<pcot.bot>",
+        "eot_token_id": "<pcot.eot>",
+        "latent_token_id": "<pcot.latent>",
+    }
 
     num_latent_tokens: int = 24
     num_iterations: int = 3
@@ -44,21 +52,19 @@ class PCCoTConfigMixin:
     bot_token_id: int | None = None
     eot_token_id: int | None = None
     latent_token_id: int | None = None
-    answer_prompt_ids: list[int] | None = None
     open_steps_with_bot: bool = False
     latents_per_step: int = 1
-    questions_start_with_bos: bool = False
 
     def __post_init__(self, **kwargs):
         for name, least in (("num_latent_tokens", 1), ("num_iterations", 0), ("latents_per_step", 1)):
             check_count(name, getattr(self, name), least)
         super().__post_init__(**kwargs)
 
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Raises ValueError unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    def describe(self) -> str:
+        return (
+            f"It thinks in c = {self.num_latent_tokens} latent tokens that are refined in parallel "
+            f"T = {self.num_iterations} times (PCCoT, arXiv 2506.18582) before it answers."
+        )
 
 
 class PCCoTGPT2Config(PCCoTConfigMixin, GPT2Config):

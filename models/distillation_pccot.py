@@ -1,10 +1,20 @@
-"""The training losses of PCCoT (arXiv 2506.18582, section 3.3, after CODI, arXiv 2502.21074)."""
+"""A training step of PCCoT (arXiv 2506.18582, section 3.3, after CODI, arXiv 2502.21074).
 
+The teacher reads question, explicit steps and answer; the student reads question, thought span and answer, with the same
+weights. At the answer prompt's last token the student's hidden states are to become the teacher's.
+"""
+
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .chunked_cross_entropy import mean_cross_entropies, select_labelled
+from .deferred_weight_grad import deferred_weight_gradients
+from .jacobi_pccot import jacobi_window
+from .spans_pccot import ThoughtSpan
 
 
 @dataclass
@@ -31,6 +41,124 @@ class PCCoTOutput(CausalLMOutputWithPast):
     teacher_std: torch.FloatTensor | None = None
 
 
+def distillation_step(
+    model,
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor,
+    labels: torch.LongTensor,
+    cot_input_ids: torch.LongTensor,
+    cot_attention_mask: torch.Tensor,
+    cot_labels: torch.LongTensor,
+    *,
+    thought_span: ThoughtSpan,
+    question_length: int,
+    kd_indices: torch.LongTensor,
+    cot_kd_indices: torch.LongTensor,
+    step_labels: torch.LongTensor | None = None,
+    answer_labelled: torch.LongTensor | None = None,
+    cot_labelled: torch.LongTensor | None = None,
+    num_iterations: int | None = None,
+    return_logits: bool | None = None,
+) -> PCCoTOutput:
+    """Teacher, student and their losses, for a batch as `training.collators.PCCoTCollator` makes it.
+
+    Args:
+        model: a causal language model with a `PCCoTModelMixin` inside.
+        input_ids: `(batch, length)`: question (left padded), `<bot>`, c x `<latent>`, `<eot>`, answer prompt, answer, end
+            of sequence (right padded).
+        cot_input_ids: `(batch, teacher length)`. The first `question_length` columns are those of `input_ids`; then come
+            steps, answer prompt, answer, end of sequence (right padded).
+        attention_mask, labels, cot_attention_mask, cot_labels: as their ids; labels are -100 where nothing is to be
+            predicted, and are shifted here.
+        thought_span: where the thought span is, in the same columns in every row.
+        question_length: how many columns the two sequences share.
+        kd_indices, cot_kd_indices: `(batch,)`: the column of the answer prompt's last token in the student's and in the
+            teacher's sequence, where hidden states are distilled.
+        step_labels: `(batch, c)`: the token that each latent stands for, -100 for none (step supervision). It is read
+            off the hidden state that becomes the latent: that of the position before it, in the last pass.
+        answer_labelled, cot_labelled: `(labelled tokens,)`: where `labels` and `cot_labels`, flattened, are not -100.
+            Optional: on a GPU they spare the output head what predicts nothing, without a wait for the device.
+        num_iterations: T; the configuration's if absent.
+        return_logits: also give the logits; by default only in evaluation mode.
+    """
+    config, backbone, shared = model.config, model.base_model, question_length
+    iterations = config.num_iterations if num_iterations is None else num_iterations
+    if return_logits is None:
+        return_logits = not model.training
+    if not return_logits:  # the last column of either sequence predicts nothing
+        input_ids, attention_mask = input_ids[:, :-1], attention_mask[:, :-1]
+        cot_input_ids, cot_attention_mask = cot_input_ids[:, :-1], cot_attention_mask[:, :-1]
+    length, bot, latents = input_ids.shape[1], thought_span.columns, thought_span.num_latents
+    ids = torch.cat([input_ids, cot_input_ids[:, shared:]], dim=1)
+    embeds, cot_embeds = model.get_input_embeddings()(ids).tensor_split([length], dim=1)
+
+    with shared_gradients(backbone):
+        # Student: question, thought, answer. Every layer's states are read in the last pass alone.
+        student = backbone.passes(attention_mask, last_options={"output_hidden_states": True})
+        states = jacobi_window(student, embeds, bot, latents, iterations, backbone.project)
+        # Teacher: the same question, already read, goes on with the explicit steps.
+        question = student.first_cache.fork(bot)
+        teacher = backbone.passes(cot_attention_mask, question, last_options={"output_hidden_states": True})
+        teacher_states = teacher(cot_embeds, 0)
+
+    kd_loss, teacher_std = distillation_loss(
+        states_at(student.last_output.hidden_states, kd_indices - length),
+        states_at(teacher.last_output.hidden_states, cot_kd_indices - shared),
+        config.use_layerwise_std,
+    )
+    eot = bot + latents + 1
+    cot_states = torch.cat([states[:, shared - 1 : shared], teacher_states], dim=1)
+    parts = [
+        (config.loss_alpha, *select_labelled(cot_states, cot_labels, shared, cot_labelled)),
+        (config.loss_beta, *select_labelled(states[:, eot:], labels, eot + 1, answer_labelled)),
+    ]
+    # Step supervision: what enters a latent is the state before it, which in the teacher predicts that step's token.
+    if config.loss_delta and step_labels is not None:
+        parts.append((config.loss_delta, states[:, bot : bot + latents].flatten(0, 1), step_labels.flatten()))
+    loss, (cot_loss, ccot_loss, *step_loss) = mean_cross_entropies(model.lm_head, parts)
+    return PCCoTOutput(
+        loss=loss + config.loss_gamma * kd_loss,
+        logits=model.lm_head(states[:, eot:]) if return_logits else None,
+        cot_logits=model.lm_head(cot_states) if return_logits else None,
+        cot_loss=cot_loss,
+        ccot_loss=ccot_loss,
+        kd_loss=kd_loss.detach(),
+        step_loss=step_loss[0] if step_loss else None,
+        teacher_std=teacher_std,
+    )
+
+
+def teacher_step(
+    model,
+    cot_input_ids: torch.LongTensor,
+    cot_attention_mask: torch.Tensor,
+    cot_labels: torch.LongTensor,
+    *,
+    question_length: int,
+    cot_labelled: torch.LongTensor | None = None,
+    return_logits: bool | None = None,
+    **student,
+) -> PCCoTOutput:
+    """The explicit chain alone (teacher warm-up): arguments as those of `distillation_step`, of which the student's are
+    left aside."""
+    if return_logits is None:
+        return_logits = not model.training
+    if not return_logits:
+        cot_input_ids, cot_attention_mask = cot_input_ids[:, :-1], cot_attention_mask[:, :-1]
+    teacher = model.base_model.passes(cot_attention_mask)
+    states = teacher(model.get_input_embeddings()(cot_input_ids), 0)[:, question_length - 1 :]
+    part = (model.config.loss_alpha, *select_labelled(states, cot_labels, question_length, cot_labelled))
+    loss, (cot_loss,) = mean_cross_entropies(model.lm_head, [part])
+    return PCCoTOutput(loss=loss, cot_logits=model.lm_head(states) if return_logits else None, cot_loss=cot_loss)
+
+
+def shared_gradients(backbone):
+    """A context in which a step's passes make one gradient per weight, where that is possible."""
+    checkpointed = backbone.training and backbone.check_checkpointing()
+    possible = backbone.training and torch.is_grad_enabled() and not checkpointed
+    return deferred_weight_gradients(backbone) if possible else nullcontext()
+
+
 def distillation_loss(
     student: torch.Tensor, teacher: torch.Tensor, layerwise: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +166,7 @@ def distillation_loss(
 
     Args:
         student, teacher: `(layers, batch, hidden)`; no gradient reaches the teacher.
-        layerwise: one standard deviation a layer instead of one for all.
+        layerwise: one standard deviation per layer instead of one for all.
 
     Returns:
         The loss and the teacher's overall standard deviation, two scalars.
@@ -50,7 +178,7 @@ def distillation_loss(
 
 
 def states_at(hidden_states: tuple[torch.Tensor, ...], columns: torch.Tensor) -> torch.Tensor:
-    """Every layer's hidden state at one column a row.
+    """Every layer's hidden state at one column per row.
 
     Args:
         hidden_states: the embeddings and each layer's output, each `(batch, length, hidden)`.

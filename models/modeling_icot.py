@@ -1,6 +1,6 @@
 """iCoT models: backbones that were trained to write their chain of thought and then to do without it.
 
-The method is in how they are trained (`training/curriculum.py`); here is how they are asked. arXiv 2405.14838.
+The method (arXiv 2405.14838) is in how they are trained (`training/icot_removal.py`); here is how to query them.
 """
 
 import torch
@@ -15,17 +15,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from .answer_modes import EXPLICIT, INTERNALISED, AnswerMode
 from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
-from .generation import HiddenPromptMixin
-from .gpt2 import FusedGeluMixin
+from .gpt2_activation import FusedGeluMixin
+from .own_base_model import OwnBaseModelMixin
 from .positions import positions_from_mask
+from .prompt_suffix import PromptSuffixMixin
 
 
-class InternalizedMixin(HiddenPromptMixin):
+class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
     """A backbone with its language modelling head that knows how much of its chain is left to write."""
-
-    # The loss is a mean over the batch; the Trainer must not scale it by a token count.
-    accepts_loss_kwargs = False
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
         """The backbone's forward pass, in which left padding shifts no position.
@@ -41,7 +40,13 @@ class InternalizedMixin(HiddenPromptMixin):
             position_ids = positions_from_mask(attention_mask)[:, -inputs.shape[1] :]
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
 
-    def opening_ids(self, explicit_steps: bool | None = None, num_fillers: int | None = None) -> list[int]:
+    @property
+    def answer_modes(self) -> tuple[AnswerMode, ...]:
+        """As the model was last trained to answer, and with the whole chain written out."""
+        writes = "answer" if self.answers_at_once else "chain"
+        return INTERNALISED.of(writes, explicit_steps=None), EXPLICIT.of(explicit_steps=True)
+
+    def suffix_ids(self, explicit_steps: bool | None = None, num_fillers: int | None = None, **_) -> list[int]:
         """What stands between a question and what the model writes.
 
         Args:
@@ -56,12 +61,12 @@ class InternalizedMixin(HiddenPromptMixin):
         fillers = config.num_fillers if num_fillers is None else num_fillers
         if fillers < 0:
             raise ValueError(f"num_fillers must be at least 0, got {fillers}")
-        opening = [config.start_token_id]
+        suffix = [config.start_token_id]
         if explicit_steps or (explicit_steps is None and not self.answers_at_once):
-            return opening
+            return suffix
         if config.filler_mode == "prefilled" or (num_fillers is not None and config.pause_token_id is not None):
-            opening += [config.pause_token_id] * fillers
-        return [*opening, config.ready_token_id, *(config.answer_prompt_ids or [])]
+            suffix += [config.pause_token_id] * fillers
+        return [*suffix, config.ready_token_id, *(config.answer_prompt_ids or [])]
 
     @property
     def answers_at_once(self) -> bool:
@@ -78,13 +83,13 @@ class InternalizedMixin(HiddenPromptMixin):
         num_fillers: int | None = None,
         **kwargs,
     ):
-        """Answer questions. The separator and whatever is prefilled behind it are left out of what is returned.
+        """Answer questions. The separator and whatever is prefilled after it are left out of what is returned.
 
         Args:
             inputs: questions `(batch, length)`, also accepted as `input_ids`; left padded, with their
                 `attention_mask`.
             generation_config: as everywhere.
-            explicit_steps, num_fillers: see `opening_ids`.
+            explicit_steps, num_fillers: see `suffix_ids`.
             **kwargs: every argument of transformers' `generate()`.
 
         Returns:
@@ -95,21 +100,21 @@ class InternalizedMixin(HiddenPromptMixin):
             inputs = kwargs.pop("input_ids", None)
         if inputs is None:
             raise ValueError("a question is opened in token ids: pass input_ids")
-        opening, config = self.opening_ids(explicit_steps, num_fillers), self.config
-        # What stood between the opening's first token and the rest is gone, but not its positions.
-        gap = config.num_internalized_tokens if config.keep_position and len(opening) > 1 else 0
+        suffix, config = self.suffix_ids(explicit_steps, num_fillers), self.config
+        # What stood between the suffix's first token and the rest is gone, but not its positions.
+        gap = config.num_internalized_tokens if config.keep_position and len(suffix) > 1 else 0
         eos, ready = kwargs.get("eos_token_id", self.generation_config.eos_token_id), config.ready_token_id
-        if len(opening) == 1 and eos in (ready, [ready]):
+        if len(suffix) == 1 and eos in (ready, [ready]):
             # Published checkpoints end the chain and the answer with the same token: the second one stops.
             criteria = [*kwargs.pop("stopping_criteria", []), SecondEndCriteria(ready, inputs.shape[1] + 1)]
             kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
             if kwargs.get("pad_token_id", self.generation_config.pad_token_id) is None:
                 kwargs["pad_token_id"] = ready
-        return self.generate_behind(opening, inputs, generation_config, position_gap=max(0, gap), **kwargs)
+        return self.generate_with_suffix(suffix, inputs, generation_config, position_gap=max(0, gap), **kwargs)
 
 
 class SecondEndCriteria(StoppingCriteria):
-    """A row is done at the second end of sequence behind the prompt."""
+    """A row is done at the second end of sequence after the prompt."""
 
     def __init__(self, eos_token_id: int, prompt_length: int):
         self.eos_token_id = torch.tensor([eos_token_id])  # its presence makes generate() pad finished rows
@@ -127,7 +132,7 @@ class ICoTGPT2Model(FusedGeluMixin, GPT2Model):
     config_class = ICoTGPT2Config
 
 
-class ICoTGPT2LMHeadModel(InternalizedMixin, GPT2LMHeadModel):
+class ICoTGPT2LMHeadModel(ICoTForCausalLMMixin, GPT2LMHeadModel):
     config_class = ICoTGPT2Config
     base_model_class = ICoTGPT2Model
 
@@ -136,7 +141,7 @@ class ICoTLlamaModel(LlamaModel):
     config_class = ICoTLlamaConfig
 
 
-class ICoTLlamaForCausalLM(InternalizedMixin, LlamaForCausalLM):
+class ICoTLlamaForCausalLM(ICoTForCausalLMMixin, LlamaForCausalLM):
     config_class = ICoTLlamaConfig
     base_model_class = ICoTLlamaModel
 
@@ -145,6 +150,6 @@ class ICoTMistralModel(MistralModel):
     config_class = ICoTMistralConfig
 
 
-class ICoTMistralForCausalLM(InternalizedMixin, MistralForCausalLM):
+class ICoTMistralForCausalLM(ICoTForCausalLMMixin, MistralForCausalLM):
     config_class = ICoTMistralConfig
     base_model_class = ICoTMistralModel

@@ -77,3 +77,32 @@ def find_thought_spans(input_ids: torch.Tensor, config, has_past: bool = False) 
     if len(found) > 1 and not all(span.is_aligned for span in found):
         raise ValueError("several thought spans per row must stand in the same columns in every row")
     return found
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How rows whose spans start in different columns are shifted right until the spans line up, and back.
+
+    Args:
+        span: the span in the aligned rows.
+        source: `(batch, aligned length)`: the column that each aligned column comes from.
+        exists: `(batch, aligned length)`: whether there is such a column.
+        back: `(batch, length)`: the aligned column that each column went to.
+    """
+
+    span: ThoughtSpan
+    source: torch.Tensor
+    exists: torch.Tensor
+    back: torch.Tensor
+
+    @classmethod
+    def of(cls, span: ThoughtSpan, length: int, device: torch.device) -> "Alignment":
+        bots = torch.tensor(span.columns, device=device)
+        shift = (bots.max() - bots)[:, None]
+        source = torch.arange(length + max(span.columns) - min(span.columns), device=device) - shift
+        return cls(
+            span=ThoughtSpan(max(span.columns), span.num_latents),
+            source=source.clamp(0, length - 1),
+            exists=(source >= 0) & (source < length),
+            back=torch.arange(length, device=device) + shift,
+        )

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import models
-from training.tokenization import character_tokenizer, prepare_tokenizer, tokenize_answer_prompt
+from training.small_tokenizers import character_tokenizer
+from training.tokenization import prepare_tokenizer, tokenize_answer_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -97,7 +98,7 @@ def with_span(model, ids, mask, tail: int = 4, seed: int = 1):
 def characters():
     """A character tokenizer with the tokens of the thought span."""
     tokenizer = character_tokenizer(["0123456789+-*=# abcdefghijklmnopqrstuvwxyz<>.|?"])
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, models.PCCoTConfigMixin.special_tokens)
     return tokenizer
 
 

@@ -1,40 +1,50 @@
-"""The plain twin of the pruned iteration: every pass recomputes everything, without a cache."""
+"""Plain twins of what is fast: runners for `models.jacobi_pccot` that compute everything anew."""
 
 import torch
 
+from models.jacobi_pccot import jacobi
 from models.positions import positions_from_mask
-from models.thinking_pccot import ThinkingModelMixin
 
 
-def think_plainly(backbone, input_ids, attention_mask, iterations: int | None = None, sequential: bool = False):
-    """Last hidden states `(batch, length, hidden)` after thinking, as the paper's text has it.
+class Recompute:
+    """A `run` without any cache: every pass reads the whole sequence up to its last column again."""
+
+    def __init__(self, backbone, attention_mask: torch.Tensor):
+        self.backbone, self.mask = backbone, attention_mask
+        self.positions, self.inputs = positions_from_mask(attention_mask), None
+
+    def __call__(self, inputs: torch.Tensor, start: int) -> torch.Tensor:
+        before = inputs[:, :0] if start == 0 else self.inputs[:, :start]
+        self.inputs = torch.cat([before, inputs], dim=1)
+        end = self.inputs.shape[1]
+        hidden = self.backbone.plain_forward(
+            inputs_embeds=self.inputs,
+            attention_mask=self.mask[:, :end],
+            position_ids=self.positions[:, :end],
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, start:]
+
+
+def think_plainly(backbone, input_ids, attention_mask, iterations: int | None = None, method=jacobi):
+    """Last hidden states `(batch, length, hidden)` after thinking, every pass recomputed.
 
     Args:
-        backbone: a base model that thinks; only its layers are used.
+        backbone: a base model that thinks.
         input_ids: `(batch, length)` with one thought span, in the same columns in each row.
         iterations: T; the configuration's if absent.
-        sequential: fill in one latent after the other instead of iterating.
+        method: `jacobi`, or another function with its arguments.
     """
     config = backbone.config
     iterations = config.num_iterations if iterations is None else iterations
-    embeds = backbone.get_input_embeddings()(input_ids)
     is_latent = (input_ids[0] == config.latent_token_id).nonzero().flatten()
-    first, last = int(is_latent[0]), int(is_latent[-1])
-    positions = positions_from_mask(attention_mask)
+    embeds, bot, latents = backbone.get_input_embeddings()(input_ids), int(is_latent[0]) - 1, len(is_latent)
+    return method(Recompute(backbone, attention_mask), embeds, bot, latents, iterations, backbone.project)
 
-    def hidden_states(embeds):
-        return super(ThinkingModelMixin, backbone).forward(
-            inputs_embeds=embeds, attention_mask=attention_mask, position_ids=positions, use_cache=False
-        ).last_hidden_state  # fmt: skip
 
-    def thoughts(hidden, columns):
-        previous = hidden[:, columns.start - 1 : columns.stop - 1]
-        return backbone.prj(previous) if config.use_projection else previous
-
-    hidden = hidden_states(embeds)
-    rounds = [slice(i, i + 1) for i in range(first, last + 1)] if sequential else [slice(first, last + 1)] * iterations
-    for columns in rounds:
-        new = thoughts(hidden, columns)
-        embeds = torch.cat([embeds[:, : columns.start], new, embeds[:, columns.stop :]], dim=1)
-        hidden = hidden_states(embeds)
-    return hidden
+def one_after_the_other(run, embeds, bot, latents, iterations, project):
+    """Sequential continuous thought: each latent is filled in once the one before it is there."""
+    states = [run(embeds[:, : bot + 1], 0)]
+    for place in range(latents):
+        states.append(run(project(states[-1][:, -1:]), bot + 1 + place))
+    return torch.cat([*states, run(embeds[:, bot + 1 + latents :], bot + 1 + latents)], dim=1)

@@ -8,7 +8,7 @@ import torch
 from conftest import CONFIGS
 
 from models.spans_pccot import ThoughtSpan
-from training.collators import CoTCollator, LatentCollator
+from training.collators import CoTCollator, PCCoTCollator
 
 PAD, EOS, BOT, EOT, LAT, NO = 0, 1, 36, 37, 38, -100
 TOKENIZER = SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS)
@@ -19,10 +19,10 @@ FEATURES = [
 CHAIN = {"question": [10], "steps": [[20], [21], [22], [23, 24, 25]], "answer": [30]}
 
 
-def collator(curriculum_prob: float = 0.0, **changes) -> LatentCollator:
+def collator(curriculum_prob: float = 0.0, **changes) -> PCCoTCollator:
     """For the answer prompt [5, 6] and three latents."""
     config = CONFIGS["gpt2"](**{"num_latent_tokens": 3, **changes})
-    return LatentCollator(TOKENIZER, config, curriculum_prob)
+    return PCCoTCollator(TOKENIZER, config, curriculum_prob)
 
 
 def check(batch: dict, wanted: dict) -> None:

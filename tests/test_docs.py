@@ -22,7 +22,7 @@ import run_icot
 import tasks
 from run_ccot import ARGUMENTS
 from training.arguments import CoTTrainingArguments
-from training.tokenization import byte_tokenizer
+from training.small_tokenizers import byte_tokenizer
 
 README = (ROOT / "README.md").read_text()
 TEMPLATES = sorted(ROOT.glob("*.sh.template"))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from training.evaluation import Answers, count_new_tokens, final_answer, same_answer, wilson_interval
+from models.answer_modes import DIRECT, EXPLICIT, INTERNALISED, LATENT
+from training.evaluation import Answers, count_new_tokens, same_answer, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,10 @@ def test_wilson_interval(right, total, low, high):
     ],
 )
 def test_final_answer(text, answer):
-    assert final_answer(text, " The answer is:") == answer
+    for mode in (EXPLICIT, DIRECT):
+        assert mode.read(text, " The answer is:") == answer
+    for mode in (LATENT, INTERNALISED):  # all of it is the answer
+        assert mode.read(text, " The answer is:") == text.strip()
 
 
 def test_count_new_tokens():

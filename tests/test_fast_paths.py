@@ -10,14 +10,14 @@ from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from models import cross_entropy_pccot, thinking_pccot
-from models.cache_pccot import PrefixCache
-from models.cross_entropy_pccot import IGNORED, cross_entropy, labelled, mean_cross_entropies
+from models import chunked_cross_entropy, distillation_pccot, passes_pccot
+from models.chunked_cross_entropy import IGNORED, cross_entropy, mean_cross_entropies, select_labelled
 from models.positions import positions_from_mask
-from training.adapters import add_adapters
+from models.prefix_cache import PrefixCache
 from training.arguments import LoraArguments
-from training.collators import LatentCollator
-from training.lora_layers import AddedLora, TrainedRows, use_pefts_layers
+from training.collators import PCCoTCollator
+from training.lora import add_adapters
+from training.lora_fast import FastTrainableTokens, FusedLoraLinear
 
 
 def random_case(count=13, hidden=8, vocabulary=50, dtype=torch.float64):
@@ -37,7 +37,7 @@ def plain_losses(logits, labels):
 @pytest.mark.parametrize("chunk", [1, 4, 13, 1000])
 def test_cross_entropy_in_chunks(chunk, monkeypatch):
     head, states, labels, weights = random_case()
-    monkeypatch.setitem(cross_entropy_pccot.CHUNK_ELEMENTS, "cpu", chunk * 50)
+    monkeypatch.setitem(chunked_cross_entropy.CHUNK_ELEMENTS, "cpu", chunk * 50)
     total, losses = cross_entropy(head, states, labels, weights)
     wanted = plain_losses(head(states), labels)
     assert torch.allclose(losses.double(), wanted, atol=1e-6) and not losses.requires_grad
@@ -82,7 +82,7 @@ def test_cross_entropy_under_autocast():
 def test_no_logits_of_a_whole_batch(monkeypatch):
     """Nothing as large as (tokens, vocabulary) is ever allocated, forward or backward."""
     head, states, labels, weights = random_case(count=64, vocabulary=400, dtype=torch.float32)
-    monkeypatch.setitem(cross_entropy_pccot.CHUNK_ELEMENTS, "cpu", 8 * 400)
+    monkeypatch.setitem(chunked_cross_entropy.CHUNK_ELEMENTS, "cpu", 8 * 400)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -117,32 +117,39 @@ def test_labelled_states():
     labels = torch.tensor([[IGNORED, IGNORED, IGNORED, 7, 8, IGNORED], [IGNORED, IGNORED, IGNORED, IGNORED, 9, 6]])
     known = (labels.flatten() != IGNORED).nonzero()[:, 0]
     for positions in (None, known):
-        picked, targets = labelled(states, labels, 3, positions)
+        picked, targets = select_labelled(states, labels, 3, positions)
         assert targets.tolist() == [7, 8, 9, 6]
         assert picked[:, 0].tolist() == [0, 1, 5, 6]
+
+
+def both_adapted(make, args):
+    """A model with our adapter layers and one with PEFT's own, of the same weights; those that are trained are random."""
+    twins = []
+    for fast in (True, False):
+        wrapped = add_adapters(make(), args, fast=fast)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in wrapped.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        twins.append(wrapped)
+    return twins
 
 
 def test_trained_rows_are_pefts():
     """Lookup, product and gradients of PEFT's own layer, which copies the whole matrix; tied and untied."""
     for backbone, tied in (("gpt2", True), ("llama", False)):
-        model = make_model(backbone, tie_word_embeddings=tied)
-        wrapped = add_adapters(model, LoraArguments(use_peft=True, lora_r=2, lora_dropout=0.0))
-        with torch.no_grad():
-            for name, parameter in wrapped.named_parameters():
-                if "trainable_tokens_delta" in name:
-                    parameter.add_(torch.randn_like(parameter))
-        layers = [module for module in wrapped.modules() if isinstance(module, TrainedRows)]
-        assert len(layers) == 2
+        args = LoraArguments(use_peft=True, lora_r=2, lora_dropout=0.0)
         ids = torch.tensor([[7, 36, 38, 38, 37, 9], [36, 8, 37, 38, 10, 11]])
         results = []
-        for kind in (TrainedRows, TrainableTokensLayer):
-            for layer in layers:
-                layer.__class__ = kind
-            wrapped.zero_grad()
+        twins = both_adapted(lambda: make_model(backbone, tie_word_embeddings=tied), args)  # noqa: B023
+        for wrapped, kind in zip(twins, (FastTrainableTokens, TrainableTokensLayer), strict=True):
+            assert sum(type(module) is kind for module in wrapped.modules()) == 2
+            model = wrapped.base_model.model
             states = model.get_input_embeddings()(ids)
             logits = model.lm_head(states)
             (logits**2).sum().backward()
-            rows = [parameter.grad.clone() for name, parameter in wrapped.named_parameters() if "tokens_delta" in name]
+            rows = [parameter.grad for name, parameter in wrapped.named_parameters() if "tokens_delta" in name]
             assert len(rows) == (1 if tied else 2)
             results.append([states, logits, *rows])
         for ours, theirs in zip(*results, strict=True):
@@ -152,32 +159,26 @@ def test_trained_rows_are_pefts():
 @pytest.mark.parametrize("dropout, checkpointing", [(0.0, False), (0.3, False), (0.0, True)])
 def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
     """A training step with LoRA: losses and gradients as with PEFT's layers and whole logits."""
-    model = chain_model(characters, num_latent_tokens=3)
-    wrapped = add_adapters(model, LoraArguments(use_peft=True, lora_r=2, lora_dropout=dropout))
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    args = LoraArguments(use_peft=True, lora_r=2, lora_dropout=dropout)
     features = [
         {"question": [9, 10, 11], "steps": [[12, 13], [14]], "answer": [15]},
         {"question": [9], "steps": [[16]], "answer": [17, 18]},
     ]
-    batch = LatentCollator(characters, model.config)(features)
     results = []
-    for fast in (True, False):
-        assert {TrainedRows, AddedLora} <= {type(module) for module in wrapped.modules()} or not fast
-        if not fast:
-            use_pefts_layers(wrapped)
-        wrapped.zero_grad()
+    for wrapped, fast in zip(
+        both_adapted(lambda: chain_model(characters, num_latent_tokens=3), args), (True, False), strict=True
+    ):
+        model = wrapped.base_model.model
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        batch = PCCoTCollator(characters, model.config)(features)
+        assert ({FastTrainableTokens, FusedLoraLinear} <= {type(module) for module in wrapped.modules()}) == fast
         torch.manual_seed(0)  # the same elements drop out
         output = wrapped.train()(**batch)
         output.loss.backward()
         kinds = {type(node).__name__ for node in nodes_of(output.loss)}
         assert checkpointing or ("LoraProductBackward" in kinds) == fast
-        grads = [parameter.grad.clone() for parameter in wrapped.parameters() if parameter.requires_grad]
+        grads = [parameter.grad for parameter in wrapped.parameters() if parameter.requires_grad]
         results.append([output.loss, output.cot_loss, output.ccot_loss, output.kd_loss, *grads])
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
@@ -187,26 +188,20 @@ def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
 @pytest.mark.parametrize("autocast", [True, False])
 def test_an_adapter_in_another_number_format(backbone, autocast):
     """Outputs and gradients of PEFT's layer under autocast, and where weights are bf16 and adapters float32."""
-    model = make_model(backbone).to(torch.float32 if autocast else torch.bfloat16)
-    targets = "c_attn" if backbone == "gpt2" else "q_proj"
-    wrapped = add_adapters(
-        model, LoraArguments(use_peft=True, lora_r=4, lora_dropout=0.0, lora_target_modules=targets)
-    ).train()
-    layer = next(module for module in wrapped.modules() if isinstance(module, AddedLora))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        layer.lora_B["default"].weight.normal_(generator=generator)
-    x = torch.randn(2, 3, 32, generator=generator).to(layer.base_layer.weight.dtype).requires_grad_()
-    results = []
-    for kind in (AddedLora, LoraLinear):
-        layer.__class__ = kind
-        wrapped.zero_grad()
-        x.grad = None
+    args = LoraArguments(
+        use_peft=True, lora_r=4, lora_dropout=0.0, lora_target_modules="c_attn" if backbone == "gpt2" else "q_proj"
+    )
+    dtype, results = torch.float32 if autocast else torch.bfloat16, []
+    twins = both_adapted(lambda: make_model(backbone).to(dtype), args)
+    for wrapped, kind in zip(twins, (FusedLoraLinear, LoraLinear), strict=True):
+        layer = next(module for module in wrapped.train().modules() if type(module) is kind)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 3, 32, generator=generator).to(dtype).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y = layer(x)
         (y.float() ** 2).sum().backward()
         weights = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-        results.append([y, x.grad, *(weight.grad.clone() for weight in weights)])
+        results.append([y, x.grad, *(weight.grad for weight in weights)])
     for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype
         assert (ours - theirs).float().norm() < 0.02 * theirs.float().norm()
@@ -215,7 +210,7 @@ def test_an_adapter_in_another_number_format(backbone, autocast):
 def test_a_layer_that_something_looks_into_is_pefts():
     """Hooks run (offloading fetches weights with them), and a second derivative is refused, not wrong."""
     wrapped = add_adapters(make_model("llama"), LoraArguments(use_peft=True, lora_r=4, lora_dropout=0.0)).train()
-    layer = next(module for module in wrapped.modules() if isinstance(module, AddedLora))
+    layer = next(module for module in wrapped.modules() if isinstance(module, FusedLoraLinear))
     x = torch.randn(2, 3, 32, requires_grad=True)
     (grad,) = torch.autograd.grad((layer(x) ** 3).sum(), layer.lora_B["default"].weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -257,7 +252,7 @@ def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
         }
         for row, length in enumerate([3, 5])
     ]
-    batch = LatentCollator(tokenizer, model.config)(features)
+    batch = PCCoTCollator(tokenizer, model.config)(features)
     results = []
     for spared in (True, False):
         model.zero_grad()
@@ -280,32 +275,43 @@ def test_a_step_never_waits_for_the_device(backbone, iterations, monkeypatch):
 
     features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]}]
     features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
-    batch = LatentCollator(tokenizer, model.config)(features)
+    batch = PCCoTCollator(tokenizer, model.config)(features)
     batch = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # not to be asked about this device
     model.to("meta")
     model(**batch).loss.backward()
     assert model.lm_head.weight.grad.shape == model.lm_head.weight.shape
     if backbone == "gpt2":  # with transformers' own masks it does
-        monkeypatch.setattr(thinking_pccot, "unread_masks", lambda config, inputs, cache, mask, positions: mask)
+        monkeypatch.setattr(passes_pccot, "masks_without_sync", lambda config, inputs, cache, mask, positions: mask)
         with pytest.raises((RuntimeError, NotImplementedError)):
             model(**batch)
 
 
 @pytest.mark.parametrize("lengths", [[7, 3], [7, 7]])
-def test_unread_masks_hide_the_same(backbone, lengths):
-    """One pass with transformers' own masks and one with ours, with and without padding, behind 3 columns and none."""
+def test_masks_made_without_a_look_hide_the_same(backbone, lengths):
+    """One pass with transformers' own masks and one with ours, with and without padding, after 3 columns and none."""
     base = make_model(backbone).base_model.eval()
     ids, mask = question_batch(lengths)
     embeds, positions = base.get_input_embeddings()(ids), positions_from_mask(mask)
+
+    def one_pass(start, cache, mask):
+        return base.plain_forward(
+            inputs_embeds=embeds[:, start:], past_key_values=cache, attention_mask=mask,
+            position_ids=positions[:, start:], use_cache=True,
+        ).last_hidden_state  # fmt: skip
+
     with torch.no_grad():
         cache = PrefixCache()
-        base._pass(embeds[:, :3], cache, mask[:, :3], positions[:, :3])
+        base.plain_forward(
+            inputs_embeds=embeds[:, :3], past_key_values=cache, attention_mask=mask[:, :3],
+            position_ids=positions[:, :3], use_cache=True,
+        )  # fmt: skip
         for start, prefix in ((0, PrefixCache), (3, lambda: cache.fork(3))):
-            part = embeds[:, start:], positions[:, start:]
-            wanted = base._pass(part[0], prefix(), mask, part[1]).last_hidden_state
-            masks = thinking_pccot.unread_masks(base.config, part[0], prefix(), mask, part[1])
-            given = base._pass(part[0], prefix(), masks, part[1]).last_hidden_state
+            wanted = one_pass(start, prefix(), mask)
+            masks = passes_pccot.masks_without_sync(
+                base.config, embeds[:, start:], prefix(), mask, positions[:, start:]
+            )
+            given = one_pass(start, prefix(), masks)
             seen = mask[:, start:].bool()
             torch.testing.assert_close(given[seen], wanted[seen])
 
@@ -321,18 +327,18 @@ def test_one_weight_gradient_for_all_passes(backbone, iterations, projection, mo
 
     features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]}]
     features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
-    batch = LatentCollator(tokenizer, model.config)(features)
+    batch = PCCoTCollator(tokenizer, model.config)(features)
     results = []
     for shared in (True, False):
         if not shared:
-            monkeypatch.setattr(type(model.base_model), "one_weight_gradient", lambda self: nullcontext())
+            monkeypatch.setattr(distillation_pccot, "shared_gradients", lambda backbone: nullcontext())
         model.zero_grad()
         for _ in range(2):
             output = model(**batch)
             kinds = {type(node).__name__ for node in nodes_of(output.loss)}
-            assert ("SharedWeightBackward" in kinds) == shared
+            assert ("WeightGradientBackward" in kinds) == shared
             output.loss.backward()
-        assert not any("forward" in vars(module) for module in model.modules())
+        assert all(type(weights) is torch.nn.Parameter for weights in model.parameters())
         grads = [parameter.grad for parameter in model.parameters()]  # None: a projection that T = 0 does not use
         results.append([torch.zeros(()) if grad is None else grad.clone() for grad in grads])
     for ours, theirs in zip(*results, strict=True):

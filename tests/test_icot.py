@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 import run_icot
 from training.convert_icot import convert
 from training.errors import InputError
-from training.tokenization import byte_tokenizer
+from training.small_tokenizers import byte_tokenizer
 
 TOKENS = {"start_token_id": 33, "pause_token_id": 34, "ready_token_id": 35, "answer_prompt_ids": [5]}
 LEARNED = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
@@ -83,7 +83,7 @@ def test_the_fillers_are_one_pass(backbone):
     wanted = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)[:, 6:]
     with torch.no_grad():
         state = model(input_ids=ids, use_cache=True)
-        for token in model.opening_ids():
+        for token in model.suffix_ids():
             state = model(input_ids=torch.tensor([[token]]), past_key_values=state.past_key_values)
         fed = []
         for _ in range(wanted.shape[1]):
@@ -173,7 +173,9 @@ def test_a_run_takes_the_chain_away(tmp_path):
     # a chain of four one-token steps, one gone every two steps from the third on
     assert logged and logged == sorted(logged) and logged[0] < logged[-1] == 4
     assert (tmp_path / "accuracy_against_removal.png").stat().st_size > 5_000
-    assert {"modeling_icot.py", "generation.py", "positions.py", "example.py"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"modeling_icot.py", "prompt_suffix.py", "positions.py", "example.py"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert model.generate(**tokenizer(["1+1="], return_tensors="pt"), max_new_tokens=2).shape[1] > 4
 

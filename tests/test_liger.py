@@ -7,7 +7,7 @@ import pytest
 from conftest import make_model
 
 from training.errors import InputError
-from training.liger import know_model_type
+from training.liger import register_with_liger
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def applied(monkeypatch):
 def test_layers_and_no_losses(applied):
     model = make_model("llama")
     for _ in range(2):  # a second run in the same process changes nothing
-        know_model_type("pccot-llama")
+        register_with_liger("pccot-llama")
     applied.table["pccot-llama"](model=model)
     applied.table["pccot-llama"](model=model, rope=False)
     assert applied.calls == [(model, {"rope", "rms_norm", "swiglu"}), (model, {"rms_norm", "swiglu"})]
@@ -39,5 +39,5 @@ def test_layers_and_no_losses(applied):
 
 def test_a_backbone_without_kernels(applied):
     with pytest.raises(InputError, match="no kernels for pccot-gpt2"):
-        know_model_type("pccot-gpt2")
+        register_with_liger("pccot-gpt2")
     assert set(applied.table) == {"llama"}

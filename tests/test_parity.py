@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from models import PCCoTConfigMixin
 from models.spans_pccot import ThoughtSpan
-from training import convert_pccot
-from training.collators import LatentCollator
+from training import checkpoint, convert_pccot
+from training.collators import PCCoTCollator
 from training.tokenization import prepare_tokenizer, tokenize, tokenize_answer_prompt
 
 LOSSES = ("loss", "cot_loss", "ccot_loss", "kd_loss", "teacher_std")
@@ -206,7 +207,7 @@ def test_data(tokenizer_case):
     args = json.loads((tokenizer_case / "pccot_args.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_case)
     assert len(tokenizer) == expected["len_tokenizer"]
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, PCCoTConfigMixin.special_tokens)
     # With pad == eos the original masks the end of sequence out of its labels; ours never does.
     hidden = {-100} | ({tokenizer.eos_token_id} if expected["pad_token_id"] == expected["eos_token_id"] else set())
     prompt = tokenize_answer_prompt(args["answer_prompt"], tokenizer)
@@ -225,7 +226,7 @@ def test_data(tokenizer_case):
     for row, feature in zip(rows, expected["features"], strict=True):
         assert {name: row[name] for name in columns} == {name: feature[name] for name in columns}
 
-    ours, theirs = LatentCollator(tokenizer, config)(rows), read(tokenizer_case, "collated")
+    ours, theirs = PCCoTCollator(tokenizer, config)(rows), read(tokenizer_case, "collated")
     assert ours["question_length"] + 1 == theirs["key_indices"][0]
 
     def strip(values, mask):
@@ -249,7 +250,7 @@ def test_data(tokenizer_case):
 def published(request, published_case, tmp_path):
     """Model and tokenizer of a published checkpoint: read as it is, and after conversion."""
     if request.param == "as it is":
-        return convert_pccot.load(str(published_case / "checkpoint"))
+        return checkpoint.load(str(published_case / "checkpoint"))
     convert_pccot.convert(str(published_case / "checkpoint"), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     return model, AutoTokenizer.from_pretrained(tmp_path / "out")

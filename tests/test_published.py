@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import run_ccot
 import run_cot
-from training import convert_pccot
-from training.adapters import add_adapters
+from training import checkpoint, convert_pccot
 from training.arguments import LoraArguments
+from training.checkpoint import load_weights, read_config
 from training.errors import InputError
-from training.published import load_weights, merge_adapter, read_config
+from training.lora import add_adapters, merge_adapter
 
 CASE = FIXTURES / "parity" / "peft_checkpoint"
 PUBLISHED = CASE / "checkpoint"
@@ -76,16 +76,16 @@ def test_what_cannot_be_read_is_named(published, tmp_path):
 
     def fails(match: str, **options):
         with pytest.raises(InputError, match=match):
-            convert_pccot.load(str(published), **options)
+            checkpoint.load(str(published), **options)
 
     with pytest.raises(InputError, match="is not empty"):
         convert_pccot.convert(str(PUBLISHED), published)
     with pytest.raises(InputError, match="no such file or folder"):
-        convert_pccot.load(str(tmp_path / "nowhere"))
+        checkpoint.load(str(tmp_path / "nowhere"))
     spoil(published / "pccot_args.json", num_latent_tokens="many")
     fails("pccot_args.json")
     spoil(published / "pccot_args.json", num_latent_tokens=6)
-    convert_pccot.load(str(published))
+    checkpoint.load(str(published))
     spoil(published / "adapter_config.json", peft_type="IA3")
     fails("only LORA")
     spoil(published / "adapter_config.json", peft_type="LORA")
@@ -102,8 +102,8 @@ def test_a_checkpoint_names_no_folder_elsewhere(published, base):
     """Only a folder beside it or a name on the Hub; the user may name another."""
     spoil(published / "adapter_config.json", base_model_name_or_path=base)
     with pytest.raises(InputError if base != "~/base" else (InputError, OSError)):
-        convert_pccot.load(str(published))
-    model, _ = convert_pccot.load(str(published), base_model=str(CASE / "base_model"))
+        checkpoint.load(str(published))
+    model, _ = checkpoint.load(str(published), base_model=str(CASE / "base_model"))
     assert model.config.vocab_size == 335
 
 
@@ -118,7 +118,7 @@ def test_an_adapter_configuration_is_data(published, tmp_path, monkeypatch):
         auto_mapping={"base_model_class": "Evil", "parent_library": "evil_module"},
         runtime_config={"x": 1},
     )
-    convert_pccot.load(str(published))
+    checkpoint.load(str(published))
     assert "evil_module" not in sys.modules
 
 
@@ -170,7 +170,7 @@ def transformers_reads_rows(tmp_path_factory) -> bool:
 
 def test_adapter_and_merged_model_are_the_same(lora_run, transformers_reads_rows):
     """Loaded plainly, by our own loader, and merged: no logit differs by more than 1e-5."""
-    ours, tokenizer = convert_pccot.load(str(lora_run / "adapter"))
+    ours, tokenizer = checkpoint.load(str(lora_run / "adapter"))
     merged = AutoModelForCausalLM.from_pretrained(lora_run).eval()
     plain = ours
     if transformers_reads_rows:
@@ -247,10 +247,10 @@ def test_weights_of_an_adapter_without_a_base_of_its_own(lora_run, tmp_path):
     """As small as the published layout: the base model is found where the adapter's configuration says."""
     shutil.copytree(CASE / "base_model", tmp_path / "base_model")
     shutil.copytree(lora_run / "adapter", tmp_path / "adapter")
-    whole, _ = convert_pccot.load(str(tmp_path / "adapter"))
+    whole, _ = checkpoint.load(str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "model.safetensors").unlink()
     spoil(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path="base_model")
-    small, _ = convert_pccot.load(str(tmp_path / "adapter"))
+    small, _ = checkpoint.load(str(tmp_path / "adapter"))
     trained = [name for name, value in whole.state_dict().items() if torch.equal(value, small.state_dict()[name])]
     assert len(trained) >= len(whole.state_dict()) - 2  # all but the padding token's row, which nothing reads
 

@@ -1,4 +1,8 @@
-"""The checkpoint in checkpoints/pccot-gpt2-chain: what it answers, and that it carries the present code."""
+"""The checkpoint in checkpoints/pccot-gpt2-chain: what it answers, and what its export holds."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -7,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import models  # noqa: F401
 import tasks
 from training.cli import read_recipe
+from training.errors import InputError
 from training.evaluation import answer_questions, same_answer
+from training.export import export
 
 FOLDER = ROOT / "checkpoints" / "pccot-gpt2-chain"
 
@@ -28,7 +34,7 @@ def unseen() -> list[dict]:
 
 @pytest.mark.parametrize(
     ("options", "least", "most"),
-    [({"explicit": True}, 0.99, 1), ({}, 0.97, 1), ({"num_iterations": 3}, 0.97, 1), ({"num_iterations": 0}, 0, 0.40)],
+    [({"mode": "cot"}, 0.99, 1), ({}, 0.97, 1), ({"num_iterations": 3}, 0.97, 1), ({"num_iterations": 0}, 0, 0.40)],
     ids=["explicit chain", "latent thought", "T = 3", "T = 0"],
 )
 def test_accuracy(shipped, unseen, options, least, most):
@@ -49,16 +55,29 @@ def test_questions_of_unequal_length_in_one_batch(shipped):
     assert together == alone
 
 
-def test_the_code_is_current():
-    """After a change of models/: `make checkpoint-code`."""
-    shipped = {path.name for path in FOLDER.glob("*.py")}
-    assert {"example.py", "configuration_pccot.py", "modeling_pccot.py", "generation.py"} <= shipped
-    for name in shipped:
-        source = ROOT / "example.py" if name == "example.py" else ROOT / "models" / name
-        assert (FOLDER / name).read_text() == source.read_text(), name
+def test_an_export_is_a_whole_page(shipped, tmp_path):
+    """Into an empty folder go weights, tokenizer, card, `example.py` and the present code; it answers by itself there."""
+    out = tmp_path / "page"
+    export(str(FOLDER), out)
+    names = {path.name for path in out.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "modeling_pccot.py"} <= names
+    for path in out.glob("*.py"):
+        source = ROOT / "example.py" if path.name == "example.py" else ROOT / "models" / path.name
+        assert path.read_text() == source.read_text(), path.name
+    with pytest.raises(InputError, match="not empty"):
+        export(str(FOLDER), out)
+
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "example.py", "--trust_remote_code", "7+3*4-2+9=", "1+1*2-3+4="]
+    done = subprocess.run(command, cwd=out, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["7+3*4-2+9=  ->  7", "1+1*2-3+4=  ->  5"]
+    refused = subprocess.run([*command[:2], "1="], cwd=out, env=env, capture_output=True, text=True)
+    assert refused.returncode == 1 and "--trust_remote_code" in refused.stderr
 
 
 def test_it_is_small_and_safe():
     files = list(FOLDER.iterdir())
     assert sum(path.stat().st_size for path in files) < 2_000_000
-    assert {path.suffix for path in files} <= {".py", ".json", ".jinja", ".md", ".safetensors"}
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".md", ".safetensors"}

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from conftest import CONFIGS, make_model, question_batch, with_span
-from reference import think_plainly
+from reference import one_after_the_other, think_plainly
 from transformers import AutoModel, DynamicCache, StaticCache
 
+from models.jacobi_pccot import jacobi
 from models.spans_pccot import ThoughtSpan, find_thought_spans
 
 
@@ -19,34 +20,41 @@ def wide(backbone):
     return {"sliding_window": 64} if backbone == "mistral" else {}
 
 
-@pytest.mark.parametrize("iterations", [0, 1, 2, 3, 5, 6, 9])
+@pytest.mark.parametrize("iterations", range(9))
 @pytest.mark.parametrize("projection", [False, True])
-def test_pruned_iteration_equals_full_recomputation(backbone, iterations, projection):
-    """Outputs and gradients, in double precision, for every T and left-padded rows."""
+def test_window_is_plain_is_recomputation(backbone, iterations, projection):
+    """Outputs and gradients, in double precision, for T = 0 to c + 2 and left-padded rows: the model (the window over its
+    cache), `jacobi` over the same cache, and `jacobi` with every pass recomputed."""
     # The RMS norms of the other backbones round to float32 inside, backwards too.
     grad_tolerance = 1e-8 if backbone == "gpt2" else 1e-4
     model = make_model(backbone, num_iterations=iterations, use_projection=projection).double()
     ids, mask = with_span(model, *question_batch([3, 7, 5]))
     real = mask.bool()
     results = []
-    for think in (lambda: model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state,
-                  lambda: think_plainly(model.base_model, ids, mask)):  # fmt: skip
+    base = model.base_model
+    ways = (
+        lambda: base(input_ids=ids, attention_mask=mask).last_hidden_state,
+        lambda: jacobi(base.passes(mask), base.get_input_embeddings()(ids), 7, 6, iterations, base.project),
+        lambda: think_plainly(base, ids, mask),
+    )
+    for think in ways:
         model.zero_grad()
         hidden = think()[real]
         hidden.square().sum().backward()
         results.append((hidden, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
-    (ours, our_grads), (plain, plain_grads) = results
-    assert_close(ours, plain, 1e-10)
-    assert our_grads.keys() == plain_grads.keys()
-    for name, grad in our_grads.items():
-        assert_close(grad, plain_grads[name], grad_tolerance * max(1, plain_grads[name].abs().max().item()))
+    *others, (plain, plain_grads) = results
+    for ours, our_grads in others:
+        assert_close(ours, plain, 1e-10)
+        assert our_grads.keys() == plain_grads.keys()
+        for name, grad in our_grads.items():
+            assert_close(grad, plain_grads[name], grad_tolerance * max(1, plain_grads[name].abs().max().item()))
 
 
 def test_enough_iterations_are_sequential_thought(model):
     """T >= c gives what filling in one latent after the other gives."""
     ids, mask = with_span(model, *question_batch([4, 6]))
     with torch.no_grad():
-        wanted = think_plainly(model.base_model, ids, mask, sequential=True)[mask.bool()]
+        wanted = think_plainly(model.base_model, ids, mask, method=one_after_the_other)[mask.bool()]
         for iterations in (6, 7, 50):
             got = model.base_model(input_ids=ids, attention_mask=mask, num_iterations=iterations).last_hidden_state
             assert_close(got[mask.bool()], wanted)

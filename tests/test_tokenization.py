@@ -4,17 +4,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from models import ICoTConfigMixin, PCCoTConfigMixin
 from training.errors import InputError
-from training.tokenization import (
-    FAMILY_TOKENS,
-    byte_tokenizer,
-    character_tokenizer,
-    prepare_tokenizer,
-    tokenize,
-    tokenize_answer_prompt,
-)
+from training.small_tokenizers import byte_tokenizer, character_tokenizer
+from training.tokenization import prepare_tokenizer, tokenize, tokenize_answer_prompt
 
-BOT, EOT, LATENT = FAMILY_TOKENS["pccot"].values()
+PCCOT, ICOT = PCCoTConfigMixin.special_tokens, ICoTConfigMixin.special_tokens
+BOT, EOT, LATENT = PCCOT.values()
 
 TEXTS = [
     "1+2*3= ",
@@ -50,12 +46,12 @@ def reload(tokenizer, folder):
 @pytest.fixture(params=MAKERS)
 def prepared(request):
     tokenizer = MAKERS[request.param]()
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, PCCOT)
     return tokenizer
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
-@pytest.mark.parametrize("family", [None, "pccot", "icot"])
+@pytest.mark.parametrize("family", [None, PCCOT, ICOT], ids=["stock", "pccot", "icot"])
 def test_round_trip(kind, family, tmp_path):
     """Any text, before and after saving; one token a character or byte."""
     tokenizer = MAKERS[kind]()
@@ -80,10 +76,10 @@ def test_character_vocabulary_does_not_depend_on_order():
 def test_what_prepare_adds():
     tokenizer = byte_tokenizer()
     size = len(tokenizer)
-    assert prepare_tokenizer(tokenizer, family=None) == 1
+    assert prepare_tokenizer(tokenizer, None) == 1
     assert LATENT not in tokenizer.get_vocab()
-    assert prepare_tokenizer(tokenizer, family="pccot") == 3
-    assert prepare_tokenizer(tokenizer, family="pccot") == 0
+    assert prepare_tokenizer(tokenizer, PCCOT) == 3
+    assert prepare_tokenizer(tokenizer, PCCOT) == 0
     assert len(tokenizer) == size + 4
     assert len(set(tokenizer.convert_tokens_to_ids([BOT, EOT, LATENT, "[PAD]", "<eos>"]))) == 5
 
@@ -91,7 +87,7 @@ def test_what_prepare_adds():
 def test_earlier_special_tokens_stay():
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<tool>"]})
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, PCCOT)
     assert {"<tool>", BOT, EOT, LATENT} <= set(tokenizer.all_special_tokens)
 
 
@@ -100,7 +96,7 @@ def test_pad_is_not_eos(pad, tmp_path):
     tokenizer = byte_tokenizer()
     if pad is not None:
         tokenizer.pad_token = pad
-    prepare_tokenizer(tokenizer, family=None)
+    prepare_tokenizer(tokenizer, None)
     loaded = reload(tokenizer, tmp_path)
     for current in (tokenizer, loaded):
         assert current.pad_token == ("a" if pad == "a" else "[PAD]")
@@ -108,14 +104,14 @@ def test_pad_is_not_eos(pad, tmp_path):
         batch = current(["b", "bb"], padding=True)
         assert batch["input_ids"][0][0] == current.pad_token_id
         assert batch["attention_mask"] == [[0, 1], [1, 1]]
-    assert prepare_tokenizer(loaded, family=None) == 0
+    assert prepare_tokenizer(loaded, None) == 0
 
 
 def test_no_end_of_sequence():
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end-of-sequence token"):
-        prepare_tokenizer(tokenizer, family="pccot")
+        prepare_tokenizer(tokenizer, PCCOT)
 
 
 @pytest.mark.parametrize("token", [LATENT, BOT, EOT, "eos", "pad", "bos"])
@@ -135,7 +131,7 @@ def test_text_is_text(prepared, token, tmp_path):
 
 def test_last_step():
     tokenizer = byte_tokenizer()
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, PCCOT)
     examples = {"question": ["q", "r"], "steps": [["a", "bc", "d"], ["e"]], "answer": ["1", "2"]}
     spelt = {
         keep: [[tokenizer.decode(step) for step in steps] for steps in tokenize(examples, tokenizer, keep)["steps"]]
@@ -154,14 +150,14 @@ def test_empty_answer_prompt(text):
 
 def test_answer_prompt_has_no_bos():
     tokenizer = metaspace()
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, PCCOT)
     assert tokenizer.bos_token_id not in tokenize_answer_prompt("answer:", tokenizer)
 
 
 def test_lone_space_before_a_number():
     """Sentencepiece opens a number with `▁`; the answer follows the answer prompt directly and has none."""
     tokenizer = metaspace()
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, PCCOT)
     digits = tokenizer.convert_tokens_to_ids(list("42"))
     space = tokenizer.convert_tokens_to_ids("▁")
     assert tokenizer("42", add_special_tokens=False)["input_ids"] == [space, *digits]
@@ -173,7 +169,7 @@ def test_lone_space_before_a_number():
 @pytest.mark.parametrize("bos", [True, False])
 def test_bos_on_the_question_only(bos):
     tokenizer = metaspace(bos)
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, PCCOT)
     features = tokenize({"question": ["4="], "steps": [["4", "2"]], "answer": ["2"]}, tokenizer)
     assert features["question"] == [tokenizer("4=")["input_ids"]]
     assert features["question"][0].count(tokenizer.bos_token_id) == int(bos)
@@ -186,7 +182,7 @@ def test_an_appended_end_of_sequence_goes():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    prepare_tokenizer(tokenizer, family="pccot")
+    prepare_tokenizer(tokenizer, PCCOT)
     assert tokenizer("4=")["input_ids"][-1] == tokenizer.eos_token_id
     question = tokenize({"question": ["4="], "steps": [[]], "answer": ["4"]}, tokenizer)["question"][0]
     assert question == tokenizer("4=")["input_ids"][:-1]

@@ -15,8 +15,9 @@ from transformers import (
 
 import run_ccot
 import run_icot
-from training.collators import LatentCollator
-from training.tokenization import byte_tokenizer, tokenize
+from training.collators import PCCoTCollator
+from training.small_tokenizers import byte_tokenizer
+from training.tokenization import tokenize
 
 SPACE = "▁"
 QUESTIONS = ["Tom has 3 pens and buys 4.", "1+2=", "  two spaces, a\ttab and é"]
@@ -167,7 +168,7 @@ def test_the_end_is_learned(world):
     config = AutoModelForCausalLM.from_pretrained(world / "pccot").config
     rows = {"question": ["1+2=", "10+20+30="], "steps": [["<<1>>", "<<2>>"], ["<<1>>"]], "answer": ["3", "60"]}
     tokenized = tokenize(rows, tokenizer)
-    batch = LatentCollator(tokenizer, config)(
+    batch = PCCoTCollator(tokenizer, config)(
         [dict(zip(tokenized, row, strict=True)) for row in zip(*tokenized.values(), strict=True)]
     )
     for name in ("labels", "cot_labels"):

@@ -7,18 +7,16 @@ import traceback
 import pytest
 import torch
 from conftest import chain_model, question_batch, with_span
-from datasets import Dataset
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_ccot
 import tasks
-from training.adapters import add_adapters
-from training.arguments import CoTTrainingArguments, DataArguments, EvaluationArguments, LoraArguments
-from training.collators import LatentCollator
-from training.pipeline import tokenize_splits
-from training.trainer import CoTTrainer
+from training.arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments, ThoughtArguments
+from training.collators import PCCoTCollator
+from training.lora import add_adapters
+from training.pccot_trainer import PCCoTTrainer
 
 
 @pytest.fixture
@@ -26,22 +24,16 @@ def make_trainer(characters, tmp_path):
     def make(teacher_warmup_steps=0, model=None, **options):
         model = model or chain_model(characters, num_latent_tokens=3, loss_delta=1.0)
         splits = tasks.generate("chain", "train=64,validation=12,test=4")
-        splits = {name: Dataset.from_list(rows) for name, rows in splits.items()}
-        collator = LatentCollator(characters, model.config)
-        splits = tokenize_splits(splits, characters, collator, DataArguments(), 128)
         defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 2, "save_strategy": "no"}
         args = CoTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **(defaults | options))
-        return CoTTrainer(
-            model=model,
-            args=args,
+        return PCCoTTrainer(
+            model,
+            args,
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],
             processing_class=characters,
-            data_collator=collator,
-            eval_collator=collator,
-            kinds=["ccot", "cot"],
             evaluation=EvaluationArguments(max_new_tokens=4, max_cot_tokens=12),
-            teacher_warmup_steps=teacher_warmup_steps,
+            method=ThoughtArguments(teacher_warmup_steps=teacher_warmup_steps),
         )
 
     return make
@@ -120,7 +112,7 @@ def test_validation_chooses_the_checkpoint(make_trainer):
 
 def test_evaluation_leaves_the_mixed_curriculum_aside(make_trainer, characters):
     trainer = make_trainer()
-    trainer.data_collator = LatentCollator(characters, trainer.model.config, curriculum_prob=1.0)
+    trainer.data_collator = PCCoTCollator(characters, trainer.model.config, curriculum_prob=1.0)
     assert {batch["thought_span"].num_latents for batch in trainer.get_eval_dataloader()} == {3}
     assert {batch["thought_span"].num_latents for batch in trainer.get_train_dataloader()} <= {1, 2}
 

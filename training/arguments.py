@@ -31,8 +31,8 @@ class ModelArguments:
     config_overrides: str | None = option(None, "Changes to the configuration: loss_gamma=1,num_iterations=3")
     tokenizer_name: str | None = option(
         None,
-        "Tokenizer, if not the model's: a name, a folder, or `characters` (one token a character of the training "
-        "data), `words` (one a word between spaces) or `bytes` (one a byte of UTF-8), which need no download.",
+        "Tokenizer, if not the model's: a name, a folder, or `characters` (one token per character of the training "
+        "data), `words` (one per word between spaces) or `bytes` (one per byte of UTF-8), which need no download.",
     )
     model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
     torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = option(
@@ -45,11 +45,22 @@ class ModelArguments:
 
 
 @dataclass
-class ThoughtArguments:
+class AnswerPromptArguments:
+    answer_prompt: str | None = option(None, "Text before the answer ('The answer is:' for a new model).")
+
+
+@dataclass
+class ChainArguments(AnswerPromptArguments):
+    """Which chain of thought (`run_cot.py`)."""
+
+    no_cot: bool = option(False, "Leave the steps out: question, answer prompt, answer.")
+
+
+@dataclass
+class ThoughtArguments(AnswerPromptArguments):
     """How the model thinks. A flag left out takes the checkpoint's (or the configuration's) setting."""
 
     num_latent_tokens: int | None = option(None, "c, the number of latent tokens.")
-    answer_prompt: str | None = option(None, "Text before the answer ('The answer is:' for a new model).")
     open_steps_with_bot: bool | None = option(
         None, "Open the explicit steps with the thought span's <bot>, so that latent i sits where step i would."
     )
@@ -58,7 +69,7 @@ class ThoughtArguments:
     )
     teacher_warmup_steps: int = option(0, "Train the explicit chain of thought alone for so many steps first.")
     latent_curriculum: Literal["none", "mixed"] = option(
-        "none", "mixed: some batches keep their last steps explicit behind <eot>, as Coconut mixes its stages."
+        "none", "mixed: some batches keep their last steps explicit after <eot>, as Coconut mixes its stages."
     )
     curriculum_prob: float = option(0.3, "Share of the batches that the mixed curriculum changes.")
 

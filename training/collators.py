@@ -6,8 +6,11 @@ and what follows on the right, so that all thought spans of a batch stand in the
 
 import torch
 
-from models.cross_entropy_pccot import IGNORED
+from models.chunked_cross_entropy import IGNORED
+from models.positions import positions_from_mask
 from models.spans_pccot import ThoughtSpan
+
+from .mixed_curriculum import MixedCurriculum
 
 
 def pad(rows: list[list[int]], value: int, left: bool = False) -> torch.Tensor:
@@ -82,53 +85,45 @@ class CoTCollator:
         labels = ids.masked_fill(mask == 0, IGNORED)
         labels[:, : shared + len(self.opening)] = IGNORED
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "question_length": shared}
-        # Backbones do not count positions from the mask by themselves.
-        batch["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        if "answer_text" in features[0]:
+        batch["position_ids"] = positions_from_mask(
+            mask
+        )  # backbones do not count positions from the mask by themselves
+        if is_evaluation(features):
             batch["rows"] = torch.tensor([feature["row"] for feature in features])
         return batch
 
 
-class LatentCollator(CoTCollator):
+def is_evaluation(features: list[dict]) -> bool:
+    """Whether these are questions to be answered: only their features keep the texts (`tokenization.tokenize_split`)."""
+    return "answer_text" in features[0]
+
+
+class PCCoTCollator(CoTCollator):
     """Both views of PCCoT training: the teacher's explicit chain (`cot_*`), and the student's latent thought.
 
     Args:
         tokenizer: for its end-of-sequence and padding tokens.
         config: a `pccot-*` configuration.
-        curriculum_prob: share of the batches in which only the first j steps are latents and the others stay explicit
-            behind `<eot>` (mixed stages, Coconut, arXiv 2412.06769). Drawn from torch's random numbers.
+        curriculum_prob: probability of the `MixedCurriculum`, which leaves evaluation alone.
     """
 
     def __init__(self, tokenizer, config, curriculum_prob: float = 0.0):
         opening = (config.bot_token_id,) if config.open_steps_with_bot else ()
         super().__init__(tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, opening)
-        self.config, self.curriculum_prob = config, curriculum_prob
+        self.config = config
+        self.curriculum = MixedCurriculum(curriculum_prob, config.num_latent_tokens, config.latents_per_step)
 
     def length(self, feature: dict) -> int:
-        latents, steps = self.config.num_latent_tokens, feature["steps"]
-        thoughts = [latents]
-        if self.curriculum_prob:
-            per_step = self.config.latents_per_step
-            mixed = range(1, min(len(steps), latents // per_step))
-            thoughts += [count * per_step + sum(map(len, steps[count:])) for count in mixed]
-        thought = len(feature["question"]) + max(thoughts) + 2 + len(self.ending(feature))
-        return max(super().length(feature), thought)
-
-    def latent_steps(self, features: list[dict]) -> int | None:
-        """How many leading steps are latents in this batch; None for all of them (the usual case)."""
-        per_step = self.config.latents_per_step
-        most = min(max(len(feature["steps"]) for feature in features), self.config.num_latent_tokens // per_step)
-        if self.curriculum_prob == 0 or most < 2 or torch.rand(()) >= self.curriculum_prob:
-            return None
-        return int(torch.randint(1, most, ()))
+        thought = self.curriculum.longest(feature["steps"]) + 2
+        return max(super().length(feature), len(feature["question"]) + thought + len(self.ending(feature)))
 
     def __call__(self, features: list[dict]) -> dict:
-        """The arguments of `LatentThoughtMixin.forward`; what is not a tensor tells it where things are."""
+        """The arguments of `models.distillation_pccot.distillation_step`; what is not a tensor tells where things are."""
         config = self.config
         teacher = super().__call__(features)
         shared = teacher["question_length"]
 
-        latent_steps = self.latent_steps(features)
+        latent_steps = None if is_evaluation(features) else self.curriculum.draw([row["steps"] for row in features])
         latents = config.num_latent_tokens if latent_steps is None else latent_steps * config.latents_per_step
         explicit = [
             [] if latent_steps is None else [token for step in feature["steps"][latent_steps:] for token in step]
@@ -160,14 +155,14 @@ class LatentCollator(CoTCollator):
         }
 
     def step_labels(self, steps: list[list[int]], latents: int) -> list[int]:
-        """The token each latent stands for: `latents_per_step` latents a step, -100 where there is none."""
+        """The token each latent stands for: `latents_per_step` latents per step, -100 where there is none."""
         per_step = self.config.latents_per_step
         labels = [token for step in steps for token in (step + [IGNORED] * per_step)[:per_step]][:latents]
         return labels + [IGNORED] * (latents - len(labels))
 
 
-class InternalizingCollator(CoTCollator):
-    """A chain between `<start>` and `<ready>`, and what `curriculum.Internalizer` needs to take it away.
+class ICoTCollator(CoTCollator):
+    """A chain between `<start>` and `<ready>`, and what `icot_removal.Internalizer` needs to take it away.
 
     Args:
         tokenizer: for its end-of-sequence and padding tokens.

@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import models  # noqa: F401  registers the model types
 
+from .checkpoint import save_checkpoint
 from .cli import run
 from .errors import InputError
 from .loading import family_config
-from .pipeline import save_checkpoint
 from .tokenization import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def convert(folder: Path, out: Path, num_internalized_tokens: int = -1) -> None:
         raise InputError(f"{folder / 'state_dict.bin'}: missing {missing[:3]}, unknown {unexpected[:3]}")
 
     write_like_the_original(tokenizer)
-    prepare_tokenizer(tokenizer, family=None)
+    prepare_tokenizer(tokenizer)
     if len(tokenizer) > config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -92,7 +92,7 @@ def strip_prefix(name: str) -> str:
 
 
 def write_like_the_original(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A question gets a space before and behind it."""
+    """A question gets a space before and after it."""
     backend = tokenizer.backend_tokenizer
     space = tokenizer(SPACE, add_special_tokens=False)["input_ids"]
     if len(space) != 1:

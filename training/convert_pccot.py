@@ -9,47 +9,15 @@ import argparse
 import logging
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
-import models  # noqa: F401  registers the model types
-
+from .checkpoint import load, save_checkpoint
 from .cli import run
 from .errors import InputError
-from .loading import check_reachable, set_special_ids
-from .pipeline import save_checkpoint
-from .published import SETTINGS, find_file, load_weights, read_config
-from .tokenization import prepare_tokenizer, starts_with_bos
 
 logger = logging.getLogger(__name__)
 
 
-def load(
-    name: str, revision: str = "main", base_model: str | None = None, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of any checkpoint, ready for `generate()`; adapters are merged.
-
-    Args:
-        name: a folder or a name on the Hub.
-        revision: branch, tag or commit.
-        base_model: of an adapter, instead of the one that the checkpoint names.
-        trust_remote_code: run code that the checkpoint brings along.
-
-    Raises:
-        InputError: if something is missing or does not fit.
-    """
-    check_reachable(name, "model")
-    config = read_config(name, revision, trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    model = load_weights(name, config, revision, trust_remote_code, base_model)
-    if find_file(name, SETTINGS, revision) is not None:
-        prepare_tokenizer(tokenizer, family="pccot")
-        set_special_ids(model, tokenizer)
-        model.config.questions_start_with_bos = starts_with_bos(tokenizer)
-    return model.eval(), tokenizer
-
-
 def convert(name: str, out: Path, revision: str = "main", base_model: str | None = None) -> None:
-    """Write the converted checkpoint into a new or empty folder; see `load`."""
+    """Write the converted checkpoint into a new or empty folder; see `checkpoint.load`."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; choose another folder")
     model, tokenizer = load(name, revision, base_model)

@@ -76,6 +76,14 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
     return found
 
 
+def as_dataset(rows: Dataset | IterableDataset | list[dict]) -> Dataset | IterableDataset:
+    """Rows of `question`, `steps` and `answer`, checked, whatever holds them; a stream is checked as it is read."""
+    if isinstance(rows, IterableDataset) or (isinstance(rows, Dataset) and rows.features == FEATURES):
+        return rows
+    named = ((f"row {index}", row) for index, row in enumerate(rows))
+    return Dataset.from_list(list(examples_of(named, max_bad_rows=0)), features=FEATURES)
+
+
 def stream_examples(args: DataArguments, limit: int | None) -> Iterator[dict]:
     """The training split, row by row, without holding it in memory."""
     if args.dataset_name is not None:

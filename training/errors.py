@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""An error that the user can fix; shown as one line."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""Answers by generation, and how right they are."""
+"""Answers by generation, and how right they are. The ways to answer are described in `models/answer_modes.py`."""
 
 import math
 import re
@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
 import torch
+
+from models.answer_modes import DIRECT, EXPLICIT, AnswerMode
+
+from .errors import InputError
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 
@@ -42,15 +46,9 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def final_answer(text: str, answer_prompt: str) -> str | None:
-    """What an explicit chain of thought answers: the text behind the last answer prompt; None without one."""
-    _, prompt, answer = text.rpartition(answer_prompt.strip())
-    return answer.strip() if prompt else None
-
-
 @dataclass
 class Answers:
-    """Generated answers of one kind ("ccot", "cot" or "no_cot") and the time they took.
+    """Answers generated in one mode, and the time they took.
 
     Args:
         texts: what was generated, in the order of the data.
@@ -64,17 +62,17 @@ class Answers:
     new_tokens: int = 0
     seconds: float = 0.0
 
-    def metrics(self, kind: str, golds: list[str]) -> dict[str, float]:
-        """Exact match with its interval, examples per second, mean new tokens."""
+    def metrics(self, mode: str, golds: list[str]) -> dict[str, float]:
+        """Exact match with its interval, examples per second, mean new tokens; by the name of the mode."""
         total = len(golds)
         right = sum(same_answer(given, gold) for given, gold in zip(self.answers, golds, strict=True))
         low, high = wilson_interval(right, total)
         return {
-            f"{kind}_exact_match": right / total,
-            f"{kind}_exact_match_low": low,
-            f"{kind}_exact_match_high": high,
-            f"{kind}_examples_per_second": total / max(self.seconds, 1e-9),
-            f"{kind}_new_tokens": self.new_tokens / total,
+            f"{mode}_exact_match": right / total,
+            f"{mode}_exact_match_low": low,
+            f"{mode}_exact_match_high": high,
+            f"{mode}_examples_per_second": total / max(self.seconds, 1e-9),
+            f"{mode}_new_tokens": self.new_tokens / total,
         }
 
 
@@ -88,29 +86,59 @@ def timed_generate(model, input_ids, attention_mask, **kwargs) -> tuple[torch.Te
     return output[:, input_ids.shape[1] :], time.perf_counter() - start
 
 
+def mode_of(model, name: str) -> AnswerMode:
+    """A mode as this model is asked for it; a stock backbone writes its chain, or the answer prompt, by itself.
+
+    Raises:
+        InputError: for a mode that the model does not have.
+    """
+    modes = getattr(model, "answer_modes", (EXPLICIT, DIRECT))
+    found = next((mode for mode in modes if mode.name == name), None)
+    if found is None:
+        raise InputError(f"{type(model).__name__} cannot answer as {name!r}: there are {[mode.name for mode in modes]}")
+    return found
+
+
+def token_budget(model, mode: AnswerMode, question_length: int, max_new_tokens: int, max_cot_tokens: int) -> int:
+    """How many tokens an answer may take: what the mode writes, as far as the model has positions."""
+    budget = {
+        "answer": max_new_tokens,
+        "prompt": max_new_tokens + len(model.config.answer_prompt_ids or []),
+        "chain": max_cot_tokens,
+    }[mode.writes]
+    if hasattr(model, "room_for_answer"):
+        room = model.room_for_answer(question_length, **mode.options)
+    else:
+        limit = getattr(model.config, "max_position_embeddings", None)
+        room = None if limit is None else limit - question_length
+    return budget if room is None else max(1, min(budget, room))
+
+
+def read_answers(model, tokenizer, mode: AnswerMode, generated: list[list[int]], seconds: float = 0.0) -> Answers:
+    """Generated tokens, a list per example without padding, as texts and the answers in them."""
+    prompt = tokenizer.decode(model.config.answer_prompt_ids)
+    texts = [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    return Answers(texts, [mode.read(text, prompt) for text in texts], sum(map(len, generated)), seconds)
+
+
 def answer_questions(
-    model, tokenizer, questions: list[str], *, batch_size: int, explicit: bool = False, **options
+    model, tokenizer, questions: list[str], *, mode: str | None = None, batch_size: int, **options
 ) -> Answers:
     """Answers to questions in text, in left-padded batches.
 
     Args:
-        explicit: the model writes its chain (or, without one, the answer prompt) itself; its answer is what stands
-            behind the answer prompt.
+        mode: the name of one (`models.ANSWER_MODES`); the model's own by default.
         **options: of `generate()`.
     """
-    answers = Answers()
-    if explicit and hasattr(model.config, "num_latent_tokens"):
-        options["latent_thought"] = False
-    prompt = tokenizer.decode(model.config.answer_prompt_ids)
+    asked = mode_of(model, mode) if mode else getattr(model, "answer_modes", (EXPLICIT,))[0]
+    rows, seconds = [], 0.0
     for start in range(0, len(questions), batch_size):
         inputs = tokenizer(questions[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
-        tokens, seconds = timed_generate(model, inputs.input_ids, inputs.attention_mask, **options)
-        texts = [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        answers.texts += texts
-        answers.answers += [final_answer(text, prompt) for text in texts] if explicit else texts
-        answers.new_tokens += int(count_new_tokens(tokens, tokenizer.eos_token_id).sum())
-        answers.seconds += seconds
-    return answers
+        tokens, taken = timed_generate(model, inputs.input_ids, inputs.attention_mask, **(asked.options | options))
+        counts = count_new_tokens(tokens, tokenizer.eos_token_id).tolist()
+        rows += [row[:count] for row, count in zip(tokens.tolist(), counts, strict=True)]
+        seconds += taken
+    return read_answers(model, tokenizer, asked, rows, seconds)
 
 
 def synchronize(device: torch.device):

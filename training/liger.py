@@ -5,8 +5,8 @@ from collections.abc import Callable
 from .errors import InputError
 
 
-def know_model_type(model_type: str) -> None:
-    """Have liger-kernel take a model type of ours for its backbone.
+def register_with_liger(model_type: str) -> None:
+    """Register a model type of ours with liger-kernel, under its backbone's entry.
 
     Raises:
         InputError: where it has no kernels for that backbone.
@@ -18,10 +18,10 @@ def know_model_type(model_type: str) -> None:
     backbone = model_type.partition("-")[2]
     if backbone not in known:
         raise InputError(f"--use_liger_kernel: liger-kernel has no kernels for {model_type}; leave the flag out")
-    known[model_type] = layers_alone(known[backbone])
+    known[model_type] = without_losses(known[backbone])
 
 
-def layers_alone(apply: Callable) -> Callable:
+def without_losses(apply: Callable) -> Callable:
     """liger-kernel's function for a backbone, without its losses.
 
     Its fused cross-entropy replaces a model's whole forward pass, thought included; ours keeps no logits either.

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from transformers import (
@@ -17,32 +16,26 @@ from transformers.utils import is_flash_attn_2_available
 
 import models
 
-from .arguments import ModelArguments, ThoughtArguments
+from .arguments import ModelArguments
+from .checkpoint import check_reachable, load_weights, read_config
 from .errors import InputError
-from .published import load_weights, read_config
-from .tokenization import (
-    FAMILY_TOKENS,
-    byte_tokenizer,
-    character_tokenizer,
-    prepare_tokenizer,
-    starts_with_bos,
-    tokenize_answer_prompt,
-    word_tokenizer,
-)
+from .small_tokenizers import byte_tokenizer, character_tokenizer, word_tokenizer
+from .tokenization import prepare_tokenizer, set_special_ids, starts_with_bos, tokenize_answer_prompt
 
 logger = logging.getLogger(__name__)
 
-THOUGHT_SETTINGS = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")
 DEFAULT_ANSWER_PROMPT = "The answer is:"
 
 
-def load_tokenizer(args: ModelArguments, texts: Iterable[str], family: str | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    args: ModelArguments, texts: Iterable[str], special_tokens: dict[str, str] | None
+) -> PreTrainedTokenizerBase:
     """The tokenizer, with the special tokens that the model needs.
 
     Args:
         args: names the tokenizer, or the model it comes with.
         texts: training texts, read only for `--tokenizer_name characters` and `words`.
-        family: whose special tokens to add, if any.
+        special_tokens: a family's, if any.
     """
     name = args.tokenizer_name or args.model_name_or_path
     if name is None:
@@ -59,21 +52,24 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str], family: str | Non
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=args.model_revision, trust_remote_code=args.trust_remote_code
         )
-    prepare_tokenizer(tokenizer, family)
+    prepare_tokenizer(tokenizer, special_tokens)
     return tokenizer
 
 
-def texts_of(splits: dict, answer_prompt: str | None) -> Iterable[str]:
-    """Every text of the training split and the answer prompt, for a tokenizer made from them."""
+def texts_of(examples: Iterable[dict] | None, answer_prompt: str | None) -> Iterable[str]:
+    """Every text of the training data and the answer prompt, for a tokenizer made from them."""
     yield DEFAULT_ANSWER_PROMPT if answer_prompt is None else answer_prompt
-    for example in splits.get("train", ()):
+    for example in examples or ():
         yield from (example["question"], *example["steps"], example["answer"])
 
 
-def load_config(args: ModelArguments, thought: ThoughtArguments, family: str | None) -> PreTrainedConfig:
+def load_config(args: ModelArguments, family: str | None = None, settings: dict | None = None) -> PreTrainedConfig:
     """The model's configuration, with the flags that change it applied.
 
     A backbone's configuration becomes its counterpart of the family ("pccot", "icot"), if one is asked for.
+
+    Args:
+        settings: fields that flags set; None leaves the checkpoint's (or the configuration's) value.
 
     Raises:
         InputError: without a model or configuration, for an unknown backbone, or for an override that does not fit.
@@ -87,9 +83,8 @@ def load_config(args: ModelArguments, thought: ThoughtArguments, family: str | N
         config = family_config(config, family)
     apply_overrides(config, args.config_overrides)
 
-    trained = getattr(config, "bot_token_id", None) is not None
-    for name in THOUGHT_SETTINGS if family == "pccot" else ():
-        value = getattr(thought, name)
+    trained = is_set_up(config)
+    for name, value in (settings or {}).items():
         if value is not None and value != getattr(config, name):
             if trained:
                 logger.warning("--%s %s replaces the checkpoint's %s", name, value, getattr(config, name))
@@ -166,12 +161,7 @@ def load_model(
         answer_prompt: replaces the checkpoint's, with a warning; for a new model None means "The answer is:".
     """
     check_attention(args.attn_implementation)
-    family = config.model_type.partition("-")[0]
-    set_answer_prompt(config, tokenizer, answer_prompt)
-    for name, token in FAMILY_TOKENS.get(family, {}).items():
-        setattr(config, name, tokenizer.convert_tokens_to_ids(token))
-    if family in FAMILY_TOKENS:
-        config.questions_start_with_bos = starts_with_bos(tokenizer)
+    set_up(config, tokenizer, answer_prompt)
     options = {"dtype": args.torch_dtype or "auto"}
     if args.attn_implementation is not None:
         options["attn_implementation"] = args.attn_implementation
@@ -191,6 +181,22 @@ def load_model(
     return model
 
 
+def is_set_up(config: PreTrainedConfig) -> bool:
+    """Whether a configuration of ours knows its special tokens, as that of every checkpoint does."""
+    names = getattr(config, "special_tokens", {})
+    return bool(names) and all(getattr(config, name) is not None for name in names)
+
+
+def set_up(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None) -> None:
+    """Put what depends on the tokenizer into the configuration: the answer prompt and the family's tokens."""
+    set_answer_prompt(config, tokenizer, answer_prompt)
+    names = getattr(config, "special_tokens", {})
+    for name, token in names.items():
+        setattr(config, name, tokenizer.convert_tokens_to_ids(token))
+    if names:
+        config.questions_start_with_bos = starts_with_bos(tokenizer)
+
+
 def set_answer_prompt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, text: str | None) -> None:
     """Put the answer prompt's ids into the configuration, unless it has some and no flag replaces them."""
     old = getattr(config, "answer_prompt_ids", None)
@@ -202,15 +208,6 @@ def set_answer_prompt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
     config.answer_prompt_ids = new
 
 
-def set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell model and generation which tokens pad, begin and end a text."""
-    # Not before the vocabulary has its size: a padding id beyond it crashes Llama's embedding.
-    for config in (model.config, model.generation_config):
-        config.pad_token_id = tokenizer.pad_token_id
-        config.eos_token_id = tokenizer.eos_token_id
-        config.bos_token_id = tokenizer.bos_token_id
-
-
 def check_attention(implementation: str | None) -> None:
     """Raises InputError where flash attention is asked for and cannot work."""
     if implementation in ("flash_attention_2", "flash_attention_3"):
@@ -218,13 +215,6 @@ def check_attention(implementation: str | None) -> None:
             raise InputError(f"--attn_implementation {implementation} needs a GPU; use sdpa")
         if implementation == "flash_attention_2" and not is_flash_attn_2_available():
             raise InputError("--attn_implementation flash_attention_2 needs: pip install -r requirements-gpu.txt")
-
-
-def check_reachable(name: str, what: str) -> None:
-    """Raises InputError for something that looks like a path and does not exist."""
-    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
-    if looks_like_path and not Path(name).expanduser().exists():
-        raise InputError(f"{what} {name!r}: no such file or folder")
 
 
 def reinitialize(model: PreTrainedModel) -> PreTrainedModel:

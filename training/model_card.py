@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-KINDS = {"ccot": "latent thought", "cot": "explicit chain of thought", "no_cot": "no chain of thought"}
+from models import ANSWER_MODES
+
 SPLITS = {"eval": "validation", "test": "test"}
 TABLE = (
     "| split | answer after | exact match (95 % interval) | ms per answer | new tokens |",
@@ -58,8 +59,8 @@ def write_card(
         metrics: as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`.
         questions: examples to try.
     """
-    measured = [(split, kind) for split in SPLITS for kind in KINDS if f"{split}_{kind}_exact_match" in metrics]
-    rows = [table_row(metrics, split, kind) for split, kind in measured]
+    measured = measured_modes(metrics)
+    rows = [table_row(metrics, split, mode) for split, mode in measured]
     base_model = card.base_model if card.base_model and not Path(card.base_model).exists() else None
     data = ModelCardData(
         # What a model learns from stays under its own licence.
@@ -71,7 +72,7 @@ def write_card(
         tags=["latent-chain-of-thought", config.model_type],
         base_model=base_model,
         model_name=name,
-        eval_results=[result(metrics, split, kind, card.task) for split, kind in measured] or None,
+        eval_results=[result(metrics, split, mode, card.task) for split, mode in measured] or None,
         widget=[{"text": question} for question in questions] or None,
     )
     text = f"""---
@@ -81,7 +82,8 @@ def write_card(
 # {name}
 
 {card.method}
-{describe_thought(config)}
+{config.describe() if hasattr(config, "describe") else ""}
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -106,38 +108,44 @@ numbers are compared as numbers. Trained from seed {seed}{describe_commit()} by:
     ModelCard(text).save(folder / "README.md")
 
 
-def table_row(metrics: dict, split: str, kind: str) -> str:
-    prefix = f"{split}_{kind}"
+def measured_modes(metrics: dict) -> list[tuple[str, str]]:
+    """The splits and answer modes that metrics are about.
+
+    Raises:
+        KeyError: for a mode that `models/answer_modes.py` does not describe.
+    """
+    found = []
+    for split in SPLITS:
+        names = [
+            name.removeprefix(f"{split}_").removesuffix("_exact_match")
+            for name in metrics
+            if name.startswith(f"{split}_") and name.endswith("_exact_match")
+        ]
+        if unknown := set(names) - set(ANSWER_MODES):
+            raise KeyError(f"a card has no label for {', '.join(sorted(unknown))}")
+        found += [(split, mode) for mode in ANSWER_MODES if mode in names]
+    return found
+
+
+def table_row(metrics: dict, split: str, mode: str) -> str:
+    prefix = f"{split}_{mode}"
     low, high = metrics[f"{prefix}_exact_match_low"], metrics[f"{prefix}_exact_match_high"]
     return (
-        f"| {SPLITS[split]} | {KINDS[kind]} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
+        f"| {SPLITS[split]} | {ANSWER_MODES[mode].label} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
         f"{1000 / metrics[f'{prefix}_examples_per_second']:.1f} | {metrics[f'{prefix}_new_tokens']:.1f} |"
     )
 
 
-def result(metrics: dict, split: str, kind: str, task: str) -> EvalResult:
+def result(metrics: dict, split: str, mode: str, task: str) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
         dataset_type=task,
         dataset_name=task,
         dataset_split=SPLITS[split],
         metric_type="exact_match",
-        metric_name=f"exact match, {KINDS[kind]}",
-        metric_value=round(metrics[f"{split}_{kind}_exact_match"], 4),
+        metric_name=f"exact match, {ANSWER_MODES[mode].label}",
+        metric_value=round(metrics[f"{split}_{mode}_exact_match"], 4),
     )
-
-
-def describe_thought(config) -> str:
-    if hasattr(config, "num_latent_tokens"):
-        return (
-            f"It thinks in c = {config.num_latent_tokens} latent tokens that are refined in parallel "
-            f"T = {config.num_iterations} times (PCCoT, arXiv 2506.18582) before it answers.\n"
-        )
-    if hasattr(config, "num_internalized_tokens"):
-        count = config.num_internalized_tokens
-        gone = "all tokens" if count < 0 else f"{count} tokens"
-        return f"Of its chain of thought {gone} were internalised (iCoT, arXiv 2405.14838).\n"
-    return ""
 
 
 def describe_hardware(device: torch.device) -> str:

@@ -1,63 +1,25 @@
-"""Text to tokens: the special tokens of a thought, and examples as lists of ids."""
+"""Text to tokens: a tokenizer's special tokens, and data sets as features for the collators."""
 
 import logging
-from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE, WordLevel
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .arguments import DataArguments
+from .collators import CoTCollator
 from .errors import InputError
 
 logger = logging.getLogger(__name__)
 
 PAD = "[PAD]"
-# What each family adds to a tokenizer, by the configuration field that holds the id.
-FAMILY_TOKENS = {
-    "pccot": {"bot_token_id": "<pcot.bot>", "eot_token_id": "<pcot.eot>", "latent_token_id": "<pcot.latent>"},
-    "icot": {"start_token_id": "<start>", "pause_token_id": "<pause>", "ready_token_id": "<ready>"},
-}
 SENTENCEPIECE_SPACE = "▁"
-# A chat's prompt is its last question, as the models are trained on questions alone (behind a system message, if there
-# is one). The thought is opened by generate(): special tokens of a template would be spelled out, like a user's.
-CHAT_TEMPLATE = """\
-{%- macro text(content) -%}
-    {%- if content is string -%}{{ content }}
-    {%- else -%}{%- for part in content -%}{{ part.text }}{%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{%- set chat = namespace(question=0) -%}
-{%- for message in messages -%}
-    {%- if message.role == "user" -%}{%- set chat.question = loop.index0 -%}{%- endif -%}
-{%- endfor -%}
-{%- if messages[0].role == "system" and chat.question > 0 -%}{{ text(messages[0].content) + "\n\n" }}{%- endif -%}
-{%- for message in messages[chat.question:] -%}{{ text(message.content) }}{%- endfor -%}
-"""
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
 
-def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a character that occurs in `texts`, `<unk>` for any other."""
-    characters = sorted({character for text in texts for character in text})
-    vocabulary = {token: index for index, token in enumerate(["<unk>", "<eos>", *characters])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte of UTF-8: any text, without a download."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<eos>", *alphabet])}
-    tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-
-
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, family: str | None) -> int:
-    """Add what is missing, in place: a padding token of its own and the tokens of the family ("pccot", "icot").
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, special_tokens: dict[str, str] | None = None) -> int:
+    """Add what is missing, in place: a padding token of its own and a family's tokens (`PromptConfigMixin.special_tokens`).
 
     Text stays text: the tokenizer is set to spell out special tokens that occur in what a user writes, and to pad
     on the left, and is saved so.
@@ -68,9 +30,9 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, family: str | None) ->
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-sequence token, so a model could not learn to stop")
     added = 0
-    if family is not None:
+    if special_tokens:
         tokenizer.chat_template = CHAT_TEMPLATE
-        missing = [token for token in FAMILY_TOKENS[family].values() if token not in tokenizer.get_vocab()]
+        missing = [token for token in special_tokens.values() if token not in tokenizer.get_vocab()]
         known = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
         if missing:
             added += tokenizer.add_special_tokens({"extra_special_tokens": known + missing})
@@ -86,7 +48,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, family: str | None) ->
 def tokenize(
     examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, keep_last_step: bool = False
 ) -> dict[str, list]:
-    """Token ids of a batch of examples: `question`, `steps` (a list a step) and `answer`.
+    """Token ids of a batch of examples: `question`, `steps` (a list per step) and `answer`.
 
     The teacher does not see the last step, which usually gives the answer away, unless `keep_last_step` (PCCoT,
     section 4.1, after CODI).
@@ -126,15 +88,6 @@ def without_leading_space(ids: list[int], tokenizer: PreTrainedTokenizerBase) ->
     return ids
 
 
-def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a word between spaces that occurs in `texts`, `<unk>` for any other."""
-    words = sorted({word for text in texts for word in text.split()})
-    vocabulary = {token: index for index, token in enumerate(["<unk>", "<eos>", *words])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
-
-
 def tokenize_answer_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the answer prompt.
 
@@ -145,3 +98,66 @@ def tokenize_answer_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> lis
     if not ids or not text.strip():
         raise InputError(f"--answer_prompt {text!r} is empty; an answer is recognised by the text before it")
     return ids
+
+
+def set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell model and generation which tokens pad, begin and end a text."""
+    # Not before the vocabulary has its size: a padding id beyond it crashes Llama's embedding.
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+
+
+def tokenize_split(
+    examples: Dataset | IterableDataset,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    collator: CoTCollator,
+    data: DataArguments,
+    positions: int | None,
+) -> Dataset | IterableDataset:
+    """A split as features for the collator; evaluation splits keep their texts and row numbers.
+
+    Args:
+        examples: rows of `question`, `steps` and `answer`.
+        split: its name; all but "train" are for evaluation.
+        positions: the model's own limit in tokens, if it has one.
+
+    Raises:
+        InputError: for a row that is too long, unless `--drop_long`.
+    """
+    limit = min(filter(None, (data.block_size, positions)), default=None)
+
+    def features_of(examples: dict, indices: list[int]) -> dict:
+        features = tokenize(examples, tokenizer, data.keep_last_step)
+        rows = [dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True)]
+        features["length"] = [collator.length(row) for row in rows]
+        for index, length in zip(indices, features["length"], strict=True):
+            if limit is not None and length > limit and not data.drop_long:
+                raise InputError(
+                    f"{split} row {index} is too long: {length} tokens, and the limit is {limit} "
+                    "(--drop_long leaves such rows out)"
+                )
+        features["sort_key"] = [collator.sort_key(row) for row in rows]
+        features["row"] = indices
+        if split != "train":
+            features |= {"question_text": examples["question"], "answer_text": examples["answer"]}
+        return features
+
+    stream = isinstance(examples, IterableDataset)
+    options = {} if stream else {"num_proc": data.preprocessing_num_workers}
+    features = examples.map(
+        features_of, batched=True, with_indices=True, remove_columns=["question", "steps", "answer"], **options
+    )
+    if split == "train" and not stream and not any(map(any, features["steps"])) and collator.with_steps:
+        logger.warning("no row has a step left for the teacher; --keep_last_step keeps the last (or only) one")
+    if limit is None or not data.drop_long:
+        return features
+    kept = features.filter(lambda length: length <= limit, input_columns="length", **options)
+    if not stream:
+        dropped = len(features) - len(kept)
+        if len(kept) == 0:
+            raise InputError(f"{split}: every row is longer than {limit} tokens")
+        logger.info("%s: left out %d of %d rows longer than %d tokens", split, dropped, len(features), limit)
+    return kept

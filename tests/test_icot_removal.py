@@ -7,20 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from training.collators import InternalizingCollator
-from training.curriculum import (
-    FillerSchedule,
+from training.collators import ICoTCollator
+from training.errors import InputError
+from training.icot_removal import (
     Internalizer,
-    RemovalSchedule,
-    check_schedule,
     removed_columns,
     smoothing_offsets,
-    steps_behind,
+    steps_from_end,
     surplus_fillers,
     switched_columns,
     uniform,
 )
-from training.errors import InputError
+from training.icot_schedule import FillerSchedule, RemovalSchedule, check_schedule
 
 START, PAUSE, READY, EOS, PAD = 90, 91, 92, 1, 0
 
@@ -67,7 +65,7 @@ def test_removal_is_the_plain_loop(side):
         features = random_features(source)
         scheduled, smoothing = source.choice([0, 1, 2, 5, 30, math.inf]), source.choice([math.inf, 0.5, 4.0])
         apply = internalizer(side=side, smoothing=smoothing, seed=trial)
-        batch = InternalizingCollator(tokenizer, config)(features)
+        batch = ICoTCollator(tokenizer, config)(features)
         got = apply(batch, step=trial, scheduled=scheduled, rate=0.0)
         width = max(1, max(batch["chain_lengths"]))
         rows = np.array([feature["row"] for feature in features])
@@ -94,7 +92,7 @@ def test_fillers_are_the_plain_loop(mode):
         features = random_features(source)
         rate, ratio = source.choice([0.01, 0.3, 0.5, 0.99, 1.0]), source.choice([1.0, 2.0, 2.5])
         apply = internalizer(switch_mode=mode, switch_ratio=ratio, seed=trial)
-        batch = InternalizingCollator(tokenizer, config)(features)
+        batch = ICoTCollator(tokenizer, config)(features)
         got = apply(batch, step=trial, scheduled=0, rate=rate)
         rows, width = np.array([feature["row"] for feature in features]), max(1, max(batch["chain_lengths"]))
         numbers = uniform(trial, trial, rows, width + 1)[:, 1:]
@@ -124,7 +122,7 @@ def test_fillers_are_the_plain_loop(mode):
 
 def test_written_fillers_are_labelled():
     feature = {"question": [5], "steps": [[6, 7]], "answer": [8], "row": 0}
-    batch = InternalizingCollator(tokenizer, config)([feature])
+    batch = ICoTCollator(tokenizer, config)([feature])
     got = internalizer(label_fillers=True)(batch, step=0, scheduled=0, rate=1.0)
     assert got["labels"].tolist() == [[-100, -100, PAUSE, PAUSE, READY, 80, 8, EOS]]
 
@@ -135,7 +133,7 @@ def test_kept_positions_and_long_rows():
         {"question": [5], "steps": [[6, 7, 8]], "answer": [9], "row": 0},
         {"question": [5, 5], "steps": [[6]], "answer": [9], "row": 1},
     ]
-    batch = InternalizingCollator(tokenizer, config)(features)
+    batch = ICoTCollator(tokenizer, config)(features)
     got = internalizer(keep_position=True)(batch, step=0, scheduled=2, rate=0.0)
     assert got["position_ids"][0][got["attention_mask"][0].bool()].tolist() == [0, 1, 4, 5, 6, 7, 8]
     limited = internalizer(max_length=8)(batch, step=0, scheduled=0, rate=0.0)
@@ -189,7 +187,7 @@ def test_masks_alone():
     lengths, counts = torch.tensor([3, 0, 2]), torch.tensor([1, 5, 9])
     assert removed_columns(lengths, counts, "left", 3).int().tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
     assert removed_columns(lengths, counts, "right", 3).int().tolist() == [[0, 0, 1], [0, 0, 0], [1, 1, 0]]
-    behind = steps_behind([[1, 2], [], [2]], 3)
+    behind = steps_from_end([[1, 2], [], [2]], 3)
     numbers = torch.zeros(3, 3)
     deep = switched_columns(lengths, 0.5, "depth", numbers, behind)
     assert deep.int().tolist() == [[0, 1, 1], [0, 0, 0], [1, 1, 0]]

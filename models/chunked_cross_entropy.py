@@ -14,7 +14,7 @@ IGNORED = -100
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 
 
-def labelled(states: torch.Tensor, labels: torch.Tensor, start: int, positions: torch.Tensor | None = None):
+def select_labelled(states: torch.Tensor, labels: torch.Tensor, start: int, positions: torch.Tensor | None = None):
     """The states that predict a label, and the labels.
 
     Args:

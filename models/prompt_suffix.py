@@ -1,97 +1,126 @@
-"""`generate()` for models that put tokens of their own behind a prompt: the caller sees question + answer."""
+"""`generate()` for models that add tokens of their own after a prompt: the caller sees question + answer.
+
+What the model sees, and how it maps to what the caller sees (BOS and suffix are hidden from the result):
+
+    caller    [pad] question                              answer
+    model     [pad] (BOS) question  suffix                answer
+                                    <bot> ... "The answer is:"
+"""
 
 import torch
+from torch import nn
 
+from .answer_modes import AnswerMode
 from .positions import positions_from_mask
 
 
-class HiddenPromptMixin:
-    """Lets a family open its prompts (a thought span, a separator) and hides that again from what is returned.
+class PromptSuffixMixin:
+    """Lets a family complete its prompts (by a thought span, a separator) and hides that from what is returned."""
 
-    A class that mixes this in names its base model in `base_model_class`.
-    """
+    # The loss is a mean over the batch; the Trainer must not scale it by a token count.
+    accepts_loss_kwargs = False
 
-    base_model_class: type
+    @property
+    def answer_modes(self) -> tuple[AnswerMode, ...]:
+        """The ways to ask this model, its own first."""
+        raise NotImplementedError
 
-    def save_pretrained(self, *args, **kwargs):
-        """As everywhere; the configuration also tells AutoModel where the base model's code is."""
-        base = self.base_model_class
-        auto_map = dict(getattr(self.config, "auto_map", None) or {})
-        self.config.auto_map = auto_map | {"AutoModel": f"{base.__module__.rpartition('.')[2]}.{base.__name__}"}
-        return super().save_pretrained(*args, **kwargs)
+    def suffix_ids(self, **options) -> list[int]:
+        """What `generate(**options)` adds after a question; `options` are those of an answer mode."""
+        raise NotImplementedError
 
-    def generate_behind(
+    def room_for_answer(self, question_length: int, **options) -> int | None:
+        """How many tokens `generate(**options)` can write after a question before positions run out; None: no limit."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None else limit - question_length - len(self.suffix_ids(**options))
+
+    def generate_with_suffix(
         self,
-        opening: list[int],
+        suffix: list[int],
         inputs: torch.LongTensor,
         generation_config=None,
         *,
         position_gap: int = 0,
         **kwargs,
     ):
-        """transformers' `generate()` with `opening` behind every row of the prompt, and a BOS before it where it lacks
-        one that the model was trained with (a chat's prompt does).
+        """transformers' `generate()` with `suffix` after every row of the prompt, and a BOS before it where it lacks one
+        that the model was trained with (a chat's prompt does).
 
         Both are left out of what is returned, what a streamer sees, and `max_length` and `min_length`. A dictionary
         holds no cache: it would not fit the returned sequences.
 
         Args:
-            opening: token ids; may be empty.
+            suffix: token ids; may be empty.
             inputs: `(batch, length)`, left padded, with its `attention_mask` among the keyword arguments.
             generation_config, **kwargs: as everywhere.
-            position_gap: how many positions to leave free behind the opening's first token.
+            position_gap: how many positions to leave free after the suffix's first token.
 
         Raises:
-            ValueError: if the prompt is too long for the model, or `prefill_chunk_size` would cut the opening.
+            ValueError: if the prompt is too long for the model, or `prefill_chunk_size` would cut the suffix.
         """
         question = inputs
         inputs, kwargs["attention_mask"] = self._with_bos(inputs, kwargs.get("attention_mask"))
         if inputs is not question:
             kwargs.pop("position_ids", None)
-        length, added = inputs.shape[1], len(opening)
+        length, added = inputs.shape[1], len(suffix)
         hidden = length - question.shape[1] + added
         if hidden == 0:
             return super().generate(inputs, generation_config, **kwargs)
 
-        end = torch.tensor(opening, dtype=inputs.dtype, device=inputs.device).expand(inputs.shape[0], -1)
+        end = torch.tensor(suffix, dtype=inputs.dtype, device=inputs.device).expand(inputs.shape[0], -1)
         prompt = torch.cat([inputs, end], dim=1)
         limit = getattr(self.config, "max_position_embeddings", None)
         if limit is not None and prompt.shape[1] > limit:
             raise ValueError(
                 f"the question has {length} tokens and what follows it {added}: more than the model's {limit} positions"
             )
+        chunk = kwargs.get("prefill_chunk_size") or getattr(generation_config, "prefill_chunk_size", None)
+        if added and chunk is not None and length // chunk != (prompt.shape[1] - 1) // chunk:
+            raise ValueError(
+                f"prefill_chunk_size={chunk} would cut the tokens added after the question at column {length}"
+            )
         if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
             kwargs["use_cache"] = False  # checkpointed layers keep no cache
-        positions = kwargs.get("position_ids")
-        if positions is None and position_gap:
-            mask = kwargs["attention_mask"]
-            positions = positions_from_mask(torch.ones_like(inputs) if mask is None else mask)
-        if positions is not None and positions.shape[1] == length:
-            behind = torch.arange(1, added + 1, device=positions.device)
-            behind = positions[:, -1:] + behind + (behind > 1) * position_gap
-            kwargs["position_ids"] = torch.cat([positions, behind], dim=1)
+
+        # Everything that has a column per token grows with the prompt.
+        positions = self._suffix_positions(
+            kwargs.get("position_ids"), kwargs["attention_mask"], inputs, added, position_gap
+        )
+        if positions is not None:
+            kwargs["position_ids"] = positions
         for name, fill in (("attention_mask", 1), ("token_type_ids", 0)):
             if kwargs.get(name) is not None:
-                given = torch.nn.functional.pad(kwargs[name], (length - kwargs[name].shape[1], 0))
-                kwargs[name] = torch.nn.functional.pad(given, (0, added), value=fill)
+                given = nn.functional.pad(kwargs[name], (length - kwargs[name].shape[1], 0))  # the BOS
+                kwargs[name] = nn.functional.pad(given, (0, added), value=fill)
+        # Limits are the caller's, who does not count what is hidden.
         for name in ("max_length", "min_length"):
             given = [kwargs, vars(generation_config or {}) if generation_config else {}, vars(self.generation_config)]
             value = next((source[name] for source in given if source.get(name) is not None), None)
             if value is not None:
                 kwargs[name] = value + hidden
-        chunk = kwargs.get("prefill_chunk_size") or getattr(generation_config, "prefill_chunk_size", None)
-        if added and chunk is not None and length // chunk != (prompt.shape[1] - 1) // chunk:
-            raise ValueError(f"prefill_chunk_size={chunk} would cut what stands behind the question at column {length}")
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = HidingStreamer(kwargs["streamer"], question)
 
         output = super().generate(prompt, generation_config, **kwargs)
         if isinstance(output, torch.Tensor):
-            return hide(output, question, prompt.shape[1])
-        output.sequences = hide(output.sequences, question, prompt.shape[1])
+            return strip_suffix(output, question, prompt.shape[1])
+        output.sequences = strip_suffix(output.sequences, question, prompt.shape[1])
         # It holds what is hidden, so it does not continue the sequences that the caller sees.
         output.past_key_values = None
         return output
+
+    def _suffix_positions(self, positions, mask, inputs, added: int, gap: int) -> torch.Tensor | None:
+        """Position ids `(batch, length + added)`; None where `generate()` counts them itself.
+
+        The suffix's first token follows the question; the others keep `gap` more positions free, those of tokens that
+        training removed between the two.
+        """
+        if positions is None and gap:
+            positions = positions_from_mask(torch.ones_like(inputs) if mask is None else mask)
+        if positions is None or positions.shape[1] != inputs.shape[1]:
+            return positions
+        after = torch.arange(1, added + 1, device=positions.device)
+        return torch.cat([positions, positions[:, -1:] + after + (after > 1) * gap], dim=1)
 
     def _with_bos(self, inputs: torch.LongTensor, mask: torch.Tensor | None):
         """The prompt and its mask, one column wider if a row lacks the BOS that the model's questions start with."""
@@ -109,7 +138,7 @@ class HiddenPromptMixin:
         if not lacking.any():
             return inputs, mask
         # In the wider rows the column before the first token has the number that the first token had.
-        inputs, full = (torch.nn.functional.pad(tensor, (1, 0)) for tensor in (inputs, full))
+        inputs, full = (nn.functional.pad(tensor, (1, 0)) for tensor in (inputs, full))
         inputs = inputs.scatter(1, first, torch.where(lacking, bos, inputs.gather(1, first)))
         return inputs, full.scatter(1, first, lacking.to(full.dtype))
 
@@ -129,8 +158,8 @@ class HidingStreamer:
         self.streamer.end()
 
 
-def hide(sequences: torch.Tensor, question: torch.Tensor, prompt_length: int) -> torch.Tensor:
-    """Answers behind the prompts that the caller wrote.
+def strip_suffix(sequences: torch.Tensor, question: torch.Tensor, prompt_length: int) -> torch.Tensor:
+    """Answers after the prompts that the caller wrote.
 
     Args:
         sequences: `(batch x returned sequences, prompt_length + new tokens)`.

@@ -1,7 +1,7 @@
-"""Stepwise internalisation and fillers: how much of the chain a step leaves out, and which tokens (arXiv 2405.14838).
+"""Stepwise internalisation: which tokens of a chain a training step removes, or turns into fillers (arXiv 2405.14838).
 
-Everything here is a pure function of the training step, the arguments and the rows: the same whatever the number of
-loader workers, processes or accumulation steps, and after an interruption.
+How many is in `icot_schedule.py`. Everything here is a pure function of the training step, the arguments and the rows: the
+same whatever the number of loader workers, processes or accumulation steps, and after an interruption.
 """
 
 import math
@@ -10,53 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .errors import InputError
+from models.chunked_cross_entropy import IGNORED
+from models.positions import positions_from_mask
 
 LONGEST_OFFSET = 99  # the smoothing distribution is cut off here, as published
-
-
-@dataclass(frozen=True)
-class RemovalSchedule:
-    """How many tokens of the chain are taken away at a step.
-
-    By epochs: `per_epoch` tokens an epoch, evenly, from the end of `pretrain_epochs` on. By steps, if `every_n_step`
-    is given: one more token every so many steps from `from_n_steps` on. All of them as soon as `all_beyond` is
-    reached.
-    """
-
-    per_epoch: float = 8.0
-    all_beyond: float = math.inf
-    pretrain_epochs: float = 0.0
-    start_from: int = 0
-    from_n_steps: int = 0
-    every_n_step: int | None = None
-
-    def tokens(self, step: int, steps_per_epoch: int) -> float:
-        """Scheduled tokens (a whole number, or infinity for all) at an optimiser step, counted from 0."""
-        if self.every_n_step is not None:
-            steps, interval = step - self.from_n_steps, self.every_n_step
-        else:
-            steps = step - round(self.pretrain_epochs * steps_per_epoch)
-            interval = round(steps_per_epoch / self.per_epoch) if self.per_epoch else math.inf
-        if steps < 0:
-            return self.start_from
-        scheduled = self.start_from + (steps + 1 if interval == 0 else int(steps // interval))
-        return math.inf if scheduled >= self.all_beyond else scheduled
-
-
-@dataclass(frozen=True)
-class FillerSchedule:
-    """Which share of the chain is fillers at a step: none before `from_n_steps`, then `from_rate` and rising to 1 by one
-    percent every `every_n_step` steps."""
-
-    from_n_steps: int = 0
-    from_rate: float = 0.0
-    every_n_step: int = 100
-
-    def rate(self, step: int) -> float:
-        if step < self.from_n_steps:
-            return 0.0
-        return min(1.0, self.from_rate + 0.01 * ((step - self.from_n_steps) // self.every_n_step))
 
 
 def uniform(seed: int, step: int, rows: np.ndarray, columns: int) -> np.ndarray:
@@ -108,7 +65,7 @@ def removed_columns(chain_lengths: torch.Tensor, counts: torch.Tensor, side: str
 
 
 def switched_columns(
-    chain_lengths: torch.Tensor, rate: float, mode: str, numbers: torch.Tensor, steps_behind: torch.Tensor
+    chain_lengths: torch.Tensor, rate: float, mode: str, numbers: torch.Tensor, steps_from_end: torch.Tensor
 ) -> torch.Tensor:
     """Which tokens of a chain become fillers.
 
@@ -118,7 +75,7 @@ def switched_columns(
         mode: "random" (each token with this probability), "sequential" (from the front) or "depth" (whole steps,
             the deepest, that is the last, first).
         numbers: `(batch, width)`, uniform in [0, 1): the draw of "random".
-        steps_behind: `(batch, width)`: for each token, its step's place counted from the chain's end, over the
+        steps_from_end: `(batch, width)`: for each token, its step's place counted from the chain's end, over the
             number of steps (0 for the last step).
 
     Returns:
@@ -130,7 +87,7 @@ def switched_columns(
         return inside & (numbers < rate)
     if mode == "sequential":
         return inside & (column < torch.ceil(rate * chain_lengths[:, None].double() - 1e-9))
-    return inside & (steps_behind < rate - 1e-9)
+    return inside & (steps_from_end < rate - 1e-9)
 
 
 def surplus_fillers(switched: torch.Tensor, ratio: float) -> torch.Tensor:
@@ -140,25 +97,6 @@ def surplus_fillers(switched: torch.Tensor, ratio: float) -> torch.Tensor:
     offset = column - starts - 1  # place in its run
     stays = torch.ceil((offset + 1) / ratio) > torch.ceil(offset / ratio)
     return switched & ~stays
-
-
-def check_schedule(schedule: RemovalSchedule, smoothing: float, steps: int, steps_per_epoch: int, longest: int) -> None:
-    """Refuse what cannot work.
-
-    Raises:
-        InputError: for a smoothing of at most 0, negative rates, or a schedule that does not take the longest chain
-            away within the run.
-    """
-    if not smoothing > 0:
-        raise InputError(f"--removal_smoothing_lambda must be above 0 (inf for none), got {smoothing}")
-    if schedule.per_epoch < 0 or (schedule.every_n_step is not None and schedule.every_n_step < 1):
-        raise InputError("--remove_per_epoch must not be negative, and --remove_every_n_step at least 1")
-    last = schedule.tokens(steps - 1, steps_per_epoch)
-    if last < longest:
-        raise InputError(
-            f"the removal schedule can never finish: by the last of {steps} steps {last:g} tokens are removed, and the "
-            f"longest chain has {longest}; train longer, remove faster, or pass --partial_removal"
-        )
 
 
 @dataclass(frozen=True)
@@ -207,8 +145,8 @@ class Internalizer:
         removed = removed_columns(lengths, counts, self.side, width)
         switched = torch.zeros_like(removed)
         if rate > 0:
-            behind = steps_behind(batch["step_lengths"], width)
-            switched = switched_columns(lengths, rate, self.switch_mode, torch.from_numpy(numbers[:, 1:]), behind)
+            from_end = steps_from_end(batch["step_lengths"], width)
+            switched = switched_columns(lengths, rate, self.switch_mode, torch.from_numpy(numbers[:, 1:]), from_end)
             removed |= surplus_fillers(switched & ~removed, self.switch_ratio)
 
         # From the chain's columns to the batch's: gone columns move behind everything that stays.
@@ -226,15 +164,15 @@ class Internalizer:
             name: batch[name].gather(1, order) for name in ("input_ids", "attention_mask", "position_ids", "labels")
         }
         mask = taken["attention_mask"] * present
-        ids, labels = taken["input_ids"], taken["labels"].masked_fill(~learned, -100)
+        ids, labels = taken["input_ids"], taken["labels"].masked_fill(~learned, IGNORED)
         if rate > 0:
             ids = ids.masked_fill(filler, self.pause_token_id)
-            labels = labels.masked_fill(filler & learned, self.pause_token_id if self.label_fillers else -100)
-        positions = taken["position_ids"] if self.keep_position else (mask.cumsum(dim=1) - 1).clamp(min=0)
+            labels = labels.masked_fill(filler & learned, self.pause_token_id if self.label_fillers else IGNORED)
+        positions = taken["position_ids"] if self.keep_position else positions_from_mask(mask)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
 
 
-def steps_behind(step_lengths: list[list[int]], width: int) -> torch.Tensor:
+def steps_from_end(step_lengths: list[list[int]], width: int) -> torch.Tensor:
     """For each token its step's place from the chain's end over the number of steps; `(batch, width)`."""
     rows = []
     for lengths in step_lengths:

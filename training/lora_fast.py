@@ -1,20 +1,19 @@
 """PEFT's layers, faster: the same adapters, the same files, fewer passes over large tensors."""
 
-from pathlib import Path
+import copy
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from models.weight_gradients_pccot import compute_dtype, note, noted_weight
+from models.deferred_weight_grad import DeferredWeight
 
 
-class TrainedRows(TrainableTokensLayer):
+class FastTrainableTokens(TrainableTokensLayer):
     """Rows of a frozen vocabulary matrix that are trained (`trainable_token_indices`), looked up by themselves.
 
     PEFT's own layer writes them into a copy of the whole matrix in every call (154 MB for GPT-2), forward and backward.
@@ -43,19 +42,25 @@ class TrainedRows(TrainableTokensLayer):
         return torch.where(hit.any(dim=-1, keepdim=True), replaced.to(states.dtype), states)
 
 
-class AddedLora(LoraLinear):
+class FusedLoraLinear(LoraLinear):
     """A linear layer with its adapter as one operation.
 
     PEFT's own layer scales the adapter's output and adds it to the layer's in operations of their own; autograd adds up
     what comes back through both, and the adapter's gradients pass by pass.
     """
 
+    def __init__(self, base_layer, adapter_name: str, config, **kwargs):
+        conv1d = isinstance(base_layer, Conv1D)
+        config = copy.copy(config)
+        config.fan_in_fan_out = conv1d
+        super().__init__(base_layer, adapter_name, config=config, is_target_conv_1d_layer=conv1d, **kwargs)
+
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if args or kwargs or not self.is_plain(x):
             return super().forward(x, *args, **kwargs)
         (name,), base, device = self.active_adapters, self.base_layer, x.device.type
         down, up, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
-        dtype = compute_dtype(device, base.weight.dtype)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
         inputs, matrix = x.to(dtype).flatten(0, -2), base.weight if isinstance(base, Conv1D) else base.weight.T
         dropped = None if isinstance(dropout, nn.Identity) or not self.training else dropout(inputs)
         y = LoraProduct.apply(
@@ -63,8 +68,8 @@ class AddedLora(LoraLinear):
             dropped,
             matrix.to(dtype),
             None if base.bias is None else base.bias.to(dtype),
-            *noted_weight(down, device),
-            *noted_weight(up, device),
+            *factor(down.weight, dtype),
+            *factor(up.weight, dtype),
             self.scaling[name],
         )
         return y.unflatten(0, x.shape[:-1])
@@ -85,20 +90,32 @@ class AddedLora(LoraLinear):
         return torch.is_autocast_enabled(x.device.type) or len(formats) == 1
 
 
+def factor(weight: torch.Tensor, dtype: torch.dtype):
+    """A weight as `LoraProduct` takes it: the matrix, what ties it to the graph, and where its uses are kept.
+
+    A deferred weight (see `models/deferred_weight_grad.py`) collects the factors of its gradient; any other gets its
+    gradient in every pass.
+    """
+    if isinstance(weight, DeferredWeight):
+        return weight.matrix, weight.edge, weight.uses
+    return weight.to(dtype), None, None
+
+
 class LoraProduct(torch.autograd.Function):
     """`x @ matrix + bias + scale * dropped @ down.T @ up.T` with a frozen matrix and bias.
 
     x and `dropped` (None: x itself) are `(n, inputs)`, `matrix` `(inputs, outputs)`, `down` `(rank, inputs)` and `up`
-    `(outputs, rank)`, the latter two from `noted_weight`.
+    `(outputs, rank)`, the latter two each with edge and uses from `factor`.
     """
 
     @staticmethod
-    def forward(ctx, x, dropped, matrix, bias, down, down_notes, up, up_notes, scale):
+    def forward(ctx, x, dropped, matrix, bias, down, down_edge, down_uses, up, up_edge, up_uses, scale):
         source = x if dropped is None else dropped
         y = x @ matrix if bias is None else torch.addmm(bias, x, matrix)
         small = (source @ down.T).mul_(scale)
         ctx.save_for_backward(source, small, matrix, down, up)
-        ctx.direct, ctx.down_notes, ctx.up_notes, ctx.scale = dropped is None, down_notes, up_notes, scale
+        ctx.direct, ctx.scale = dropped is None, scale
+        ctx.down_use, ctx.up_use = add_use(down_uses, source), add_use(up_uses, small)
         return y.addmm_(small, up.T)
 
     @staticmethod
@@ -106,8 +123,8 @@ class LoraProduct(torch.autograd.Function):
     def backward(ctx, grad):
         source, small, matrix, down, up = ctx.saved_tensors
         grad_small = (grad @ up).mul_(ctx.scale)
-        grad_down = note(ctx.down_notes, source, grad_small)
-        grad_up = note(ctx.up_notes, small, grad)
+        grad_down = weight_gradient(ctx.down_use, source, grad_small)
+        grad_up = weight_gradient(ctx.up_use, small, grad)
         grad_x = grad_dropped = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ matrix.T
@@ -115,39 +132,34 @@ class LoraProduct(torch.autograd.Function):
                 grad_x.addmm_(grad_small, down)
         if ctx.needs_input_grad[1]:
             grad_dropped = grad_small @ down
-        return grad_x, grad_dropped, None, None, grad_down, None, grad_up, None, None
+        return grad_x, grad_dropped, None, None, grad_down, None, None, grad_up, None, None, None
 
 
-FASTER = {TrainableTokensLayer: TrainedRows, LoraLinear: AddedLora}
+def add_use(uses: list | None, x: torch.Tensor) -> list | None:
+    """Keep the input of one more product, where its weight's gradient is made later."""
+    if uses is None:
+        return None
+    uses.append([x, None])
+    return uses[-1]
 
 
-def use_faster_layers(model: nn.Module) -> None:
-    """Replace PEFT's layers in a `PeftModel`; what it saves stays as it is."""
-    for module in model.modules():
-        module.__class__ = FASTER.get(type(module), type(module))
+def weight_gradient(use: list | None, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of a weight `(outputs, inputs)`; None where `use` keeps its factor for later."""
+    if use is None:
+        return grad.T @ x
+    use[1] = grad
+    return None
 
 
-def use_pefts_layers(model: nn.Module) -> None:
-    """Undo `use_faster_layers`."""
-    pefts = {ours: theirs for theirs, ours in FASTER.items()}
-    for module in model.modules():
-        module.__class__ = pefts.get(type(module), type(module))
+FASTER_LINEAR = {nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear}
 
 
-def save_adapters(model: nn.Module, folder: Path, weights: dict | None = None) -> None:
-    """Write the adapters of a `PeftModel`, without a copy of the vocabulary.
+def use_fast_trainable_tokens(model: nn.Module) -> None:
+    """Replace PEFT's layers of trainable rows in a `PeftModel`; what it saves stays as it is.
 
-    Rows that input and output matrix share are named for both: transformers before 5.23 takes the second for missing.
-
-    Args:
-        weights: the model's state, where it had to be collected from several processes.
+    The one place where an object's class is exchanged: PEFT names the class of these layers in its own code, and an adapter
+    that is tied to another holds on to that very object.
     """
-    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # an empty form
-    path = folder / "adapter_model.safetensors"
-    saved = load_file(path)
-    for name, layer in model.named_modules():
-        if isinstance(layer, TrainableTokensLayer):
-            (rows,) = layer.trainable_tokens_delta.values()
-            saved.setdefault(f"{name}.trainable_tokens_delta", rows.detach().cpu().clone())
-    save_file(saved, path, metadata={"format": "pt"})
+    for module in model.modules():
+        if type(module) is TrainableTokensLayer:
+            module.__class__ = FastTrainableTokens

@@ -5,7 +5,7 @@ that never changes, and the next pass starts from `fork(length)`, which keeps th
 tensors instead of copying them, gradients flow through the prefix, and replaying a layer (gradient checkpointing)
 gives the same keys and values again.
 
-An answer into a static cache needs none of that: its passes overwrite each other's columns there (`behind`).
+An answer into a static cache needs none of that: its passes overwrite each other's columns there (`truncate_to`).
 """
 
 import torch
@@ -48,7 +48,7 @@ class PrefixCache(Cache):
         )
 
     @classmethod
-    def of(cls, cache: Cache | None) -> "PrefixCache":
+    def from_cache(cls, cache: Cache | None) -> "PrefixCache":
         """A prefix cache that starts where any other cache ends.
 
         Raises:
@@ -66,7 +66,7 @@ class PrefixCache(Cache):
             )
         return cls([PrefixLayer(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers])
 
-    def pour(self, cache: Cache, start: int) -> Cache:
+    def append_to(self, cache: Cache, start: int) -> Cache:
         """Append the positions from `start` on to `cache`, whatever its kind, and return it."""
         for index, layer in enumerate(self.layers):
             cache.update(layer.keys[..., start:, :], layer.values[..., start:, :], index)
@@ -85,15 +85,15 @@ class PrefixCache(Cache):
         return PrefixCache([PrefixLayer(reorder(layer.keys), reorder(layer.values)) for layer in self.layers])
 
 
-def can_rewind(cache: Cache | None) -> bool:
-    """Whether passes may write into this cache itself, one over the other: a static one without a window."""
+def is_static(cache: Cache | None) -> bool:
+    """Whether passes may write into this cache itself, one over the other: a static one without a sliding window."""
     return cache is not None and len(cache.layers) > 0 and all(type(layer) is StaticLayer for layer in cache.layers)
 
 
-def behind(cache: Cache, length: int) -> Cache:
-    """A cache for another pass, which adds to the first `length` positions of the last one's.
+def truncate_to(cache: Cache, length: int) -> Cache:
+    """A cache for another pass, which goes on after the first `length` positions of the last one's.
 
-    A static cache is rewound: what stands further on stays there until it is overwritten, out of a causal mask's sight.
+    A static cache is rewound: what it holds further on stays there until it is overwritten, hidden by the causal mask.
     """
     if isinstance(cache, PrefixCache):
         return cache.fork(length)

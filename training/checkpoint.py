@@ -1,11 +1,12 @@
-"""Checkpoints that hold adapters instead of whole weights: a LoRA run's own, and those of the original PCCoT code.
+"""How a checkpoint is read, of whatever kind, and how it is written.
 
-The original publishes an adapter, a `config.json` that lacks half of the settings, the other half in
-`pccot_args.json`, and a tokenizer; the base model is elsewhere and its vocabulary too small.
+Some hold adapters instead of whole weights: those of a LoRA run, and those of the original PCCoT code, which publishes an
+adapter, a `config.json` that lacks half of the settings, the other half in `pccot_args.json`, and a tokenizer; the base
+model is elsewhere and its vocabulary too small.
 """
 
 import json
-import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,20 +14,24 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-
-from .errors import InputError
-from .tokenization import tokenize_answer_prompt
-
-logger = logging.getLogger(__name__)
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SETTINGS = "pccot_args.json"
-# All that is read of an adapter's configuration: its other fields can name modules to import.
-LORA_FIELDS = (
-    *("r", "lora_alpha", "target_modules", "modules_to_save", "trainable_token_indices", "fan_in_fan_out", "bias"),
-    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
+
+import models  # noqa: F401  registers the model types
+
+from .arguments import LoraArguments
+from .errors import InputError
+from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_adapter, save_adapters
+from .tokenization import prepare_tokenizer, set_special_ids, starts_with_bos, tokenize_answer_prompt
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = "pccot_args.json"
 
 
 def find_file(name: str, filename: str, revision: str = "main") -> Path | None:
@@ -48,7 +53,7 @@ def read_config(name: str, revision: str = "main", trust_remote_code: bool = Fal
         return config
     settings = json.loads(path.read_text(encoding="utf-8"))
     try:
-        for field in ("num_latent_tokens", "bot_token_id", "eot_token_id", "latent_token_id"):
+        for field in ("num_latent_tokens", *config.special_tokens):
             setattr(config, field, int(settings[field]))
         answer_prompt = str(settings["answer_prompt"])
     except (KeyError, TypeError, ValueError) as error:
@@ -130,11 +135,70 @@ def base_beside(adapter: Path, fields: dict) -> str:
     return str(beside) if beside.is_dir() else base
 
 
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the LoRA weights of a folder merged into its own."""
-    from peft import LoraConfig, PeftModel
+def load(
+    name: str, revision: str = "main", base_model: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of any checkpoint, ready for `generate()`; adapters are merged.
 
-    fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    lora = LoraConfig(**{name: fields[name] for name in LORA_FIELDS if fields.get(name) is not None})
-    merged = PeftModel.from_pretrained(model, folder, config=lora).merge_and_unload()
-    return merged.requires_grad_(True)  # PEFT had frozen them
+    Args:
+        name: a folder or a name on the Hub.
+        revision: branch, tag or commit.
+        base_model: of an adapter, instead of the one that the checkpoint names.
+        trust_remote_code: run code that the checkpoint brings along.
+
+    Raises:
+        InputError: if something is missing or does not fit.
+    """
+    check_reachable(name, "model")
+    config = read_config(name, revision, trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    model = load_weights(name, config, revision, trust_remote_code, base_model)
+    if find_file(name, SETTINGS, revision) is not None:
+        prepare_tokenizer(tokenizer, config.special_tokens)
+        set_special_ids(model, tokenizer)
+        model.config.questions_start_with_bos = starts_with_bos(tokenizer)
+    return model.eval(), tokenizer
+
+
+def check_reachable(name: str, what: str) -> None:
+    """Raises InputError for something that looks like a path and does not exist."""
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
+    if looks_like_path and not Path(name).expanduser().exists():
+        raise InputError(f"{what} {name!r}: no such file or folder")
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    lora: LoraArguments,
+    weights: dict | None = None,
+) -> None:
+    """A complete checkpoint: weights, configuration, code, tokenizer and `example.py`.
+
+    A LoRA run (`model` is a `PeftModel`) saves its adapters and the base model that they belong to in `adapter/`, which loads by itself, and
+    beside it the merged model.
+
+    Args:
+        weights: the model's state, where it had to be collected from several processes.
+    """
+    # The Trainer switches the cache off for its own forward passes; answering wants it.
+    model.config.use_cache = True
+    if lora.use_peft:
+        adapter = folder / "adapter"
+        save_adapters(model, adapter, weights)  # the resized vocabulary is in the base model
+        model, weights = model.unload(), None
+        save_checkpoint(model, tokenizer, adapter)
+        if not lora.save_merged:
+            return
+        model = merge_adapter(model, adapter)
+    save_checkpoint(model, tokenizer, folder, weights)
+
+
+def save_checkpoint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict | None = None
+) -> None:
+    """Weights, configuration, code, tokenizer and `example.py`: all that a checkpoint is."""
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(ROOT / "example.py", folder / "example.py")

@@ -1,0 +1,217 @@
+"""A backbone that thinks: the base model of every `pccot-*` model.
+
+`forward` finds the thought span, `think` hands it to the method in `jacobi_pccot.py`.
+"""
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_prompt import check_count
+from .jacobi_pccot import jacobi_until_settled, jacobi_window
+from .passes_pccot import FastPasses, gather_columns, join_columns
+from .positions import positions_from_mask
+from .prefix_cache import PrefixCache, is_static, take_columns
+from .spans_pccot import Alignment, ThoughtSpan, find_thought_spans
+
+
+class PCCoTModelMixin:
+    """A backbone's base model (the one without a head) that thinks wherever its input holds a thought span."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        if config.use_projection:
+            # `prj` is what published checkpoints call it.
+            self.prj = nn.Sequential(
+                nn.Linear(config.hidden_size, config.hidden_size),
+                nn.GELU(),
+                nn.Linear(config.hidden_size, config.hidden_size),
+                nn.LayerNorm(config.hidden_size),
+            )
+            self.post_init()
+        for layer in self._layers_to_checkpoint():
+            # A PrefixCache survives the replay of a layer; `forward` lets no other cache near a checkpoint.
+            layer._can_checkpoint_with_cache = True
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        thought_span: ThoughtSpan | None = None,
+        num_iterations: int | None = None,
+        latent_tolerance: float | None = None,
+        compiled_forward=None,
+        **kwargs,
+    ):
+        """Hidden states after thinking.
+
+        Args:
+            input_ids: `(batch, length)`, with as many thought spans (none is fine) in every row.
+            attention_mask: `(batch, past + length)`, 1 for tokens and 0 for padding.
+            position_ids: `(batch, length)`; counted from the attention mask if absent.
+            past_key_values: any cache; the new positions are appended.
+            inputs_embeds: `(batch, length, hidden)` instead of `input_ids`; a span in them must be named.
+            thought_span: where the span is, if known: spares the search, which reads the ids on the host.
+            num_iterations: T for this call; the configuration's if absent.
+            latent_tolerance: end a row's iteration once the largest relative change of its latents' inputs is below
+                this. Costs one host synchronisation per pass.
+            compiled_forward: see `FastPasses`.
+
+        Returns:
+            `last_hidden_state` `(batch, length, hidden)` and, on request, hidden states and attentions, each column
+            from the last pass that computed it (attention over keys that a pass did not see yet is 0).
+
+        Raises:
+            ValueError: for T < 0, ragged or cut spans, a 4-dimensional mask together with a span, or a cache that
+                has dropped positions.
+        """
+        iterations = self.config.num_iterations if num_iterations is None else num_iterations
+        check_count("num_iterations", iterations, 0)
+        if latent_tolerance is not None and not latent_tolerance >= 0:
+            raise ValueError(f"latent_tolerance must be a number of at least 0, got {latent_tolerance!r}")
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = positions_from_mask(attention_mask)[:, -length:]
+
+        spans = [thought_span] if thought_span is not None else []
+        if not spans and input_ids is not None and length > 1:
+            has_past = past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
+            spans = find_thought_spans(input_ids, self.config, has_past) if iterations else []
+        if not spans or iterations == 0:  # T = 0: the latents stay filler tokens
+            if self.training and self.is_checkpointed():
+                if past_key_values is not None:
+                    raise ValueError("gradient checkpointing needs whole sequences: leave past_key_values out")
+                use_cache = False
+            return self.plain_forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
+
+        if self.training:
+            self.check_checkpointing()
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError("a thought span needs a 2-dimensional attention mask (batch, length)")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        in_place = use_cache and is_static(past_key_values) and spans[0].is_aligned and not torch.is_grad_enabled()
+        cache = past_key_values if in_place else PrefixCache.from_cache(past_key_values)
+        past = int(cache.get_seq_length())
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
+
+        thought = {"iterations": iterations, "tolerance": latent_tolerance, "compiled_forward": compiled_forward}
+        think = self.think_each if len(spans) > 1 else self.think if spans[0].is_aligned else self.think_ragged
+        output, cache = think(
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            cache,
+            spans if len(spans) > 1 else spans[0],
+            **thought,
+            **kwargs,
+        )
+        if in_place:
+            output.past_key_values = cache
+        elif use_cache:
+            target = DynamicCache(config=self.config) if past_key_values is None else past_key_values
+            output.past_key_values = cache.append_to(target, past)
+        return output
+
+    def think(self, embeds, mask, positions, cache, span, iterations, tolerance, compiled_forward, **options):
+        """The Jacobi iteration over `embeds` `(batch, length, hidden)`, whose span is in the same columns in each row.
+
+        Returns:
+            Outputs for every column, and the cache that covers them.
+        """
+        run = FastPasses(self, mask, positions, cache, options, compiled_forward=compiled_forward)
+        if tolerance is None:
+            states = jacobi_window(run, embeds, span.columns, span.num_latents, iterations, self.project)
+        else:
+            states = jacobi_until_settled(
+                run, embeds, span.columns, span.num_latents, iterations, self.project, tolerance
+            )
+        return run.output(states), run.cache
+
+    def think_each(self, embeds, mask, positions, cache, spans, **thought):
+        """`think` for several spans per row, one after the other, each up to where the next one starts."""
+        past, length, outputs = int(cache.get_seq_length()), embeds.shape[1], []
+        starts = [0, *(span.columns for span in spans[1:])]
+        for span, start, end in zip(spans, starts, [*starts[1:], length], strict=True):
+            within = ThoughtSpan(span.columns - start, span.num_latents)
+            seen = None if mask is None else mask[:, : past + end]
+            if isinstance(cache, PrefixCache):
+                cache = PrefixCache.from_cache(cache)
+            output, cache = self.think(embeds[:, start:end], seen, positions[:, start:end], cache, within, **thought)
+            outputs.append(output)
+        return join_columns(outputs), cache
+
+    def think_ragged(self, embeds, mask, positions, cache, span, **thought):
+        """`think` for spans that start in different columns (right padding, unequal continuations).
+
+        Rows are shifted right until their spans line up, and the results shifted back.
+        """
+        (batch, length), past = embeds.shape[:2], int(cache.get_seq_length())
+        if mask is None:
+            mask = embeds.new_ones(batch, past + length, dtype=torch.long)
+        aligned = Alignment.of(span, length, embeds.device)
+        shifted = mask[:, past:].gather(1, aligned.source) * aligned.exists
+        output, cache = self.think(
+            take_columns(embeds, aligned.source, dim=1),
+            torch.cat([mask[:, :past], shifted], dim=1),
+            positions.expand(batch, -1).gather(1, aligned.source),
+            cache,
+            aligned.span,
+            **thought,
+        )
+        return gather_columns(output, aligned.back, past), cache.gather(aligned.back, past)
+
+    def passes(self, attention_mask, cache=None, last_options=None) -> FastPasses:
+        """A runner for the passes of a training step over whole sequences, or over what follows a `PrefixCache`."""
+        cache = PrefixCache() if cache is None else cache
+        positions = positions_from_mask(attention_mask)[:, int(cache.get_seq_length()) :]
+        return FastPasses(self, attention_mask, positions, cache, last_options=last_options)
+
+    def plain_forward(self, **kwargs):
+        """The backbone's own forward pass: nothing is thought."""
+        return super().forward(**kwargs)
+
+    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """A latent's input from the hidden state before it; two `(batch, latents, hidden)`."""
+        return self.prj(hidden_states) if self.config.use_projection else hidden_states
+
+    def is_checkpointed(self) -> bool:
+        """Whether layers are recomputed in the backward pass."""
+        return any(layer.gradient_checkpointing for layer in self._layers_to_checkpoint())
+
+    def check_checkpointing(self) -> bool:
+        """`is_checkpointed` for a step that thinks.
+
+        Raises:
+            ValueError: for the reentrant form, through which no gradient would reach the cached question.
+        """
+        for layer in self._layers_to_checkpoint():
+            if layer.gradient_checkpointing:
+                if getattr(layer._gradient_checkpointing_func, "keywords", {}).get("use_reentrant", False):
+                    raise ValueError(
+                        "latent thought needs gradient checkpointing with use_reentrant=False: otherwise no gradient "
+                        "reaches the cached question"
+                    )
+                return True
+        return False
+
+    def _layers_to_checkpoint(self) -> list[GradientCheckpointingLayer]:
+        return [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,0 +1,296 @@
+"""Trainers in TRL's manner: model, data set, arguments; they prepare tokenizer, configuration and batches themselves.
+
+    from training import CoTTrainer, CoTTrainingArguments
+
+    trainer = CoTTrainer("gpt2", CoTTrainingArguments("outputs/cot"), train_dataset=rows, eval_dataset=other_rows)
+    trainer.train()
+    trainer.evaluate()
+
+Here is what all of them share, which by itself trains an explicit chain of thought, or none.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+
+import models  # noqa: F401  registers the model types
+from models.answer_modes import DIRECT, EXPLICIT
+from models.chunked_cross_entropy import IGNORED
+
+from .arguments import (
+    ChainArguments,
+    CoTTrainingArguments,
+    DataArguments,
+    EvaluationArguments,
+    LoraArguments,
+    ModelArguments,
+)
+from .collators import CoTCollator
+from .data import as_dataset
+from .errors import InputError
+from .evaluation import Answers, count_new_tokens, mode_of, read_answers, same_answer, timed_generate, token_budget
+from .hub import check_access
+from .liger import register_with_liger
+from .loading import is_set_up, load_config, load_model, load_tokenizer, set_up, texts_of
+from .lora import add_adapters
+from .tokenization import prepare_tokenizer, set_special_ids, tokenize_split
+
+LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
+Rows = Dataset | IterableDataset | list[dict]
+
+
+class CoTTrainer(Trainer):
+    """Trains and evaluates an explicit chain of thought, or (`ChainArguments(no_cot=True)`) answers without one.
+
+    Args:
+        model: a name on the Hub, a folder, `ModelArguments`, or a model (then with its `processing_class`).
+        args: transformers' arguments.
+        train_dataset, eval_dataset, test_dataset: rows of `question`, `steps` (a list of strings) and `answer`.
+        processing_class: the tokenizer; the model's own by default. It is given the special tokens that are missing.
+        method: what is particular to this way to train.
+        data: how rows are tokenized: their longest length, whether the last step stays.
+        lora: trains adapters where it says so.
+        evaluation: how answers are generated.
+        **kwargs: of transformers' Trainer.
+
+    Raises:
+        InputError: for whatever cannot be loaded, does not fit or is too long.
+    """
+
+    family: str | None = None  # whose configuration a stock backbone gets
+    method_class: type = ChainArguments
+    data_class: type = DataArguments
+
+    def __init__(
+        self,
+        model: str | ModelArguments | PreTrainedModel,
+        args: CoTTrainingArguments,
+        *,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        test_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        method=None,
+        data: DataArguments | None = None,
+        lora: LoraArguments | None = None,
+        evaluation: EvaluationArguments | None = None,
+        **kwargs,
+    ):
+        self.method, self.data = method or self.method_class(), data or self.data_class()
+        self.lora, self.evaluation = lora or LoraArguments(), evaluation or EvaluationArguments()
+        rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
+        rows = {split: as_dataset(examples) for split, examples in rows.items() if examples is not None}
+        set_seed(args.seed)
+        if isinstance(model, str | ModelArguments):
+            source = ModelArguments(model_name_or_path=model) if isinstance(model, str) else model
+            self.base_model_name = source.model_name_or_path
+            model, tokenizer = self.load(source, processing_class, rows.get("train"), args)
+        else:
+            self.base_model_name = model.config._name_or_path or None
+            model, tokenizer = self.take_model(model, processing_class)
+        model = self.prepare_model(model)
+        self.model_type, config = model.config.model_type, model.config
+
+        collator = self.make_collator(tokenizer, config)
+        limit = getattr(config, "max_position_embeddings", None)
+        self.splits = {
+            split: tokenize_split(examples, split, tokenizer, collator, self.data, limit)
+            for split, examples in rows.items()
+        }
+        if self.lora.use_peft:
+            model = add_adapters(model, self.lora)
+        if args.use_liger_kernel:
+            register_with_liger(self.model_type)
+        self.hub_model_id: str | None = None  # until init_hf_repo()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self.splits.get("train"),
+            eval_dataset=self.splits.get("validation"),
+            processing_class=tokenizer,
+            data_collator=collator,
+            compute_metrics=self.answer_metrics,
+            **kwargs,
+        )
+        self.generation_seconds = defaultdict(float)
+        self.answers: dict[str, Answers] = {}  # of the last evaluation, in the order of its data
+        self._part_sums: dict[str, torch.Tensor] = {}
+        self._part_counts = defaultdict(int)
+
+    # --- what is prepared; the other trainers override these ---
+
+    def load(self, source: ModelArguments, tokenizer, train_rows, args) -> tuple:
+        """Model and tokenizer from what `ModelArguments` name."""
+        config = load_config(source, self.family, self.configuration_settings())
+        self.check_family(config)
+        prompt = self.answer_prompt(config)
+        tokens = getattr(config, "special_tokens", None)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(source, texts_of(train_rows, prompt), tokens)
+        else:
+            prepare_tokenizer(tokenizer, tokens)
+        set_seed(args.seed)
+        return load_model(source, config, tokenizer, prompt), tokenizer
+
+    def take_model(self, model: PreTrainedModel, tokenizer) -> tuple:
+        """A model that is there already, and its tokenizer."""
+        self.check_family(model.config)
+        if tokenizer is None:
+            if not self.base_model_name:
+                raise InputError("a model without a name brings no tokenizer: pass processing_class")
+            tokenizer = AutoTokenizer.from_pretrained(self.base_model_name)
+        prepare_tokenizer(tokenizer, getattr(model.config, "special_tokens", None))
+        if len(tokenizer) > model.config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        if not is_set_up(model.config) or getattr(model.config, "answer_prompt_ids", None) is None:
+            set_up(model.config, tokenizer, self.answer_prompt(model.config))
+        set_special_ids(model, tokenizer)
+        return model, tokenizer
+
+    def check_family(self, config: PreTrainedConfig) -> None:
+        """Raises InputError for a model that this trainer would train as something that it is not."""
+        family = getattr(config, "family", None)
+        if family != self.family and (self.family is not None or family == "icot"):
+            name = {"pccot": "run_ccot.py", "icot": "run_icot.py", None: "run_cot.py"}[family]
+            raise InputError(f"{type(self).__name__} cannot train a {config.model_type} model: use {name}")
+
+    def configuration_settings(self) -> dict:
+        """Fields of the configuration that the method's arguments set."""
+        return {}
+
+    def answer_prompt(self, config: PreTrainedConfig) -> str | None:
+        return self.method.answer_prompt
+
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model
+
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> CoTCollator:
+        with_steps = not self.method.no_cot
+        opening = (config.bot_token_id,) if with_steps and getattr(config, "open_steps_with_bot", False) else ()
+        ids = tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids
+        return CoTCollator(*ids, opening, with_steps=with_steps)
+
+    @property
+    def mode_names(self) -> list[str]:
+        """The ways to answer that evaluation measures (`models/answer_modes.py`)."""
+        return [DIRECT.name if self.method.no_cot else EXPLICIT.name]
+
+    def describe_method(self) -> str:
+        """One sentence for the model card."""
+        return (
+            f"`{self.model_type}`, trained {'without' if self.method.no_cot else 'with an explicit'} chain of thought."
+        )
+
+    @property
+    def unwrapped(self) -> PreTrainedModel:
+        """The model without what distributes it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # --- training ---
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own loss; its parts are added up on the device."""
+        outputs = model(**self.model_inputs(inputs, model.training, return_outputs))
+        loss = outputs.loss.mean()  # one entry per device under DataParallel
+        if model.training:
+            for name in LOSS_PARTS:
+                part = getattr(outputs, name, None)
+                if part is not None:
+                    part = part.detach().mean()
+                    self._part_sums[name] = self._part_sums[name] + part if name in self._part_sums else part
+                    self._part_counts[name] += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def model_inputs(self, inputs: dict, training: bool, return_logits: bool) -> dict:
+        """The model's arguments for a batch of the collator."""
+        return {name: value for name, value in inputs.items() if name != "question_length"}
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds the mean of every loss part since the last log: the only moment that reads them."""
+        if "loss" in logs and self._part_sums:
+            means = torch.stack([total / self._part_counts[name] for name, total in self._part_sums.items()])
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
+            self._part_sums, self._part_counts = {}, defaultdict(int)
+        super().log(logs, *args, **kwargs)
+
+    def record_progress(self) -> None:
+        """Write what training has changed about how to ask the model into `model.config`, where `generate()` reads it."""
+
+    def plot(self, folder: Path) -> None:
+        """Plots of the run, where a method has one."""
+
+    # --- the Hub: a checkpoint is pushed once, when it is complete (see stages.py) ---
+
+    def init_hf_repo(self, token=None):
+        if self.is_world_process_zero():
+            self.hub_model_id = check_access(self.args)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        pass
+
+    # --- evaluation ---
+
+    def evaluation_loop(self, *args, **kwargs):
+        self.generation_seconds.clear()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss, and the tokens generated in each mode: `(batch, new tokens)`, padded with -100."""
+        inputs = self._prepare_inputs(inputs)
+        rows, asked = inputs.pop("rows"), inputs["question_length"]
+        with torch.inference_mode(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs).detach()
+        if prediction_loss_only:
+            return loss, None, None
+        questions, mask = inputs["input_ids"][:, :asked], inputs["attention_mask"][:, :asked]
+        generator, generated = self.accelerator.unwrap_model(model), []
+        for name in self.mode_names:
+            options = self.generation_options(name, generator, asked)
+            tokens, seconds = timed_generate(generator, questions, mask, **options)
+            self.generation_seconds[name] += seconds
+            counts = count_new_tokens(tokens, self.processing_class.eos_token_id)
+            beyond = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
+            generated.append(tokens.masked_fill(beyond, IGNORED))
+        return loss, tuple(generated), rows
+
+    def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
+        """Arguments of `generate()` for one mode."""
+        mode = mode_of(model, name)
+        limits = self.evaluation.max_new_tokens, self.evaluation.max_cot_tokens
+        return mode.options | {"max_new_tokens": token_budget(model, mode, question_length, *limits)}
+
+    def answer_metrics(self, prediction) -> dict[str, float]:
+        """Metrics of every mode; the answers themselves stay in `self.answers`."""
+        dataset = self.callback_handler.eval_dataloader.dataset
+        generated = prediction.predictions if isinstance(prediction.predictions, tuple) else (prediction.predictions,)
+        order, golds, metrics = np.argsort(prediction.label_ids, kind="stable"), dataset["answer_text"][:], {}
+        for name, tokens in zip(self.mode_names, generated, strict=True):
+            rows = [[token for token in tokens[index].tolist() if token != IGNORED] for index in order]
+            mode, seconds = mode_of(self.unwrapped, name), self.generation_seconds[name]
+            self.answers[name] = read_answers(self.unwrapped, self.processing_class, mode, rows, seconds)
+            metrics |= self.answers[name].metrics(name, golds)
+        return metrics
+
+    def predictions(self, split: str, dataset) -> list[dict]:
+        """The last evaluation, a row per question: gold, and for each mode the answer, whether right, and the text."""
+        rows = []
+        for index, (question, gold) in enumerate(zip(dataset["question_text"], dataset["answer_text"], strict=True)):
+            row = {"split": split, "question": question, "gold": gold}
+            for name, answers in self.answers.items():
+                row[f"{name}_answer"] = answers.answers[index]
+                row[f"{name}_right"] = same_answer(answers.answers[index], gold)
+                row[f"{name}_text"] = answers.texts[index]
+            rows.append(row)
+        return rows

@@ -1,0 +1,109 @@
+"""Stepwise internalisation: how much of the chain is gone at a training step (arXiv 2405.14838), from the flags.
+
+Which tokens go is in `icot_removal.py`. Steps are the optimiser's, counted from 0.
+"""
+
+import math
+from dataclasses import dataclass
+
+from .arguments import CoTTrainingArguments, InternalizationArguments
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class RemovalSchedule:
+    """How many tokens of the chain are taken away at a step.
+
+    By epochs: `per_epoch` tokens an epoch, evenly, from the end of `pretrain_epochs` on. By steps, if `every_n_step`
+    is given: one more token every so many steps from `from_n_steps` on. All of them as soon as `all_beyond` is
+    reached.
+    """
+
+    per_epoch: float = 8.0
+    all_beyond: float = math.inf
+    pretrain_epochs: float = 0.0
+    start_from: int = 0
+    from_n_steps: int = 0
+    every_n_step: int | None = None
+
+    def tokens(self, step: int, steps_per_epoch: int) -> float:
+        """Scheduled tokens (a whole number, or infinity for all) at an optimiser step, counted from 0."""
+        if self.every_n_step is not None:
+            steps, interval = step - self.from_n_steps, self.every_n_step
+        else:
+            steps = step - round(self.pretrain_epochs * steps_per_epoch)
+            interval = round(steps_per_epoch / self.per_epoch) if self.per_epoch else math.inf
+        if steps < 0:
+            return self.start_from
+        scheduled = self.start_from + (steps + 1 if interval == 0 else int(steps // interval))
+        return math.inf if scheduled >= self.all_beyond else scheduled
+
+
+@dataclass(frozen=True)
+class FillerSchedule:
+    """Which share of the chain is fillers at a step: none before `from_n_steps`, then `from_rate` and rising to 1 by one
+    percent every `every_n_step` steps."""
+
+    from_n_steps: int = 0
+    from_rate: float = 0.0
+    every_n_step: int = 100
+
+    def rate(self, step: int) -> float:
+        if step < self.from_n_steps:
+            return 0.0
+        return min(1.0, self.from_rate + 0.01 * ((step - self.from_n_steps) // self.every_n_step))
+
+
+def removal_schedule(method: InternalizationArguments, args: CoTTrainingArguments) -> RemovalSchedule:
+    """The removal schedule of the arguments.
+
+    Raises:
+        InputError: for a limit that is no number, or a gate without evaluation.
+    """
+    try:
+        beyond = float(method.remove_all_when_remove_beyond)
+    except ValueError:
+        raise InputError(
+            f"--remove_all_when_remove_beyond must be a number or inf, got {method.remove_all_when_remove_beyond!r}"
+        ) from None
+    if method.removal_gate is not None and args.eval_strategy == "no":
+        raise InputError("--removal_gate needs --eval_strategy steps (or epoch): it waits for validation accuracy")
+    by_steps = method.remove_every_n_step is not None
+    return RemovalSchedule(
+        # Fillers alone: nothing is removed unless it is asked for by steps.
+        per_epoch=0.0 if method.switch_tokens else method.remove_per_epoch,
+        all_beyond=beyond,
+        pretrain_epochs=method.pretrain_epochs,
+        start_from=method.remove_from_n_tokens if by_steps else method.remove_start_from,
+        from_n_steps=method.remove_from_n_steps,
+        every_n_step=method.remove_every_n_step,
+    )
+
+
+def filler_schedule(method: InternalizationArguments, steps: int) -> FillerSchedule:
+    """The filler schedule of the arguments, for a run of `steps`."""
+    if not 0 <= method.switch_from_n_rate <= 1:
+        raise InputError(f"--switch_from_n_rate must be between 0 and 1, got {method.switch_from_n_rate}")
+    if not method.switch_token_ratio >= 1:
+        raise InputError(f"--switch_token_ratio must be at least 1, got {method.switch_token_ratio}")
+    every = method.switch_every_n_step or max(1, int((steps - method.switch_from_n_steps) * 0.8 / 100))
+    return FillerSchedule(method.switch_from_n_steps, method.switch_from_n_rate, every)
+
+
+def check_schedule(schedule: RemovalSchedule, smoothing: float, steps: int, steps_per_epoch: int, longest: int) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        InputError: for a smoothing of at most 0, negative rates, or a schedule that does not take the longest chain
+            away within the run.
+    """
+    if not smoothing > 0:
+        raise InputError(f"--removal_smoothing_lambda must be above 0 (inf for none), got {smoothing}")
+    if schedule.per_epoch < 0 or (schedule.every_n_step is not None and schedule.every_n_step < 1):
+        raise InputError("--remove_per_epoch must not be negative, and --remove_every_n_step at least 1")
+    last = schedule.tokens(steps - 1, steps_per_epoch)
+    if last < longest:
+        raise InputError(
+            f"the removal schedule can never finish: by the last of {steps} steps {last:g} tokens are removed, and the "
+            f"longest chain has {longest}; train longer, remove faster, or pass --partial_removal"
+        )

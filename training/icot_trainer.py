@@ -1,0 +1,146 @@
+"""The Trainer of iCoT: takes the chain of thought away while it trains (arXiv 2405.14838)."""
+
+import math
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from models.answer_modes import EXPLICIT, INTERNALISED
+from models.configuration_icot import ALL_TOKENS
+
+from .arguments import InternalizationArguments, StepwiseDataArguments
+from .collators import ICoTCollator
+from .cot_trainer import CoTTrainer
+from .icot_removal import Internalizer
+from .icot_schedule import check_schedule, filler_schedule, removal_schedule
+from .loading import extend_positions, reinitialize
+from .plots import plot_internalization
+
+
+class ICoTTrainer(CoTTrainer):
+    """Trains `icot-*` models, from a stock backbone too. Arguments as those of `CoTTrainer`; `method` is
+    `InternalizationArguments`.
+
+    What training has removed is a function of the step (`icot_schedule.py`), or grows with each evaluation that passes
+    `--removal_gate`; `record_progress` writes it into the configuration.
+    """
+
+    family = "icot"
+    method_class = InternalizationArguments
+    data_class = StepwiseDataArguments
+
+    def __init__(self, model, args, *, method: InternalizationArguments | None = None, **kwargs):
+        method = method or self.method_class()
+        self.removal = removal_schedule(method, args)
+        super().__init__(model, args, method=method, **kwargs)
+        config = self.unwrapped.config
+        self.internalizer = Internalizer(
+            smoothing=method.removal_smoothing_lambda,
+            side=method.removal_side,
+            keep_position=method.keep_position,
+            switch_mode=method.switch_mode,
+            switch_ratio=method.switch_token_ratio,
+            label_fillers=method.write_fillers,
+            pause_token_id=config.pause_token_id,
+            max_length=method.max_len_train,
+            seed=args.seed,
+        )
+        chains = [sum(map(len, steps)) for steps in self.splits["train"]["steps"]] if "train" in self.splits else [0]
+        self.longest_chain, self.mean_chain = max(chains), sum(chains) / len(chains)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
+        self.fillers = filler_schedule(method, steps) if method.switch_tokens else None
+        if args.do_train:
+            removes = method.removal_gate is None and not method.switch_tokens and not method.partial_removal
+            longest = self.longest_chain if removes else 0
+            check_schedule(self.removal, method.removal_smoothing_lambda, steps, self.steps_per_epoch, longest)
+        if method.reset_optimizer:
+            self.add_callback(OptimizerReset(self))
+
+    def answer_prompt(self, config: PreTrainedConfig) -> str | None:
+        prompt = self.method.answer_prompt
+        return "####" if prompt is None and config.answer_prompt_ids is None else prompt
+
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.method.reinitialize_weights:
+            model = reinitialize(model)
+        if self.method.truncation is not None:
+            extend_positions(model, self.method.truncation)
+        model.config.removal_side, model.config.keep_position = self.method.removal_side, self.method.keep_position
+        return model
+
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> ICoTCollator:
+        return ICoTCollator(tokenizer, config, self.method.truncation)
+
+    @property
+    def mode_names(self) -> list[str]:
+        return [INTERNALISED.name, EXPLICIT.name] if self.evaluation.explicit_cot else [INTERNALISED.name]
+
+    def describe_method(self) -> str:
+        return f"`{self.model_type}`, whose chain of thought was taken away stepwise in training (iCoT)."
+
+    @property
+    def steps_per_epoch(self) -> int:
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return max(1, math.ceil(len(self.train_dataset) / batch)) if self.train_dataset is not None else 1
+
+    def scheduled(self, step: int) -> float:
+        """Tokens to remove at a step: from the schedule, or one for each evaluation that passed the gate."""
+        gate = self.method.removal_gate
+        if gate is None:
+            return self.removal.tokens(step, self.steps_per_epoch)
+        passed = [
+            entry
+            for entry in self.state.log_history
+            if entry.get("eval_icot_exact_match", -1) >= gate and entry["step"] <= step
+        ]
+        return self.removal.start_from + len(passed)
+
+    def filler_rate(self, step: int) -> float:
+        return 0.0 if self.fillers is None else self.fillers.rate(step)
+
+    def model_inputs(self, inputs: dict, training: bool, return_logits: bool) -> dict:
+        """What this step leaves of the chain; whole tensors, chosen on the host without waiting."""
+        step = self.state.global_step
+        return self.internalizer(inputs, step, self.scheduled(step), self.filler_rate(step), smooth=training)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs or "eval_loss" in logs:
+            step = self.state.global_step
+            logs["removed_tokens"] = min(self.scheduled(step), self.longest_chain)
+            if self.fillers is not None:
+                logs["filler_rate"] = self.filler_rate(step)
+        super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        if self.train_dataset is not None:
+            self.record_progress()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, *args, **kwargs):
+        self.record_progress()
+        return super().save_model(*args, **kwargs)
+
+    def record_progress(self) -> None:
+        config, step = self.unwrapped.config, self.state.global_step
+        scheduled, rate = self.scheduled(step), self.filler_rate(step)
+        config.num_internalized_tokens = ALL_TOKENS if scheduled >= self.longest_chain else int(scheduled)
+        config.filler_mode = "none"
+        if rate > 0:
+            config.filler_mode = "written" if self.internalizer.label_fillers else "prefilled"
+            config.num_fillers = math.ceil(self.mean_chain * rate / self.internalizer.switch_ratio - 1e-9)
+
+    def plot(self, folder: Path) -> None:
+        """Accuracy against removed tokens, if there were evaluations."""
+        plot_internalization(self.state.log_history, folder / "accuracy_against_removal.png")
+
+
+class OptimizerReset(TrainerCallback):
+    """Forgets the optimiser's moments when one more token is removed, until no chain is left (as published)."""
+
+    def __init__(self, trainer: ICoTTrainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        before, now = (self.trainer.scheduled(step) for step in (state.global_step - 1, state.global_step))
+        if before < now and before < self.trainer.longest_chain:
+            self.trainer.optimizer.state.clear()

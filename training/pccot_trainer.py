@@ -1,0 +1,40 @@
+"""The Trainer of PCCoT: distils the model's own explicit chain of thought into its latent one (arXiv 2506.18582)."""
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from models.answer_modes import EXPLICIT, LATENT
+
+from .arguments import ThoughtArguments
+from .collators import PCCoTCollator
+from .cot_trainer import CoTTrainer
+
+
+class PCCoTTrainer(CoTTrainer):
+    """Trains `pccot-*` models, from a stock backbone too. Arguments as those of `CoTTrainer`; `method` is `ThoughtArguments`."""
+
+    family = "pccot"
+    method_class = ThoughtArguments
+
+    def configuration_settings(self) -> dict:
+        names = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")
+        return {name: getattr(self.method, name) for name in names}
+
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
+        return PCCoTCollator(tokenizer, config, self.method.batch_curriculum_prob)
+
+    @property
+    def mode_names(self) -> list[str]:
+        return [LATENT.name, EXPLICIT.name] if self.evaluation.explicit_cot else [LATENT.name]
+
+    def describe_method(self) -> str:
+        return f"`{self.model_type}` with latent chain of thought, trained by distilling its explicit one."
+
+    def model_inputs(self, inputs: dict, training: bool, return_logits: bool) -> dict:
+        warming_up = training and self.state.global_step < self.method.teacher_warmup_steps
+        return inputs | {"teacher_only": warming_up, "return_logits": return_logits}
+
+    def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
+        options = super().generation_options(name, model, question_length)
+        if name == LATENT.name and self.evaluation.latent_tolerance is not None:
+            options["latent_tolerance"] = self.evaluation.latent_tolerance
+        return options
