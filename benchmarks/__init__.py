@@ -1,1 +1,1 @@
-"""What the tables in docs/ come from: `python benchmarks/run.py`, and two older scripts beside it."""
+"""What the tables in docs/ come from: `python benchmarks/run.py`, and the two scripts in results/."""

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.setting import Setting
+from benchmarks.workload import Setting
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Work:
 
 
 def needed_work(setting: Setting, iterations: int) -> Work:
-    """What no implementation can do without: see `models/thinking_pccot.py` for the moving window.
+    """What no implementation can do without: see `models/jacobi_pccot.py` for the moving window.
 
     The question is read once for teacher and student, nothing is predicted from the end of sequence, and only what is
     predicted has logits.

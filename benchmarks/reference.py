@@ -5,8 +5,8 @@ the published implementation spends its time, nothing slowed down and nothing sp
 
     teacher    question + steps + answer prompt + answer; logits at every position
     pass 0     question + <bot> + c latent embeddings (the question is read again)
-    pass 1..T  all c latents, behind the cached question and <bot>
-    answer     <eot> + answer prompt + answer, behind the latents of the last pass; logits at every position
+    pass 1..T  all c latents, after the cached question and <bot>
+    answer     <eot> + answer prompt + answer, after the latents of the last pass; logits at every position
 
 Logits are float32, hidden states are kept for whole sequences, each loss part is read on the host in every step,
 answering runs the teacher too, LoRA adapters stay unmerged, and layers are transformers' and PEFT's own where ours have
@@ -14,58 +14,65 @@ a faster form. One thing differs from the published code, which gets
 it wrong: padding is masked, and positions skip it, in every pass.
 """
 
-from contextlib import contextmanager
+import copy
 
 import torch
+from peft import get_peft_model
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.activations import ACT2FN
 
-from models.thinking_pccot import ThinkingModelMixin
-from training.lora_layers import use_faster_layers, use_pefts_layers
+from models.jacobi_pccot import jacobi
+from models.positions import positions_from_mask
 
 
-class Reference:
-    """The method over a model's own embeddings, blocks and head; adapters inside them are used as they are.
+def plain_twin(model: nn.Module) -> nn.Module:
+    """A model of the same weights (the very same parameters) in transformers' and PEFT's own layers.
 
     Args:
         model: a `pccot-*` causal language model (inside a `PeftModel`: `peft_model.base_model.model`).
     """
+    with torch.device("meta"):
+        twin = AutoModelForCausalLM.from_config(model.config)
+        if hasattr(model, "peft_wrapper"):
+            adapters = copy.copy(model.peft_wrapper.peft_config["default"])
+            adapters._custom_modules = None
+            twin = get_peft_model(twin, adapters).base_model.model
+    if getattr(model.config, "activation_function", None) == "gelu_new":
+        for block in twin.base_model.h:
+            block.mlp.act = ACT2FN["gelu_new"]
+    own = dict(model.named_modules(remove_duplicate=False))
+    for name, module in twin.named_modules(remove_duplicate=False):
+        module._parameters.update(own[name]._parameters)
+        module._buffers.update(own[name]._buffers)
+    return twin
+
+
+class Reference:
+    """The method over a model's own weights, in plain layers; adapters inside them are used as they are.
+
+    Args:
+        model: as of `plain_twin`.
+    """
 
     def __init__(self, model: nn.Module):
-        self.model, self.config, self.backbone = model, model.config, model.base_model
-        self.embed, self.head = model.get_input_embeddings(), model.get_output_embeddings()
-        gelu_new = getattr(model.config, "activation_function", None) == "gelu_new"
-        self.fused = [block.mlp for block in self.backbone.h] if gelu_new else []
-
-    @contextmanager
-    def plain_layers(self):
-        """transformers' and PEFT's own layers for a while, in a model that has ours."""
-        fast = [mlp.act for mlp in self.fused]
-        for mlp in self.fused:
-            mlp.act = ACT2FN["gelu_new"]
-        use_pefts_layers(self.model)
-        try:
-            yield
-        finally:
-            for mlp, act in zip(self.fused, fast, strict=True):
-                mlp.act = act
-            use_faster_layers(self.model)
+        self.original, self.model, self.config = model, plain_twin(model), model.config
+        self.backbone = self.model.base_model
+        self.embed, self.head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
 
     def step(self, batch: dict, num_iterations: int) -> tuple[torch.Tensor, dict[str, float]]:
         """A training step's forward pass.
 
         Args:
-            batch: what `LatentCollator` makes.
+            batch: what `PCCoTCollator` makes.
             num_iterations: T.
 
         Returns:
             The loss, a scalar with its graph, and its parts as numbers on the host.
         """
-        bot = batch["question_length"]
-        with self.plain_layers():
-            output = self.forward(batch, num_iterations, bot, batch["thought_span"].num_latents)
+        self.model.train(self.original.training)
+        output = self.forward(batch, num_iterations, batch["question_length"], batch["thought_span"].num_latents)
         return output["loss"], output["parts"]
 
     def forward(self, batch: dict, iterations: int, bot: int, latents: int) -> dict:
@@ -84,10 +91,10 @@ class Reference:
         parts = {"cot_loss": next_token_loss(cot_logits, batch["cot_labels"])}
 
         eot = bot + 1 + latents
-        cache = self.think(batch["input_ids"][:, :eot], batch["attention_mask"], bot, iterations)
-        answer = self.embed(batch["input_ids"][:, eot:])
-        student = self.run(answer, batch["attention_mask"], cache, output_hidden_states=True)
-        logits = self.head(student.last_hidden_state).float()
+        run = PlainPasses(self, batch["attention_mask"])
+        states = jacobi(run, self.embed(batch["input_ids"]), bot, latents, iterations, self.backbone.project)
+        student, cache = run.output, run.cache
+        logits = self.head(states[:, eot:]).float()
         if "labels" in batch:
             parts["ccot_loss"] = next_token_loss(logits, batch["labels"][:, eot:])
 
@@ -99,35 +106,12 @@ class Reference:
         logged = {name: part.item() for name, part in parts.items()} | {"teacher_std": teacher_std.item()}
         return {"loss": loss, "parts": logged, "logits": logits, "cache": cache}
 
-    def think(self, input_ids: torch.Tensor, mask: torch.Tensor, bot: int, iterations: int) -> DynamicCache:
-        """The Jacobi iteration (algorithm 1); every pass recomputes every latent.
-
-        Args:
-            input_ids: `(batch, question + 1 + c)`: question, `<bot>`, c x `<latent>`.
-            mask: `(batch, length)`; columns behind the latents are not looked at.
-            bot: the column of `<bot>`.
-
-        Returns:
-            The keys and values of question, `<bot>` and the latents of the last pass.
-        """
-        latents = input_ids.shape[1] - bot - 1
-        cache = DynamicCache()
-        hidden = self.run(self.embed(input_ids), mask, cache).last_hidden_state
-        bot_state, hidden = hidden[:, bot : bot + 1], hidden[:, bot + 1 :]
-        for _ in range(iterations):
-            inputs = torch.cat([bot_state, hidden[:, :-1]], dim=1)  # latent i takes the state of position i - 1
-            if self.config.use_projection:
-                inputs = self.backbone.prj(inputs)
-            cache.crop(-latents)
-            hidden = self.run(inputs, mask, cache).last_hidden_state
-        return cache
-
     def run(self, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None = None, **kwargs):
         """One pass of the plain backbone over `embeds` `(batch, length, hidden)`, which follow what the cache holds."""
         start = 0 if cache is None else cache.get_seq_length()
         end = start + embeds.shape[1]
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        return super(ThinkingModelMixin, self.backbone).forward(
+        positions = positions_from_mask(mask)
+        return self.backbone.plain_forward(
             inputs_embeds=embeds,
             attention_mask=mask[:, :end],
             position_ids=positions[:, start:end],
@@ -176,23 +160,38 @@ class Reference:
         batch = {"input_ids": ids, "attention_mask": mask, "kd_indices": last + ids.shape[1]}
         batch |= {"cot_input_ids": cot_ids, "cot_attention_mask": cot_mask, "cot_kd_indices": last + bot + len(prompt)}
         batch["cot_labels"] = F.pad(cot_ids[:, bot:], (bot, 0), value=-100)
-        with self.plain_layers():
-            output = self.forward(batch, num_iterations, bot, self.config.num_latent_tokens)
-            first = output["logits"][:, -1:].argmax(dim=-1)
-            if tokens == 1:
-                return first
-            whole = self.model.generate(
-                torch.cat([ids, first], dim=1),
-                attention_mask=F.pad(mask, (0, 1), value=1),
-                past_key_values=output["cache"],
-                max_new_tokens=tokens - 1,
-                do_sample=False,
-            )
+        self.model.train(self.original.training)
+        output = self.forward(batch, num_iterations, bot, self.config.num_latent_tokens)
+        first = output["logits"][:, -1:].argmax(dim=-1)
+        if tokens == 1:
+            return first
+        whole = self.model.generate(
+            torch.cat([ids, first], dim=1),
+            attention_mask=F.pad(mask, (0, 1), value=1),
+            past_key_values=output["cache"],
+            max_new_tokens=tokens - 1,
+            do_sample=False,
+        )
         return whole[:, ids.shape[1] :]
 
 
+class PlainPasses:
+    """A `run` for `jacobi`: each pass over a cache that is cut back to where the pass starts."""
+
+    def __init__(self, reference: Reference, mask: torch.Tensor):
+        self.reference, self.mask, self.cache, self.output = reference, mask, DynamicCache(), None
+
+    def __call__(self, inputs: torch.Tensor, start: int) -> torch.Tensor:
+        beyond = self.cache.get_seq_length() - start
+        if beyond > 0:
+            self.cache.crop(-beyond)
+        last = start + inputs.shape[1] == self.mask.shape[1]
+        self.output = self.reference.run(inputs, self.mask, self.cache, output_hidden_states=last)
+        return self.output.last_hidden_state
+
+
 def append(ids: torch.Tensor, mask: torch.Tensor, tail: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same tokens behind every row of `ids` and its mask, both `(batch, length)`."""
+    """The same tokens after every row of `ids` and its mask, both `(batch, length)`."""
     tail = torch.tensor(tail, device=ids.device).expand(len(ids), -1)
     return torch.cat([ids, tail], dim=1), F.pad(mask, (0, tail.shape[1]), value=1)
 

@@ -24,7 +24,7 @@ from transformers.utils import logging  # noqa: E402
 
 from benchmarks import report, table_answering, table_limit, table_scaling, table_tolerance, table_training  # noqa: E402
 from benchmarks.measure import keep_memory  # noqa: E402
-from benchmarks.setting import Bench, Setting, machine  # noqa: E402
+from benchmarks.workload import Bench, Setting, machine  # noqa: E402
 
 TABLES = {table.NAME: table for table in (table_training, table_answering, table_scaling, table_limit, table_tolerance)}
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.measure import alternate, ratio, summary
 from benchmarks.reference import Reference
 from benchmarks.report import Column, draw, panels
-from benchmarks.setting import Bench, Setting, Tokens, merged, question_batch
+from benchmarks.workload import Bench, Setting, Tokens, merged, question_batch
 from training.evaluation import synchronize
 
 NAME = "answering"
@@ -72,7 +72,7 @@ def contestants(bench: Bench, ours, theirs, setting: Setting) -> dict:
         return timed(bench, ours, lambda: ours.generate(**inputs, max_new_tokens=tokens, do_sample=False, **options))
 
     def refer(count):
-        return timed(bench, theirs, lambda: reference.answer(*questions.values(), tokens, count, end))
+        return timed(bench, reference.model, lambda: reference.answer(*questions.values(), tokens, count, end))
 
     ways = {}
     for count in (setting.iterations, setting.latents):

@@ -3,8 +3,8 @@
 from benchmarks.flops import needed_work, step_flops
 from benchmarks.measure import alternate, make_gradients, matrix_product, ratio, summary
 from benchmarks.report import Column, draw, panels
-from benchmarks.setting import Bench
 from benchmarks.table_training import contestants
+from benchmarks.workload import Bench
 
 NAME = "limit"
 TITLE = "Training step against the matrix products it needs"

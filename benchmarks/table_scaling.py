@@ -3,8 +3,8 @@
 from benchmarks.flops import needed_work, reference_work, step_flops
 from benchmarks.measure import MIB, alternate, make_gradients, peak_memory, summary
 from benchmarks.report import Column, draw, panels
-from benchmarks.setting import Bench, Setting
 from benchmarks.table_training import contestants
+from benchmarks.workload import Bench, Setting
 
 NAME = "scaling"
 TITLE = "Training step, growing"

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tasks
 from benchmarks.measure import summary
 from benchmarks.report import Column, draw, panels
-from benchmarks.setting import ROOT, Bench
+from benchmarks.workload import ROOT, Bench
 from training.cli import read_recipe
 from training.evaluation import answer_questions, same_answer, wilson_interval
 

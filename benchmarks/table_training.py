@@ -3,7 +3,7 @@
 from benchmarks.measure import MIB, alternate, make_gradients, peak_memory, ratio, summary
 from benchmarks.reference import Reference
 from benchmarks.report import Column, draw, panels
-from benchmarks.setting import SHAPES, Bench, Setting, training_batch
+from benchmarks.workload import SHAPES, Bench, Setting, training_batch
 
 NAME = "training"
 TITLE = "Training step: forward and backward"

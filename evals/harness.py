@@ -90,12 +90,11 @@ def exact_match(row: dict, results: list[str]) -> dict[str, float]:
 
 
 def encode_pair(lm: HFLM, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of question + opening (thought span, answer prompt), and of the answer, each encoded as in training."""
-    opening = getattr(lm.model, "thought_ids", None) or getattr(lm.model, "suffix_ids", None)
-    if opening is None:
+    """Ids of question + suffix (thought span, answer prompt), and of the answer, each encoded as in training."""
+    if not hasattr(lm.model, "suffix_ids"):
         return harness_encode_pair(lm, context, continuation)
     answer = lm.tokenizer.encode(continuation.strip(), add_special_tokens=False)
-    return lm.tok_encode(context) + opening(), without_leading_space(answer, lm.tokenizer)
+    return lm.tok_encode(context) + lm.model.suffix_ids(), without_leading_space(answer, lm.tokenizer)
 
 
 harness_encode_pair = getattr(HFLM._encode_pair, "replaced", HFLM._encode_pair)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.flops import matrix_flops, needed_work, reference_work
 from benchmarks.measure import alternate, peak_memory, ratio, summary
 from benchmarks.reference import Reference
-from benchmarks.setting import TINY_SHAPES, Setting, Tokens, build_model, merged, question_batch, training_batch
+from benchmarks.workload import TINY_SHAPES, Setting, Tokens, build_model, merged, question_batch, training_batch
 
 CPU = torch.device("cpu")
 SMALL = Setting(question=9, cot=14, prompt=2, answer=4, latents=6, batch=3)
@@ -89,8 +89,10 @@ def test_the_reference_reads_as_many_positions_as_the_original(shape):
     setting = Setting(batch=2)
     model = build_model(shape, setting).eval()
     batch, questions, reference = training_batch(model, setting), question_batch(model, setting), Reference(model)
-    assert positions_of(model, lambda: reference.step(batch, 3)) == 272 == reference_work(setting, 3).positions
-    assert positions_of(model, lambda: reference.answer(*questions.values(), 10, 3, 0)) == 236
+    assert (
+        positions_of(reference.model, lambda: reference.step(batch, 3)) == 272 == reference_work(setting, 3).positions
+    )
+    assert positions_of(reference.model, lambda: reference.answer(*questions.values(), 10, 3, 0)) == 236
     for iterations in (0, 3, 6, 24, 30):
         needed = needed_work(setting, iterations).positions
         # At most the end of sequence is read twice for nothing: in the teacher's sequence and in the student's.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Prefilled fillers against fillers decoded one at a time: the same answer, how much faster.
 
-    python benchmarks/fillers.py
+    python benchmarks/results/fillers.py
 
 GPT-2 small's shape with random weights, one question of 32 tokens, an answer of 4. Both ways alternate in one process;
 printed are the medians and the median of the ratios.
@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 import models  # noqa: F401
 
 
 def one_at_a_time(model, question: torch.Tensor, answer: int) -> torch.Tensor:
-    """The same prompt, each filler a pass of its own behind the cache; `(1, answer)`."""
+    """The same prompt, each filler a pass of its own after the cache; `(1, answer)`."""
     state = model(input_ids=question, use_cache=True)
-    for token in model.opening_ids():
+    for token in model.suffix_ids():
         state = model(input_ids=torch.tensor([[token]]), past_key_values=state.past_key_values)
     tokens = [state.logits[:, -1].argmax(dim=-1, keepdim=True)]
     while len(tokens) < answer:

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import models  # noqa: F401  registers the model types
-from training.adapters import add_adapters
 from training.arguments import LoraArguments
-from training.collators import LatentCollator
+from training.collators import PCCoTCollator
+from training.lora import add_adapters
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -166,7 +166,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def training_batch(model: PreTrainedModel, setting: Setting, seed: int = 0) -> dict:
-    """A batch of random tokens as `LatentCollator` makes it, on the model's device."""
+    """A batch of random tokens as `PCCoTCollator` makes it, on the model's device."""
     config, device = model.config, model.device
     words = Tokens(config.bot_token_id, setting.prompt)
     source = torch.Generator().manual_seed(seed)
@@ -183,7 +183,7 @@ def training_batch(model: PreTrainedModel, setting: Setting, seed: int = 0) -> d
             "answer": draw(setting.answer - 1),
         }
 
-    collator = LatentCollator(SimpleNamespace(eos_token_id=words.end, pad_token_id=config.pad_token_id), config)
+    collator = PCCoTCollator(SimpleNamespace(eos_token_id=words.end, pad_token_id=config.pad_token_id), config)
     batch = collator([feature(row) for row in range(setting.batch)])
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
