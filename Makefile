@@ -1,11 +1,15 @@
-# Two commands for a new machine: `make demo` and `make test`. Both make the environment first.
+# Two commands for a new machine: `make demo` and `make test`. Both make the environment (.venv) first.
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-oldest bench quality checkpoint-code clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-oldest bench export quality clean
+
+help: ## list what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/installed: requirements.txt requirements-dev.txt constraints/newest.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,26 +23,29 @@ $(OLDEST)/installed: requirements.txt requirements-dev.txt constraints/oldest.tx
 	$(OLDEST)/bin/python $(PIP) -r requirements-dev.txt -c constraints/oldest.txt
 	touch $@
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed ## train a small model from random weights and compare every way to answer (5 minutes)
 	$(RUN) demo.py
 
-test: $(VENV)/installed
+test: $(VENV)/installed ## the tests, without the slow ones (2 minutes)
+	$(RUN) -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/installed ## all tests
 	$(RUN) -m pytest -n 2
 
-test-oldest: $(OLDEST)/installed
+test-oldest: $(OLDEST)/installed ## all tests on the oldest versions that requirements.txt admits
 	$(OLDEST)/bin/python -m pytest -n 2
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed ## measure speed and memory, and compare with the last recorded run (10 minutes)
 	$(RUN) benchmarks/run.py
 
-quality: $(VENV)/installed
+export: $(VENV)/installed ## the shipped checkpoint as a Hub page would hold it, in outputs/export
+	rm -rf outputs/export/pccot-gpt2-chain
+	$(RUN) -m training.export checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
+
+quality: $(VENV)/installed ## format, lint, types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
-# The shipped checkpoint carries the code that reads it: after a change of models/, copy it there again.
-checkpoint-code:
-	for folder in checkpoints/*/; do for file in $$folder*.py; do \
-		cp models/$$(basename $$file) $$file 2>/dev/null || cp example.py $$file; done; done
-
-clean:
-	rm -rf $(VENV) $(OLDEST) outputs
+clean: ## remove the environments and outputs
+	rm -rf $(VENV) $(OLDEST) outputs build

@@ -4,9 +4,9 @@
     python demo.py                    # what `make demo` runs
     python demo.py --seed 3           # further flags go to both trainings (run_ccot.py --help)
 
-Two models are trained from random weights on chains of arithmetic (tasks/chain.py): one with PCCoT
-(configs/recipes/pccot_chain.json), one of the same size without any chain of thought. Then each question of the test
-split is answered in every way, and the accuracy against the number of iterations is plotted.
+Two models are trained from random weights on chains of arithmetic (tasks/chain.py): one with PCCoT (recipe
+chain_pccot_gpt2-2x64), one of the same size without any chain of thought. Then each question of the test split is
+answered in every way, and the accuracy against the number of iterations is plotted.
 """
 
 import argparse
@@ -25,11 +25,14 @@ from transformers.utils import logging as transformers_logging
 import run_ccot
 import run_cot
 import tasks
+from models.answer_modes import DIRECT, EXPLICIT, LATENT
 from training.cli import read_recipe, run
 from training.evaluation import Answers, answer_questions, wilson_interval
 
 ROOT = Path(__file__).resolve().parent
-RECIPES = ROOT / "configs" / "recipes"
+LATENT_RECIPE, DIRECT_RECIPE = (
+    ROOT / "configs" / "recipes" / f"chain_{method}_gpt2-2x64.yaml" for method in ("pccot", "nocot")
+)
 TIMED_QUESTIONS = 200
 
 
@@ -37,13 +40,13 @@ def load(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def measure(model, tokenizer, examples: list[dict], **options) -> tuple[float, float]:
-    """Exact match over all examples, and the median milliseconds of an answer to one question."""
+def measure(model, tokenizer, examples: list[dict], mode: str, **options) -> tuple[float, float]:
+    """Exact match over all examples in one answer mode, and the median milliseconds of an answer to one question."""
     questions = [example["question"] for example in examples]
-    answers: Answers = answer_questions(model, tokenizer, questions, batch_size=250, **options)
-    accuracy = answers.metrics("", [example["answer"] for example in examples])["_exact_match"]
+    answers: Answers = answer_questions(model, tokenizer, questions, mode=mode, batch_size=250, **options)
+    accuracy = answers.metrics(mode, [example["answer"] for example in examples])[f"{mode}_exact_match"]
     alone = [
-        answer_questions(model, tokenizer, [question], batch_size=1, **options).seconds
+        answer_questions(model, tokenizer, [question], mode=mode, batch_size=1, **options).seconds
         for question in questions[:TIMED_QUESTIONS]
     ]
     return accuracy, 1000 * statistics.median(alone)
@@ -77,24 +80,24 @@ def main(argv: list[str]) -> list[tuple[str, float, float]]:
 
     started = time.perf_counter()
     print("1/3  PCCoT: the teacher alone first, then teacher and student together")
-    latent_metrics = run_ccot.main([str(RECIPES / "pccot_chain.json"), "--output_dir", str(folder / "pccot"), *argv])
+    latent_metrics = run_ccot.main([str(LATENT_RECIPE), "--output_dir", str(folder / "pccot"), *argv])
     print("2/3  the same model without a chain of thought")
-    run_cot.main([str(RECIPES / "no_cot_chain.json"), "--output_dir", str(folder / "no-cot"), *argv])
+    run_cot.main([str(DIRECT_RECIPE), "--output_dir", str(folder / "no-cot"), *argv])
 
     print("3/3  the test split, answered in every way")
-    recipe = read_recipe(RECIPES / "pccot_chain.json")
+    recipe = read_recipe(LATENT_RECIPE)
     examples = tasks.generate(recipe["dataset_name"], recipe["task_args"])["test"]
     thinker, tokenizer = load(folder / "pccot")
     direct, direct_tokenizer = load(folder / "no-cot")
     limits = {"max_new_tokens": recipe["max_cot_tokens"]}
-    cot = measure(thinker, tokenizer, examples, explicit=True, **limits)
-    no_cot = measure(direct, direct_tokenizer, examples, explicit=True, **limits)
+    cot = measure(thinker, tokenizer, examples, EXPLICIT.name, **limits)
+    no_cot = measure(direct, direct_tokenizer, examples, DIRECT.name, **limits)
     latent = {
-        iterations: measure(thinker, tokenizer, examples, num_iterations=iterations, **limits)
+        iterations: measure(thinker, tokenizer, examples, LATENT.name, num_iterations=iterations, **limits)
         for iterations in range(thinker.config.num_latent_tokens + 1)
     }
-    rows = [("explicit chain of thought", *cot), ("no chain of thought", *no_cot)]
-    rows += [(f"latent thought, T = {iterations}", *result) for iterations, result in latent.items()]
+    rows = [(EXPLICIT.label, *cot), (DIRECT.label, *no_cot)]
+    rows += [(f"{LATENT.label}, T = {iterations}", *result) for iterations, result in latent.items()]
 
     config = thinker.config
     print(

@@ -8,6 +8,7 @@ although nothing reads what the last one makes of the question and of the last p
 
 from dataclasses import dataclass
 
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -64,6 +65,8 @@ def matrix_flops(model: PreTrainedModel, work: Work) -> int:
     blocks = sum(weight.numel() * cost(weight.requires_grad) for weight in matrices)
     vocabulary = model.config.vocab_size
     head_trained = any(weight.requires_grad and weight.shape[0] == vocabulary for weight in model.parameters())
+    # PEFT's own trained rows are written into a copy of the whole matrix, which then gets a gradient as a whole.
+    head_trained |= any(type(module) is TrainableTokensLayer for module in model.modules())
     head = vocabulary * model.config.hidden_size * cost(head_trained)
     return work.positions * blocks + work.logits * head
 

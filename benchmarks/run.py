@@ -4,6 +4,7 @@
     python benchmarks/run.py
     python benchmarks/run.py training limit --device cuda --output_dir outputs/bench-gpu
 
+Each table is compared with the last recorded run in docs/performance (`--output_dir docs/performance` records this one).
 Two cores take less than ten minutes. `--quick` only shows that everything runs: its models are tiny, its figures mean
 nothing.
 """
@@ -22,7 +23,7 @@ sys.path[0] = str(ROOT)
 import torch  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from benchmarks import report, table_answering, table_limit, table_scaling, table_tolerance, table_training  # noqa: E402
+from benchmarks import compare, report, table_answering, table_limit, table_scaling, table_tolerance, table_training  # noqa: E402
 from benchmarks.measure import keep_memory  # noqa: E402
 from benchmarks.workload import Bench, Setting, machine  # noqa: E402
 
@@ -65,7 +66,13 @@ def main():
             "machine": record | {"load_before": round(load, 2), "load_after": round(os.getloadavg()[0], 2)},
             "minutes": round((time.perf_counter() - start) / 60, 2),
         }
+        changes = compare.moved(TABLES[name], rows, facts)
         report.write(TABLES[name], rows, facts, args.output_dir)
+        print(
+            "\n".join(
+                ["Moved by more than 5 % since the recorded run:", *changes] if changes else ["Nothing moved by 5 %."]
+            )
+        )
         print(f"{facts['minutes']} minutes; load of the machine {load:.1f} before", flush=True)
 
 

@@ -38,9 +38,10 @@ from .modeling_pccot import (
     PCCoTQwen3ForCausalLM,
     PCCoTQwen3Model,
 )
+from .own_base_model import OwnBaseModelMixin
 
 
-def register(model_class: type) -> None:
+def register(model_class: type[OwnBaseModelMixin]) -> None:
     """Make a causal language model, its base model and its configuration known to the Auto classes."""
     config_class, base_class = model_class.config_class, model_class.base_model_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

@@ -12,13 +12,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_prompt import check_count
 from .jacobi_pccot import jacobi_until_settled, jacobi_window
+from .mixin_base import ModelBase
 from .passes_pccot import FastPasses, gather_columns, join_columns
 from .positions import positions_from_mask
 from .prefix_cache import PrefixCache, is_static, take_columns
 from .spans_pccot import Alignment, ThoughtSpan, find_thought_spans
 
 
-class PCCoTModelMixin:
+class PCCoTModelMixin(ModelBase):
     """A backbone's base model (the one without a head) that thinks wherever its input holds a thought span."""
 
     def __init__(self, config):
@@ -39,11 +40,11 @@ class PCCoTModelMixin:
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         thought_span: ThoughtSpan | None = None,
         num_iterations: int | None = None,
@@ -139,19 +140,17 @@ class PCCoTModelMixin:
         """
         run = FastPasses(self, mask, positions, cache, options, compiled_forward=compiled_forward)
         if tolerance is None:
-            states = jacobi_window(run, embeds, span.columns, span.num_latents, iterations, self.project)
+            states = jacobi_window(run, embeds, span.bot, span.num_latents, iterations, self.project)
         else:
-            states = jacobi_until_settled(
-                run, embeds, span.columns, span.num_latents, iterations, self.project, tolerance
-            )
+            states = jacobi_until_settled(run, embeds, span.bot, span.num_latents, iterations, self.project, tolerance)
         return run.output(states), run.cache
 
     def think_each(self, embeds, mask, positions, cache, spans, **thought):
         """`think` for several spans per row, one after the other, each up to where the next one starts."""
         past, length, outputs = int(cache.get_seq_length()), embeds.shape[1], []
-        starts = [0, *(span.columns for span in spans[1:])]
+        starts = [0, *(span.bot for span in spans[1:])]
         for span, start, end in zip(spans, starts, [*starts[1:], length], strict=True):
-            within = ThoughtSpan(span.columns - start, span.num_latents)
+            within = ThoughtSpan(span.bot - start, span.num_latents)
             seen = None if mask is None else mask[:, : past + end]
             if isinstance(cache, PrefixCache):
                 cache = PrefixCache.from_cache(cache)

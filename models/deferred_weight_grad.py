@@ -8,6 +8,7 @@ and when the last use has both, they are multiplied at once.
 from contextlib import contextmanager
 from functools import partial
 from operator import setitem
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,7 +98,7 @@ def deferred_weight_gradients(module: nn.Module):
     frozen, sharded (DTensors) or kept elsewhere (ZeRO-3 leaves an empty one) stay as they are.
     """
     # `torch.func.functional_call` exchanges the same entries, but for a single call; a step makes many.
-    layers = [
+    layers: list[Any] = [
         layer
         for layer in module.modules()
         if type(layer) in (nn.Linear, Conv1D)

@@ -33,30 +33,30 @@ class PCCoTOutput(CausalLMOutputWithPast):
         teacher_std: standard deviation of the teacher's hidden states that are distilled.
     """
 
-    cot_logits: torch.FloatTensor | None = None
-    cot_loss: torch.FloatTensor | None = None
-    ccot_loss: torch.FloatTensor | None = None
-    kd_loss: torch.FloatTensor | None = None
-    step_loss: torch.FloatTensor | None = None
-    teacher_std: torch.FloatTensor | None = None
+    cot_logits: torch.Tensor | None = None
+    cot_loss: torch.Tensor | None = None
+    ccot_loss: torch.Tensor | None = None
+    kd_loss: torch.Tensor | None = None
+    step_loss: torch.Tensor | None = None
+    teacher_std: torch.Tensor | None = None
 
 
 def distillation_step(
     model,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    labels: torch.LongTensor,
-    cot_input_ids: torch.LongTensor,
+    labels: torch.Tensor,
+    cot_input_ids: torch.Tensor,
     cot_attention_mask: torch.Tensor,
-    cot_labels: torch.LongTensor,
+    cot_labels: torch.Tensor,
     *,
     thought_span: ThoughtSpan,
     question_length: int,
-    kd_indices: torch.LongTensor,
-    cot_kd_indices: torch.LongTensor,
-    step_labels: torch.LongTensor | None = None,
-    answer_labelled: torch.LongTensor | None = None,
-    cot_labelled: torch.LongTensor | None = None,
+    kd_indices: torch.Tensor,
+    cot_kd_indices: torch.Tensor,
+    step_labels: torch.Tensor | None = None,
+    answer_labelled: torch.Tensor | None = None,
+    cot_labelled: torch.Tensor | None = None,
     num_iterations: int | None = None,
     return_logits: bool | None = None,
 ) -> PCCoTOutput:
@@ -88,7 +88,7 @@ def distillation_step(
     if not return_logits:  # the last column of either sequence predicts nothing
         input_ids, attention_mask = input_ids[:, :-1], attention_mask[:, :-1]
         cot_input_ids, cot_attention_mask = cot_input_ids[:, :-1], cot_attention_mask[:, :-1]
-    length, bot, latents = input_ids.shape[1], thought_span.columns, thought_span.num_latents
+    length, bot, latents = input_ids.shape[1], thought_span.bot, thought_span.num_latents
     ids = torch.cat([input_ids, cot_input_ids[:, shared:]], dim=1)
     embeds, cot_embeds = model.get_input_embeddings()(ids).tensor_split([length], dim=1)
 
@@ -130,12 +130,12 @@ def distillation_step(
 
 def teacher_step(
     model,
-    cot_input_ids: torch.LongTensor,
+    cot_input_ids: torch.Tensor,
     cot_attention_mask: torch.Tensor,
-    cot_labels: torch.LongTensor,
+    cot_labels: torch.Tensor,
     *,
     question_length: int,
-    cot_labelled: torch.LongTensor | None = None,
+    cot_labelled: torch.Tensor | None = None,
     return_logits: bool | None = None,
     **student,
 ) -> PCCoTOutput:

@@ -2,8 +2,10 @@
 
 from transformers.activations import ACT2FN
 
+from .mixin_base import ModelBase
 
-class FusedGeluMixin:
+
+class FusedGeluMixin(ModelBase):
     """A GPT2Model whose activation is one kernel.
 
     transformers' `gelu_new` writes the formula out: eight elementwise operations over the widest tensor of a block,

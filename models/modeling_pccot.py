@@ -4,6 +4,8 @@ The method is in `jacobi_pccot.py`, the base model that uses it in `backbone_pcc
 `distillation_pccot.py`. Here is the causal language model around them, and at the end the backbones, each only its difference.
 """
 
+from typing import Any
+
 import torch
 from transformers import (
     GPT2LMHeadModel,
@@ -37,19 +39,19 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_iterations: int | None = None,
         latent_tolerance: float | None = None,
-        cot_input_ids: torch.LongTensor | None = None,
+        cot_input_ids: torch.Tensor | None = None,
         cot_attention_mask: torch.Tensor | None = None,
-        cot_labels: torch.LongTensor | None = None,
+        cot_labels: torch.Tensor | None = None,
         teacher_only: bool = False,
         **kwargs,
     ):
@@ -67,14 +69,19 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         Returns:
             Logits as everywhere, or a `PCCoTOutput` for a training step.
         """
-        teacher = (cot_input_ids, cot_attention_mask, cot_labels)
-        if cot_input_ids is not None:  # PEFT hands on arguments that nobody gave
-            kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        if cot_input_ids is not None and teacher_only:
-            return teacher_step(self, *teacher, **kwargs)
         if cot_input_ids is not None:
-            student = (input_ids, attention_mask, labels)
-            return distillation_step(self, *student, *teacher, num_iterations=num_iterations, **kwargs)
+            batch: dict[str, Any] = {
+                "cot_input_ids": cot_input_ids,
+                "cot_attention_mask": cot_attention_mask,
+                "cot_labels": cot_labels,
+            }
+            batch |= {
+                name: value for name, value in kwargs.items() if value is not None
+            }  # PEFT hands on what nobody gave
+            if teacher_only:
+                return teacher_step(self, **batch)
+            batch |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+            return distillation_step(self, num_iterations=num_iterations, **batch)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -114,7 +121,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
     @torch.no_grad()
     def generate(
         self,
-        inputs: torch.LongTensor | None = None,
+        inputs: torch.Tensor | None = None,
         generation_config=None,
         *,
         latent_thought: bool = True,

@@ -3,15 +3,17 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from .mixin_base import ModelBase
 
-class OwnBaseModelMixin:
+
+class OwnBaseModelMixin(ModelBase):
     """Builds `base_model_class`, and nothing else, where the backbone's causal language model builds its own.
 
     A class that mixes this in names its base model in `base_model_class`. Its backbone's head must be a linear layer
     `lm_head` without a bias, as nearly all are (`tests/test_models.py` compares every registered type with its backbone).
     """
 
-    base_model_class: type
+    base_model_class: type[PreTrainedModel]
 
     def __init__(self, config):
         # Not the backbone's own `__init__`: that one builds a whole base model first, only to have it replaced.

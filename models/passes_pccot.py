@@ -5,6 +5,7 @@ the numbers stay.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class Passes:
         options = self.options
         if self.last_options and end == self.position_ids.shape[1]:
             options = options | self.last_options
-        output = self.forward(inputs, mask, self.position_ids[:, start:end], options)
+        output: Any = self.forward(inputs, mask, self.position_ids[:, start:end], options)
         self.outputs.append((start, output))
         return output.last_hidden_state
 
@@ -179,7 +180,7 @@ def join_columns(pieces: list[ThoughtOutput]) -> ThoughtOutput:
     )
 
 
-def gather_columns(output: ThoughtOutput, columns: torch.Tensor, past: int) -> ThoughtOutput:
+def gather_columns(output: Any, columns: torch.Tensor, past: int) -> ThoughtOutput:
     """Reorder an output row by row: column j comes from `columns[:, j]`, `(batch, length)`."""
 
     def gather_attention(states):  # (batch, heads, queries, past + keys)

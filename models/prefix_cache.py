@@ -8,6 +8,8 @@ gives the same keys and values again.
 An answer into a static cache needs none of that: its passes overwrite each other's columns there (`truncate_to`).
 """
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
@@ -35,7 +37,9 @@ class PrefixLayer(DynamicLayer):
 class PrefixCache(Cache):
     """The cache of one pass; see the module's docstring."""
 
-    def __init__(self, layers: list[PrefixLayer] | None = None):
+    layers: list[Any]
+
+    def __init__(self, layers: list | None = None):
         if layers:
             super().__init__(layers=layers)
         else:
@@ -43,9 +47,7 @@ class PrefixCache(Cache):
 
     def fork(self, length: int) -> "PrefixCache":
         """A cache for another pass, whose prefix is the first `length` positions of this one."""
-        return PrefixCache(
-            [PrefixLayer(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in self.layers]
-        )
+        return first_positions(self, length)
 
     @classmethod
     def from_cache(cls, cache: Cache | None) -> "PrefixCache":
@@ -57,14 +59,14 @@ class PrefixCache(Cache):
         if isinstance(cache, cls):
             return cache.fork(cache.get_seq_length())
         length = 0 if cache is None else int(cache.get_seq_length())
-        if length == 0:
+        if cache is None or length == 0:
             return cls()
         if any(layer.keys is None or layer.keys.shape[-2] < length for layer in cache.layers):
             raise ValueError(
                 "this cache no longer holds every earlier position (its sliding window is full), so a thought span "
                 "cannot be added to it; pass the whole prompt without past_key_values"
             )
-        return cls([PrefixLayer(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers])
+        return first_positions(cache, length)
 
     def append_to(self, cache: Cache, start: int) -> Cache:
         """Append the positions from `start` on to `cache`, whatever its kind, and return it."""
@@ -83,6 +85,13 @@ class PrefixCache(Cache):
             return torch.cat([states[..., :start, :], take_columns(states[..., start:, :], columns, dim=2)], dim=2)
 
         return PrefixCache([PrefixLayer(reorder(layer.keys), reorder(layer.values)) for layer in self.layers])
+
+
+def first_positions(cache: Any, length: int) -> PrefixCache:
+    """The first `length` positions of a cache that holds all of them, as a prefix for another pass."""
+    return PrefixCache(
+        [PrefixLayer(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers]
+    )
 
 
 def is_static(cache: Cache | None) -> bool:

@@ -7,14 +7,17 @@ What the model sees, and how it maps to what the caller sees (BOS and suffix are
                                     <bot> ... "The answer is:"
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from .answer_modes import AnswerMode
+from .mixin_base import ModelBase
 from .positions import positions_from_mask
 
 
-class PromptSuffixMixin:
+class PromptSuffixMixin(ModelBase):
     """Lets a family complete its prompts (by a thought span, a separator) and hides that from what is returned."""
 
     # The loss is a mean over the batch; the Trainer must not scale it by a token count.
@@ -37,7 +40,7 @@ class PromptSuffixMixin:
     def generate_with_suffix(
         self,
         suffix: list[int],
-        inputs: torch.LongTensor,
+        inputs: torch.Tensor,
         generation_config=None,
         *,
         position_gap: int = 0,
@@ -94,14 +97,14 @@ class PromptSuffixMixin:
                 kwargs[name] = nn.functional.pad(given, (0, added), value=fill)
         # Limits are the caller's, who does not count what is hidden.
         for name in ("max_length", "min_length"):
-            given = [kwargs, vars(generation_config or {}) if generation_config else {}, vars(self.generation_config)]
-            value = next((source[name] for source in given if source.get(name) is not None), None)
+            sources = [kwargs, vars(generation_config) if generation_config else {}, vars(self.generation_config)]
+            value = next((source[name] for source in sources if source.get(name) is not None), None)
             if value is not None:
                 kwargs[name] = value + hidden
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = HidingStreamer(kwargs["streamer"], question)
 
-        output = super().generate(prompt, generation_config, **kwargs)
+        output: Any = super().generate(prompt, generation_config, **kwargs)
         if isinstance(output, torch.Tensor):
             return strip_suffix(output, question, prompt.shape[1])
         output.sequences = strip_suffix(output.sequences, question, prompt.shape[1])
@@ -122,7 +125,7 @@ class PromptSuffixMixin:
         after = torch.arange(1, added + 1, device=positions.device)
         return torch.cat([positions, positions[:, -1:] + after + (after > 1) * gap], dim=1)
 
-    def _with_bos(self, inputs: torch.LongTensor, mask: torch.Tensor | None):
+    def _with_bos(self, inputs: torch.Tensor, mask: torch.Tensor | None):
         """The prompt and its mask, one column wider if a row lacks the BOS that the model's questions start with."""
         config, bos = self.config, self.config.bos_token_id
         if not config.questions_start_with_bos or inputs.shape[1] == 0:
@@ -146,8 +149,9 @@ class PromptSuffixMixin:
 class HidingStreamer:
     """Passes everything on to a streamer, but for the prompt the one that the caller wrote."""
 
-    def __init__(self, streamer, question: torch.LongTensor):
-        self.streamer, self.question = streamer, question
+    def __init__(self, streamer, question: torch.Tensor):
+        self.streamer = streamer
+        self.question: torch.Tensor | None = question
 
     def put(self, value: torch.Tensor):
         if self.question is not None:

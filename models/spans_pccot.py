@@ -19,6 +19,17 @@ class ThoughtSpan:
     def is_aligned(self) -> bool:
         return isinstance(self.columns, int)
 
+    @property
+    def bot(self) -> int:
+        """The column of `<bot>`, where it is one for all rows.
+
+        Raises:
+            ValueError: where it is not.
+        """
+        if not isinstance(self.columns, int):
+            raise ValueError(f"the thought spans start in different columns: {self.columns}")
+        return self.columns
+
 
 def starts_of_spans(input_ids: torch.Tensor, config) -> torch.Tensor:
     """True where a `<bot>` is followed by a `<latent>`; `(batch, length)` -> `(batch, length - 1)`, boolean."""
@@ -97,11 +108,12 @@ class Alignment:
 
     @classmethod
     def of(cls, span: ThoughtSpan, length: int, device: torch.device) -> "Alignment":
-        bots = torch.tensor(span.columns, device=device)
+        columns = [span.columns] if isinstance(span.columns, int) else span.columns
+        bots = torch.tensor(columns, device=device)
         shift = (bots.max() - bots)[:, None]
-        source = torch.arange(length + max(span.columns) - min(span.columns), device=device) - shift
+        source = torch.arange(length + max(columns) - min(columns), device=device) - shift
         return cls(
-            span=ThoughtSpan(max(span.columns), span.num_latents),
+            span=ThoughtSpan(max(columns), span.num_latents),
             source=source.clamp(0, length - 1),
             exists=(source >= 0) & (source < length),
             back=torch.arange(length, device=device) + shift,

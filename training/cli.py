@@ -10,12 +10,15 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
+import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .errors import InputError
 
 logger = logging.getLogger(__name__)
+
+RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class OneLineParser(HfArgumentParser):
@@ -26,11 +29,11 @@ class OneLineParser(HfArgumentParser):
 
 
 def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
-    """Typed arguments from flags, or from a JSON file of arguments that further flags may change.
+    """Typed arguments from flags, or from a recipe (a file of arguments) that further flags may change.
 
     Args:
         argument_classes: dataclasses; no two share a field.
-        argv: `recipe.json --seed 1`, or flags alone.
+        argv: `recipe.yaml --seed 1`, or flags alone.
 
     Raises:
         InputError: for a missing file, or a key that is no flag.
@@ -39,7 +42,7 @@ def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
     for action in parser._actions:
         if action.type is string_to_bool:  # a flag that is off unless given may be given bare
             action.nargs, action.const = "?", True
-    if argv and argv[0].endswith(".json"):
+    if argv and Path(argv[0]).suffix in RECIPE_SUFFIXES:
         path, argv = Path(argv[0]), argv[1:]
         recipe = read_recipe(path)
         known = {action.dest for action in parser._actions}
@@ -53,20 +56,38 @@ def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
 
 
 def read_recipe(path: Path) -> dict:
-    """A JSON file of arguments.
+    """A YAML (or JSON) file of arguments: `configs/recipes/`.
 
     Raises:
-        InputError: if it is missing or not a JSON object.
+        InputError: if it is missing, cannot be read, or holds anything but arguments, each once.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    text = path.read_text(encoding="utf-8")
     try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"{path}: expected a JSON object of arguments")
-    return recipe
+        pairs = json.loads(text, object_pairs_hook=list) if path.suffix == ".json" else yaml_pairs(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise InputError(f"{path}: expected arguments, each as `name: value`")
+    for key, value in pairs:
+        if isinstance(value, dict | list):
+            raise InputError(f"{path}: {key!r} must be a text, a number, true or false")
+        if sum(key == other for other, _ in pairs) > 1:
+            raise InputError(f"{path}: {key!r} is there twice")
+    return dict(pairs)
+
+
+def yaml_pairs(text: str) -> list[tuple[str, object]] | None:
+    """The entries of a YAML mapping, twins included (a loader would keep the last); None for anything else."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        return None
+    constructor = yaml.constructor.SafeConstructor()
+    return [
+        (str(constructor.construct_object(key, deep=True)), constructor.construct_object(value, deep=True))
+        for key, value in root.value
+    ]
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 
 def plot_internalization(log_history: list[dict], path: Path) -> None:
@@ -19,7 +16,8 @@ def plot_internalization(log_history: list[dict], path: Path) -> None:
     if not points:
         return
     steps = [entry["step"] for entry in points]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")  # not pyplot's: that would choose a notebook's backend for it
+    axes = figure.subplots()
     axes.plot(steps, [entry["eval_icot_exact_match"] for entry in points], label="exact match (validation)")
     axes.set(xlabel="training step", ylabel="exact match", ylim=(0, 1.03))
     axes.grid(alpha=0.3)
@@ -31,4 +29,3 @@ def plot_internalization(log_history: list[dict], path: Path) -> None:
     lines = axes.get_lines() + removed.get_lines()
     axes.legend(lines, [line.get_label() for line in lines], loc="lower right")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
