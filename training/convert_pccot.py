@@ -6,23 +6,10 @@ The result is a merged safetensors checkpoint with every setting in its `config.
 """
 
 import argparse
-import logging
 from pathlib import Path
 
-from .checkpoint import load, save_checkpoint
 from .cli import run
-from .errors import InputError
-
-logger = logging.getLogger(__name__)
-
-
-def convert(name: str, out: Path, revision: str = "main", base_model: str | None = None) -> None:
-    """Write the converted checkpoint into a new or empty folder; see `checkpoint.load`."""
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; choose another folder")
-    model, tokenizer = load(name, revision, base_model)
-    save_checkpoint(model, tokenizer, out)
-    logger.info("wrote %s", out)
+from .export import export
 
 
 def main(argv: list[str]) -> None:
@@ -32,7 +19,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
     parser.add_argument("--base_model", help="folder or name of the base model, if not the one the checkpoint names")
     args = parser.parse_args(argv)
-    convert(args.name, args.out, args.revision, args.base_model)
+    export(args.name, args.out, args.revision, args.base_model)
 
 
 if __name__ == "__main__":
