@@ -1,7 +1,7 @@
 """How many FLOPs a training step must do, counted from the method and the model's shapes.
 
-A pass over n new positions behind p cached ones costs every matrix of the blocks 2 FLOPs a weight and position, and
-attention 4 a channel and visible key. Backward costs the same again for the gradient of the inputs and, where the
+A pass over n new positions after p cached ones costs every matrix of the blocks 2 FLOPs per weight and position, and
+attention 4 per channel and visible key. Backward costs the same again for the gradient of the inputs and, where the
 matrix is trained, for that of the weights. Lookups, norms, activations and losses are not counted; whole blocks are,
 although nothing reads what the last one makes of the question and of the last pass's latents (3 % at T = 3).
 """
@@ -87,5 +87,5 @@ def step_flops(model: PreTrainedModel, work: Work, batch: int) -> int:
 
 
 def cost(trained: bool) -> int:
-    """FLOPs a weight and position: forward, gradient of the input and, if trained, of the weight."""
+    """FLOPs per weight and position: forward, gradient of the input and, if trained, of the weight."""
     return 6 if trained else 4

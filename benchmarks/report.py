@@ -17,7 +17,7 @@ class Column:
     Args:
         title: its head.
         key: of the rows.
-        form: how a number is written; a summary is written as its median with the quartiles behind.
+        form: how a number is written; a summary is written as its median with the quartiles after it.
         factor: what numbers are multiplied by, for another unit than in the JSON.
     """
 

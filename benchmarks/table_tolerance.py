@@ -18,14 +18,14 @@ COLUMNS = [
     Column("exact match", "exact_match", "{:.3f}"),
     Column("95 % interval, low", "low", "{:.3f}"),
     Column("high", "high", "{:.3f}"),
-    Column("ms an answer", "seconds", "{:.1f}", 1000),
+    Column("ms per answer", "seconds", "{:.1f}", 1000),
 ]
 TOLERANCES = (None, 0, 0.01, 0.1, 0.3, 1, 3)
 
 
 def unseen_questions(count: int) -> list[dict]:
     """Questions of the chain task that the checkpoint was not trained on."""
-    recipe = read_recipe(ROOT / "configs" / "recipes" / "pccot_chain.json")
+    recipe = read_recipe(ROOT / "configs" / "recipes" / "chain_pccot_gpt2-2x64.yaml")
     trained = {row["question"] for row in tasks.generate("chain", recipe["task_args"])["train"]}
     fresh = tasks.generate("chain", f"operations=4,train=1,validation=1,test={count + 200},seed=77")["test"]
     return [row for row in fresh if row["question"] not in trained][:count]

@@ -81,7 +81,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids behind a vocabulary of `size` words; the answer prompt and the end of sequence are words of it."""
+    """Ids after a vocabulary of `size` words; the answer prompt and the end of sequence are words of it."""
 
     size: int
     prompt: int

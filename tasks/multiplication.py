@@ -1,6 +1,6 @@
 """n x n digits, multiplied as at school, in the format of the stepwise-internalisation data sets.
 
-Digits are reversed and set apart; the chain holds the partial products, each shifted by one more place, and behind all
+Digits are reversed and set apart; the chain holds the partial products, each shifted by one more place, and after all
 but the first and the last the running sum in brackets:
 
     5 6 3 2 * 7 4 3 4||5 5 5 6 1 + 0 0 6 4 9 0 ( 5 5 1 1 1 1 ) + ... #### 5 5 6 0 8 2 0 1

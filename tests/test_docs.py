@@ -1,9 +1,10 @@
-"""What the documents promise: every command runs, every flag and field is described, code blocks work."""
+"""What the documents promise: printed commands run, flags, fields, recipes, tests and links exist, code blocks work."""
 
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -14,137 +15,210 @@ import torch
 from conftest import FIXTURES, ROOT, ROPE, SMALL, THOUGHT, question_batch, with_span
 from datasets import Dataset, DatasetDict
 from reference import think_plainly
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 import models
+import run_ccot
 import run_cot
 import run_icot
 import tasks
-from run_ccot import ARGUMENTS
 from training.arguments import CoTTrainingArguments
+from training.cli import parse
 from training.small_tokenizers import byte_tokenizer
 
 README = (ROOT / "README.md").read_text()
-TEMPLATES = sorted(ROOT.glob("*.sh.template"))
+ACTIVATE = "source .venv/bin/activate"
+RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
+GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "configs" / "recipes" / "README.md"]
+# What a printed command would start, download or install is asked by these tests instead.
+COVERED = {
+    "serve.py": "tests/test_serving.py::test_server_answers",
+    "training.convert_icot": "tests/test_icot.py::test_an_original_checkpoint_is_converted",
+}
+FEW_STEPS = (
+    "--max_steps 2 --save_steps 2 --eval_steps 2 --per_device_train_batch_size 4 --use_cpu --overwrite_output_dir"
+)
+FEW_STEPS += " --max_new_tokens 2 --max_cot_tokens 4"
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def commands(text: str) -> list[str]:
-    """The commands of a script: continued lines joined, comments left out."""
-    lines = text.replace("\\\n", " ").splitlines()
+def commands(path: Path) -> list[str]:
+    """The commands of a document's shell blocks in their order; continued lines are one command."""
+    lines = "".join(blocks(path.read_text(), "bash")).replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
 
 
-README_COMMANDS = [command for block in blocks(README, "bash") for command in commands(block)]
+def with_commands(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if commands(path)]
 
 
-@pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory) -> dict[str, str]:
-    """Small local folders instead of what the commands name on the Hub, and places for what they write."""
-    folder = tmp_path_factory.mktemp("docs")
-    tokenizer = byte_tokenizer()
+def test_exists(name: str) -> bool:
+    path, _, test = name.partition("::")
+    return (ROOT / path).is_file() and (not test or f"def {test}(" in (ROOT / path).read_text())
+
+
+test_exists.__test__ = False
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+# --- a clone in which the printed lines run ---
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """The repository's files and its environment in a folder of their own, with local stand-ins under the Hub's names."""
+    if not (Path(sys.prefix) / "bin" / "activate").is_file():
+        pytest.skip("the tests do not run in a virtual environment, so there is none to activate")
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    folder = tmp_path / "clone"
+    for name in names:
+        if not name.startswith("tests/") and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+
+    tokenizer, ends = byte_tokenizer(), {"bos_token_id": 0, "eos_token_id": 0}
+    size = {"n_embd": 32, "n_head": 2, "n_layer": 1, "n_positions": 1024, "vocab_size": len(tokenizer)} | ends
+    GPT2LMHeadModel(GPT2Config(**size)).save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
-    config = GPT2Config(
-        n_embd=32, n_head=2, n_layer=1, n_positions=1024, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")
-    small = json.loads((ROOT / "configs" / "pccot_gpt2_small.json").read_text()) | {
-        "n_embd": 32, "n_head": 2, "n_layer": 1, "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0,
-    }  # fmt: skip
-    (folder / "pccot_gpt2_small.json").write_text(json.dumps(small))
+    mistral = folder / "mistralai" / "Mistral-7B-v0.1"
+    shape = ROPE | {"vocab_size": len(tokenizer), "max_position_embeddings": 1024} | ends
+    MistralForCausalLM(MistralConfig(**shape)).save_pretrained(mistral)
+    tokenizer.save_pretrained(mistral)
+    small = folder / "configs" / "pccot_gpt2_small.json"
+    small.write_text(json.dumps(json.loads(small.read_text()) | size))
+
     splits = tasks.generate("chain", "train=32,validation=4,test=4")
-    DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(folder / "gsm8k-aug")
-    (folder / "9_by_9_mult").mkdir()
+    data = DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()})
+    data.save_to_disk(folder / "whynlp" / "gsm8k-aug")
+    (folder / "whynlp" / "pccot-gpt2").symlink_to(FIXTURES / "parity" / "peft_checkpoint" / "checkpoint")
     for name in ("train", "valid", "9_by_9_mult/train", "9_by_9_mult/valid", "9_by_9_mult/test_bigbench"):
-        (folder / f"{name}.txt").write_text("How many are 1 and 1?||<<1+1=2>> #### 2\n" * 8)
-    return {
-        "--model_name_or_path gpt2": f"--model_name_or_path {folder}/gpt2",
-        "configs/pccot_gpt2_small.json": f"{folder}/pccot_gpt2_small.json",
-        "whynlp/gsm8k-aug": f"{folder}/gsm8k-aug",
-        "whynlp/pccot-gpt2": str(FIXTURES / "parity" / "peft_checkpoint" / "checkpoint"),
-        "data/": f"{folder}/",
-        "outputs/": f"{folder}/outputs/",
-        "train_models/": f"{folder}/train_models/",
-        "generation_logs/": f"{folder}/generation_logs/",
-    }
+        (folder / "data" / f"{name}.txt").parent.mkdir(parents=True, exist_ok=True)
+        (folder / "data" / f"{name}.txt").write_text("How many are 1 and 1?||<<1+1=2>> #### 2\n" * 8)
+    shutil.copytree(folder / "data" / "9_by_9_mult", folder / "data" / "gsm8k")
+    return folder
 
 
-def run(command: str, stand_ins: dict[str, str]) -> str:
-    """Run a command on the stand-ins for a few steps; returns what it printed."""
-    for name, local in stand_ins.items():
-        command = re.sub(
-            rf"(?<![\w/]){re.escape(name)}(?![\w-])" if name.endswith("gpt2") else re.escape(name), local, command
-        )
-    # bf16 flash attention and the like are for GPUs
-    for flag in ("--bf16", "--torch_dtype bfloat16"):
-        command = command.replace(flag, "")
-    words = shlex.split(command)
-    if words[:2] == ["accelerate", "launch"]:
-        words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *words[2:]]
-    elif words[0] == "python":
-        words[0] = sys.executable
-    elif words[0] == "lm_eval":
-        words[0] = str(Path(sys.executable).parent / "lm_eval")
-    if any(script in words for script in ("run_ccot.py", "run_cot.py", "run_icot.py")):
-        words += ["--use_cpu", "--max_new_tokens", "2", "--max_cot_tokens", "4", "--overwrite_output_dir"]
-        words += ["--max_steps", "2", "--save_steps", "2", "--eval_steps", "2", "--per_device_train_batch_size", "4"]
-        words += ["--lora_r", "2"] if "run_icot.py" not in words else []
-        if "icot.py" in command and "--do_predict" not in words:
-            words += ["--partial_removal"]
-        if "chain" in command:
-            words += ["--task_args", "train=32,validation=4,test=4"]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, f"{words}\n{done.stderr[-3000:]}"
+def template_commands() -> set[str]:
+    """What the templates start, as a document may print it."""
+    lines = [path.read_text().splitlines()[-1] for path in ROOT.glob("*.sh.template")]
+    return {line.removesuffix(' "$@"') for line in lines}
+
+
+def as_run(command: str, text_of_script: str = "") -> str | None:
+    """A printed command as a test runs it: itself, with flags after it that shorten a training; None if not at all."""
+    words, whole = shlex.split(command), command + text_of_script
+    if words[0] == "make":
+        assert words[1] in make_targets(), command
+        return None
+    if words[0] == "pre-commit":
+        assert (ROOT / ".pre-commit-config.yaml").is_file()
+        return None
+    if command in template_commands():  # test_templates
+        return None
+    for name, test in COVERED.items():
+        if name in words:
+            assert test_exists(test)
+            return None
+    if not re.search(r"\brun_i?c?cot\.(py|sh)", command) or words[0] == "cp":
+        return command
+    command += f" {FEW_STEPS}"
+    if "icot" not in whole:
+        command += " --lora_r 2"
+    elif "_test" not in whole and "--do_predict" not in whole:
+        command += " --partial_removal"
+    if "recipes/chain" in whole or "--dataset_name chain" in whole:
+        command += " --task_args train=32,validation=4,test=4"
+    return command
+
+
+def run(clone: Path, script: list[str | None]) -> str:
+    """Run lines in a shell that finds no Python of an environment before `ACTIVATE`; returns what they print."""
+    # On the path: the system's folders, without those of any environment, `python` of which would hide a mistake.
+    paths = [path for path in os.environ["PATH"].split(os.pathsep) if not (Path(path) / "activate").exists()]
+    env = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
+    env |= {"PATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"HF_HOME": str(clone / ".cache")}
+    lines = "\n".join(line for line in script if line is not None)
+    done = subprocess.run(["bash", "-e", "-c", lines], cwd=clone, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{lines}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
-def test_readme_commands(stand_ins):
-    """In their order, since later ones use what earlier ones made."""
-    for command in README_COMMANDS:
-        if command.startswith("make "):
-            assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-        elif "convert_icot" in command:
-            pass  # tests/test_icot.py::test_an_original_checkpoint_is_converted
-        elif "serve.py" in command:
-            pass  # tests/test_serving.py
-        elif command.startswith(("cp ", "bash ")):
-            assert Path(ROOT / command.split()[1]).exists() or command == "bash run_ccot.sh"
-        else:
-            run(command, stand_ins)
+def test_asking_commands_of_the_readme(clone):
+    """A quick form of the next test: what activates the environment, and what asks the shipped model."""
+    asking = [command for command in commands(ROOT / "README.md") if command.startswith("python example.py")]
+    assert ACTIVATE in commands(ROOT / "README.md") and len(asking) == 2
+    printed = run(clone, [ACTIVATE, *asking])
+    assert "7+3*4-2+9=  ->  7" in printed and "(explicit: " in printed
 
 
+@pytest.mark.slow
+def test_commands_of_the_readme(clone):
+    run(clone, [as_run(command) for command in commands(ROOT / "README.md")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", with_commands(GUIDES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_of_a_guide(path, clone):
+    """In their order, since later ones use what earlier ones made; every guide goes on from the activated environment."""
+    assert ACTIVATE in path.read_text() or path.name == "README.md"
+    asked = {command for command in commands(ROOT / "README.md") if command.startswith("python example.py")}
+    run(clone, [ACTIVATE, *(as_run(command) for command in commands(path) if command not in asked)])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ccot", "cot", "icot"])
-def test_templates(kind, stand_ins):
-    """The originals' templates: train, then test what was trained."""
+def test_templates(kind, clone):
+    """The originals' templates: train, then test what was trained. Flags after them change the recipe."""
+    lines = []
     for stage in ("run", "test"):
-        lines = commands((ROOT / f"{stage}_{kind}.sh.template").read_text())
-        values = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
-        (command,) = [line for line in lines if not line.startswith("export ")]
-        for _ in range(2):  # some values hold others
-            for name, value in values.items():
-                command = command.replace(f"${{{name}}}", value.strip('"'))
-        run(command, stand_ins)
+        text = (ROOT / f"{stage}_{kind}.sh.template").read_text()
+        assert '"$@"' in text
+        lines.append(as_run(f"bash {stage}_{kind}.sh.template", text) + ("" if stage == "run" else f" {FEW_STEPS}"))
+    run(clone, [ACTIVATE, *lines])
 
 
-def test_demo(stand_ins):
+@pytest.mark.slow
+def test_demo(clone):
     """`make demo`, a few steps of it."""
-    folder = Path(stand_ins["outputs/"]) / "demo"
-    printed = run("python demo.py --output_dir outputs/demo --max_steps 2 --use_cpu", stand_ins)
+    printed = run(clone, [ACTIVATE, "python demo.py --output_dir outputs/demo --max_steps 2 --use_cpu"])
     for row in ("explicit chain of thought", "no chain of thought", *(f"latent thought, T = {t}" for t in range(4))):
         assert re.search(rf"^{row} +[01]\.\d\d\d +\d+\.\d$", printed, flags=re.MULTILINE)
     assert printed.count("  ->  ") == 3
-    assert (folder / "accuracy_against_T.png").stat().st_size > 5_000
+    assert (clone / "outputs" / "demo" / "accuracy_against_T.png").stat().st_size > 5_000
 
 
-def test_readme_python(monkeypatch, capsys):
+# --- Python blocks ---
+
+
+def test_python_of_the_readme(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for block in blocks(README, "python"):
         exec(block, {})
     assert "7+3*4-2+9=7" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_python_of_the_training_guide(clone):
+    (block,) = blocks((ROOT / "docs" / "training.md").read_text(), "python")
+    (clone / "notebook.py").write_text(block)
+    script = "python example.py --model outputs/notebook/final '1+2*3-4+5='"
+    assert "1+2*3-4+5=  ->" in run(clone, [ACTIVATE, "python notebook.py", script])
 
 
 def test_new_backbone_from_the_document():
@@ -163,31 +237,109 @@ def test_new_backbone_from_the_document():
     assert model.generate(ids[:, :6], attention_mask=mask[:, :6], max_new_tokens=3, do_sample=False).shape[1] <= 9
 
 
+# --- what is described ---
+
+
 def test_every_flag_and_field_is_described():
-    groups = {*ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS} - {CoTTrainingArguments}
-    for group in groups:
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    scripts = {*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS}
+    for group in scripts - {CoTTrainingArguments}:
         for field in fields(group):
-            assert f"`--{field.name}" in README, field.name
+            assert f"| `--{field.name}` |" in reference, field.name
             assert field.metadata["help"]
-    for field in fields(models.PCCoTConfigMixin):
-        assert f"`{field.name}`" in README, field.name
+    for name in CoTTrainingArguments.__annotations__:  # those that are ours, not transformers'
+        assert f"`--{name}`" in reference, name
+    for family in (models.PCCoTConfigMixin, models.ICoTConfigMixin):
+        for field in fields(family):
+            assert f"`{field.name}`" in reference, field.name
 
 
-def test_the_table_of_features_names_tests():
-    rows = re.findall(r"^\| (.+) \| (`(?:tests/|make ).+) \|$", README, flags=re.MULTILINE)
-    assert len(rows) > 20
+def test_what_reference_describes_exists():
+    known = {
+        field.name
+        for group in (*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS)
+        for field in fields(group)
+    }
+    rows = re.findall(r"^\| `--(\w+)`", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) > 70 and set(rows) <= known
+
+
+def test_every_model_type_is_in_the_readme():
+    for name in models.__all__:
+        if name.endswith("Config"):
+            assert f"`{getattr(models, name).model_type}`" in README
+
+
+def test_the_table_of_tests_names_tests():
+    text = (ROOT / "docs" / "tested.md").read_text()
+    rows = re.findall(r"^\| (.+) \| (`(?:tests/|make ).+) \|$", text, flags=re.MULTILINE)
+    assert len(rows) > 25
     for what, names in rows:
         for name in re.findall(r"`([^`]+)`", names):
-            path, _, test = name.partition("::")
-            if name.startswith("make "):
-                assert f"\n{name.split()[1]}:" in (ROOT / "Makefile").read_text()
-            else:
-                assert f"def {test}" in (ROOT / path).read_text() or (not test and (ROOT / path).exists()), what
+            assert name.split()[1] in make_targets() if name.startswith("make ") else test_exists(name), what
+
+
+def test_the_map_of_the_code_is_true():
+    """Each row of CONTRIBUTING's last table: the files exist, and the names beside them are in them."""
+    _, _, table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where is what?")
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]*`[^|]+) \| ([^|]+) \|$", table, flags=re.MULTILINE)
+    assert len(rows) == 24
+    for question, files, names in rows:
+        text = "".join((ROOT / path).read_text() for path in re.findall(r"`([^`]+)`", files))
+        for name in re.findall(r"`([^`]+)`", names):
+            assert re.search(rf"\b{re.escape(name)}\b", text), (question, name)
+
+
+def test_make_targets_exist():
+    for path in (ROOT / "README.md", *GUIDES):
+        for target in re.findall(r"`make ([\w-]+)`", path.read_text()):
+            assert target in make_targets(), f"{path.name}: make {target}"
+
+
+def test_extras_exist():
+    project = (ROOT / "pyproject.toml").read_text()
+    for path in (ROOT / "README.md", *GUIDES):
+        for extra in re.findall(r"`\.\[(\w+)\]`", path.read_text()):
+            assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE), f"{path.name}: {extra}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe(path, tmp_path):
+    """A recipe is read by its script's arguments, says what it is, and is in the index."""
+    method = path.stem.split("_")[1].partition("-")[0]
+    script = {"pccot": run_ccot, "cot": run_cot, "nocot": run_cot, "icot": run_icot, "fillers": run_icot}[method]
+    parse(script.ARGUMENTS, [str(path), "--use_cpu", "--output_dir", str(tmp_path / "out")])
+    assert path.read_text().startswith("# ")
+    assert f"| `{path.name}` |" in (path.parent / "README.md").read_text()
+
+
+def test_recipes_that_documents_name_exist():
+    names = {path.name for path in RECIPES}
+    for path in (ROOT / "README.md", *GUIDES, *ROOT.glob("*.sh.template"), *ROOT.glob("*.py")):
+        for name in re.findall(r"configs/recipes/([\w-]+\.\w+)", path.read_text()):
+            assert name in names | {"README.md", "TASK_METHOD_MODEL.yaml"}, f"{path.name}: {name}"
+    index = (ROOT / "configs" / "recipes" / "README.md").read_text()
+    assert {name for name in re.findall(r"^\| `([^`]+)` \|", index, flags=re.MULTILINE)} == names
+
+
+def test_files_that_documents_name_exist():
+    rooms = "models|training|benchmarks|tests|configs|tasks|evals|examples|docs|constraints"
+    for path in (ROOT / "README.md", *GUIDES):
+        for name in re.findall(rf"`((?:{rooms})/[\w./-]+\.\w+)(?:::\w+)?`", path.read_text()):
+            assert (ROOT / name).is_file() or "TASK_METHOD_MODEL" in name, f"{path.name}: {name}"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_links_and_rooms_exist():
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
-            assert (document.parent / link).exists(), f"{document.name}: {link}"
-    for room in re.findall(r"^(\w+)/", README, flags=re.MULTILINE):
-        assert (ROOT / room).is_dir()
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    documents = [ROOT / name for name in names if "fixtures" not in name and (ROOT / name).is_file()]
+    assert len(documents) > 12
+    for document in documents:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.relative_to(ROOT)}: {link}"
+    for room in re.findall(r"^(\w+)/ ", README, flags=re.MULTILINE):
+        assert (ROOT / room).is_dir(), room

@@ -9,6 +9,7 @@
 Here is what all of them share, which by itself trains an explicit chain of thought, or none.
 """
 
+import copy
 from collections import defaultdict
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from .arguments import (
     LoraArguments,
     ModelArguments,
 )
+from .checkpoint import save_model
 from .collators import CoTCollator
 from .data import as_dataset
 from .errors import InputError
@@ -230,6 +232,20 @@ class CoTTrainer(Trainer):
 
     def plot(self, folder: Path) -> None:
         """Plots of the run, where a method has one."""
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """Write a complete checkpoint: weights, configuration, code, tokenizer, `example.py` (`checkpoint.save_model`).
+
+        What transformers itself saves on the way (`_internal_call`) is what resuming needs.
+        """
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        weights = self.accelerator.get_state_dict(self.model)  # every process takes part where they are spread
+        if self.is_world_process_zero():
+            # The adapters of a LoRA model are taken out to save it: of a copy, since training may go on.
+            model = copy.deepcopy(self.unwrapped) if self.lora.use_peft else self.unwrapped
+            save_model(model, self.processing_class, Path(output_dir or self.args.output_dir), self.lora, weights)
 
     # --- the Hub: a checkpoint is pushed once, when it is complete (see stages.py) ---
 

@@ -128,7 +128,7 @@ class Internalizer:
         """The batch as this step trains on it.
 
         Args:
-            batch: of `InternalizingCollator`.
+            batch: of `ICoTCollator`.
             step: for the random numbers.
             scheduled: tokens to remove.
             rate: share of fillers.
@@ -149,7 +149,7 @@ class Internalizer:
             switched = switched_columns(lengths, rate, self.switch_mode, torch.from_numpy(numbers[:, 1:]), from_end)
             removed |= surplus_fillers(switched & ~removed, self.switch_ratio)
 
-        # From the chain's columns to the batch's: gone columns move behind everything that stays.
+        # From the chain's columns to the batch's: gone columns move after everything that stays.
         columns = batch["input_ids"].shape[1]
         gone = torch.nn.functional.pad(removed, (start, columns))[:, :columns]
         filler = torch.nn.functional.pad(switched, (start, columns))[:, :columns]

@@ -11,7 +11,6 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import CoTTrainingArguments, DataArguments
-from .checkpoint import save_model
 from .cot_trainer import CoTTrainer
 from .errors import InputError
 from .hub import push
@@ -113,8 +112,8 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
         metrics |= predicted
         report(trainer, "test", predicted)
         predictions += trainer.predictions("test", splits["test"])
-    # Every process takes part in collecting weights that are spread over them.
-    weights = trainer.accelerator.get_state_dict(trainer.model) if args.do_train else None
+    if args.do_train:
+        trainer.save_model(folder)
     if not trainer.is_world_process_zero():
         return metrics
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +121,6 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
         (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
     if args.do_train:
-        save_model(trainer.unwrapped, trainer.processing_class, folder, trainer.lora, weights)
         examples = next((splits[name] for name in ("test", "validation") if name in splits), None)
         write_card(
             folder,
