@@ -1,6 +1,7 @@
 """Tiny models on every backbone, and helpers that several test files share."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,14 +10,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+import example
 import models
+from training.export import export
 from training.small_tokenizers import character_tokenizer
 from training.tokenization import prepare_tokenizer, tokenize_answer_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
+SHIPPED = ROOT / "checkpoints" / "pccot-gpt2-chain"
 SMALL = {"vocab_size": 40, "initializer_range": 0.12, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 THOUGHT = {
     "bot_token_id": 36,
@@ -43,6 +47,9 @@ CONFIGS = {
     "mistral": lambda **kw: models.PCCoTMistralConfig(**(SMALL | ROPE | THOUGHT | {"sliding_window": 9} | kw)),
     "qwen3": lambda **kw: models.PCCoTQwen3Config(**(SMALL | ROPE | THOUGHT | kw)),
 }
+# A chain that is gone, with three fillers in its place.
+GONE = {"start_token_id": 36, "pause_token_id": 37, "ready_token_id": 38, "answer_prompt_ids": [5]}
+GONE |= {"filler_mode": "prefilled", "num_fillers": 3, "num_internalized_tokens": -1}
 
 
 def pytest_addoption(parser):
@@ -53,10 +60,46 @@ def pytest_addoption(parser):
     )
 
 
+# What these files set up once (a server, trained checkpoints) is shared by many of their tests: one process runs all of
+# a file. (`--dist loadgroup` is meant for that; pytest-xdist 3.8 under pytest 9 groups nothing.)
+TOGETHER = ("test_example.py", "test_hub.py", "test_published.py", "test_serving.py", "test_tokenizer_worlds.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distributes tests one by one, but those of some files together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(TOGETHER) else nodeid
+
+    return Scheduler(config, log) if config.getvalue("dist") == "load" else None
+
+
 def make_model(backbone: str, seed: int = 0, **changes):
     """A small random causal language model that thinks."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(CONFIGS[backbone](**changes)).eval()
+
+
+def make_any(kind: str, **changes):
+    """A small random model of any registered type."""
+    family, _, backbone = kind.partition("-")
+    if family == "pccot":
+        return make_model(backbone, **changes)
+    fields = {name: value for name, value in CONFIGS[backbone]().to_dict().items() if name != "model_type"}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(fields | GONE | changes))).eval()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Path:
+    """The shipped checkpoint as its Hub page would hold it: with the code that reads it. No test may change it."""
+    folder = tmp_path_factory.mktemp("exported") / SHIPPED.name
+    export(str(SHIPPED), folder)
+    return folder
 
 
 @pytest.fixture(params=CONFIGS)
@@ -72,6 +115,14 @@ def model(backbone):
 @pytest.fixture
 def gpt2():
     return make_model("gpt2")
+
+
+def ask_example(monkeypatch, capsys, *argv: str) -> list[str]:
+    """The lines that `python example.py ...` prints, in this process."""
+    monkeypatch.setattr(sys, "argv", ["example.py", *argv])
+    capsys.readouterr()
+    example.main()
+    return capsys.readouterr().out.splitlines()
 
 
 def question_batch(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

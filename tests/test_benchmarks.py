@@ -9,10 +9,21 @@ import torch
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import measure, report, table_limit, table_tolerance
 from benchmarks.flops import matrix_flops, needed_work, reference_work
 from benchmarks.measure import alternate, peak_memory, ratio, summary
 from benchmarks.reference import Reference
-from benchmarks.workload import TINY_SHAPES, Setting, Tokens, build_model, merged, question_batch, training_batch
+from benchmarks.workload import (
+    TINY_SHAPES,
+    Bench,
+    Setting,
+    Tokens,
+    build_model,
+    machine,
+    merged,
+    question_batch,
+    training_batch,
+)
 
 CPU = torch.device("cpu")
 SMALL = Setting(question=9, cot=14, prompt=2, answer=4, latents=6, batch=3)
@@ -111,7 +122,7 @@ def test_flops_are_those_that_torch_counts(shape, lora):
         reference.step(batch, 3)[0].backward()
     counts = counter.get_flop_counts()["Global"]
     counted = sum(count for name, count in counts.items() if str(name) in ("aten.mm", "aten.addmm"))
-    expected = matrix_flops(model, reference_work(setting, 3))
+    expected = matrix_flops(reference.model, reference_work(setting, 3))
     # The backward pass through the last block leaves out the last pass's latents, whose output nothing reads.
     assert 0.97 * expected <= counted <= expected
 
@@ -131,7 +142,8 @@ def test_peak_memory_is_exact():
     assert peak_memory(run, CPU) == held
 
 
-def test_contestants_alternate():
+def test_contestants_alternate(monkeypatch):
+    monkeypatch.setattr(measure.gc, "collect", lambda: None)  # which in a process with many tests takes its time
     order = []
     runs = {name: lambda name=name: order.append(name) or {"own": len(order)} for name in "ab"}
     results = alternate(runs, CPU, rounds=3)
@@ -142,7 +154,20 @@ def test_contestants_alternate():
     assert ratio([2, 9], [1, 3])["median"] == 2.5
 
 
+@pytest.mark.parametrize("table", [table_limit, table_tolerance], ids=lambda table: table.NAME)
+def test_a_table_is_measured_and_written(table, tmp_path, capsys):
+    rows = table.measure(Bench(CPU, Setting(question=8, cot=12, latents=6, batch=2), quick=True, whole=False))
+    report.write(table, rows, {"machine": machine(CPU)}, tmp_path)
+    written = json.loads((tmp_path / f"{table.NAME}.json").read_text())
+    assert {"processor", "torch", "transformers", "peft", "threads", "date"} <= set(written["machine"])
+    assert rows and len(written["rows"]) == len(rows)
+    assert (tmp_path / f"{table.NAME}.png").stat().st_size > 5000
+    assert f"### {table.TITLE}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_every_table_runs(tmp_path):
+    """`make bench`, each table."""
     command = [sys.executable, "benchmarks/run.py", "--quick", "--threads", "1", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -135,7 +135,7 @@ def test_step_labels(latents, per_step, wanted):
 
 
 def test_mixed_curriculum():
-    """At most two steps: the first is latent, the others stand behind <eot> and are learnt."""
+    """At most two steps: the first is latent, the others stand after <eot> and are learnt."""
     batch = collator(curriculum_prob=1.0)(FEATURES)
     check(
         batch,

@@ -95,7 +95,7 @@ def test_task(streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_limits(streaming, tmp_path):
-    """A limit is kept for its own split, and nothing behind it is read."""
+    """A limit is kept for its own split, and nothing after it is read."""
     path = write(tmp_path / "a.jsonl", json.dumps(EXAMPLES[1]) + "\n" + json.dumps(EXAMPLES[2]) + "\nnot JSON\n")
     arguments = {f"{split}_file": path for split in ("train", "validation", "test")}
     limits = {"max_train_samples": 1, "max_eval_samples": 2, "max_predict_samples": 1}

@@ -1,25 +1,28 @@
-"""lm-evaluation-harness, started for real: the accuracy of our own evaluation, example by example."""
+"""lm-evaluation-harness: the accuracy of our own evaluation, example by example; also started as a user starts it."""
 
 import importlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import lm_eval
 import pytest
 import torch
-from conftest import FIXTURES, ROOT, chain_model
+from conftest import FIXTURES, ROOT, SHIPPED, chain_model
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import models  # noqa: F401
 import tasks
 from training.evaluation import answer_questions, same_answer
 
-SHIPPED = ROOT / "checkpoints" / "pccot-gpt2-chain"
 TASK = "operations=4,train=1,validation=1,test=60,seed=77"
 ROWS = tasks.generate("chain", TASK)["test"]
 HARNESS = Path(sys.executable).parent / "lm_eval"
+SAMPLES = dict[str, list[dict]]
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +36,31 @@ def unsure(tmp_path_factory):
     return folder
 
 
-def run_harness(folder: Path, out: Path, names: str, metadata: dict, *flags: str) -> dict[str, list[dict]]:
-    """Run `lm_eval` on CPU, where this repository's folder is not the working one; the logged samples of each task."""
-    command = [str(HARNESS), "--model", "hf", "--model_args", f"pretrained={folder},trust_remote_code=True"]
-    command += ["--tasks", names, "--include_path", str(ROOT / "evals"), "--device", "cpu", "--log_samples"]
-    command += ["--output_path", str(out), "--metadata", json.dumps(metadata), *flags]
+def evaluate(folder: Path, names: str, metadata: dict, **options) -> SAMPLES:
+    """The logged samples of each task, in this process: the command spends ten seconds on looking for other tasks."""
+    results = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={folder}",
+        tasks=names.split(","),
+        task_manager=TaskManager(include_path=str(ROOT / "evals"), include_defaults=False, metadata=metadata),
+        device="cpu",
+        bootstrap_iters=0,
+        **options,
+    )
+    return {name: sorted(results["samples"][name], key=lambda sample: sample["doc_id"]) for name in names.split(",")}
+
+
+def command(folder: Path, names: str, metadata: dict, **options) -> SAMPLES:
+    """The same by `lm_eval` and remote code, where this repository's folder is not the working one."""
+    flags = []
+    for name, value in options.items():
+        flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    out = Path(tempfile.mkdtemp(dir=folder.parent))
+    words = [str(HARNESS), "--model", "hf", "--model_args", f"pretrained={folder},trust_remote_code=True"]
+    words += ["--tasks", names, "--include_path", str(ROOT / "evals"), "--device", "cpu", "--log_samples"]
+    words += ["--output_path", str(out), "--metadata", json.dumps(metadata), *flags]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=out, env=env, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=out, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = {}
     for name in names.split(","):
@@ -49,10 +70,15 @@ def run_harness(folder: Path, out: Path, names: str, metadata: dict, *flags: str
     return found
 
 
-@pytest.mark.parametrize("flags", [["--batch_size", "1"], ["--batch_size", "8", "--apply_chat_template"]], ids=str)
-def test_the_same_accuracy_to_the_last_example(unsure, tmp_path, flags):
+ALONE, CHATS = {"batch_size": 1}, {"batch_size": 8, "apply_chat_template": True}
+WAYS = [(evaluate, ALONE), (evaluate, CHATS)]
+WAYS += [pytest.param(command, CHATS, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("run_harness", "options"), WAYS)
+def test_the_same_accuracy_to_the_last_example(unsure, run_harness, options):
     """... by generation and, of the ten digits, by likelihood with the latents in place."""
-    samples = run_harness(unsure, tmp_path, "chain_latent,chain_choice", {"task_args": TASK}, *flags)
+    samples = run_harness(unsure, "chain_latent,chain_choice", {"task_args": TASK}, **options)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(unsure), AutoTokenizer.from_pretrained(unsure)
     ours = answer_questions(model, tokenizer, [row["question"] for row in ROWS], batch_size=16, max_new_tokens=8)
     right = [float(same_answer(given, row["answer"])) for given, row in zip(ours.answers, ROWS, strict=True)]
@@ -60,16 +86,16 @@ def test_the_same_accuracy_to_the_last_example(unsure, tmp_path, flags):
     assert [sample["exact_match"] for sample in samples["chain_latent"]] == right
     assert [sample["resps"][0][0].strip() for sample in samples["chain_latent"]] == ours.texts
 
-    # The likelihood of each digit behind the thought, computed by hand; without the thought it is another.
+    # The likelihood of each digit after the thought, computed by hand; without the thought it is another.
     digits = tokenizer([str(digit) for digit in range(10)], add_special_tokens=False)["input_ids"]
     for row, sample in list(zip(ROWS, samples["chain_choice"], strict=True))[:10]:
         ids = torch.tensor([tokenizer(row["question"])["input_ids"]])
         thought = torch.tensor([model.thought_ids()])
         with torch.no_grad():
-            behind = model(torch.cat([ids, thought], dim=1)).logits[0, -1].log_softmax(dim=-1)
+            after = model(torch.cat([ids, thought], dim=1)).logits[0, -1].log_softmax(dim=-1)
             without = model(ids).logits[0, -1].log_softmax(dim=-1)
         scores = torch.tensor([float(response[0][0]) for response in sample["resps"]])
-        assert torch.allclose(scores, behind[torch.tensor(digits)[:, 0]], atol=1e-4)
+        assert torch.allclose(scores, after[torch.tensor(digits)[:, 0]], atol=1e-4)
         assert not torch.allclose(scores, without[torch.tensor(digits)[:, 0]], atol=1e-2)
         assert sample["acc"] == float(scores.argmax() == int(row["answer"]))
 
@@ -81,16 +107,16 @@ def test_every_task_reads_a_local_file(tmp_path, characters):
     characters.save_pretrained(tmp_path / "model")
     words = "gsm8k_latent,svamp_latent,gsm_hard_latent,multiarith_latent"
     data = {"data_file": str(FIXTURES / "published" / "gsm8k_valid.txt")}
-    samples = run_harness(tmp_path / "model", tmp_path, words, data, "--limit", "2", "--batch_size", "2")
+    samples = evaluate(tmp_path / "model", words, data, limit=2, batch_size=2)
     questions = [line.partition("||")[0] for line in Path(data["data_file"]).read_text().splitlines()[:2]]
     for name in words.split(","):
         assert [sample["doc"]["question"] for sample in samples[name]] == questions
         assert {sample["exact_match"] for sample in samples[name]} <= {0.0, 1.0}
     row = {"question": "Tom is a terpus. Is Tom a lempus or scrompus?", "steps": [], "answer": "Tom is a lempus."}
     (tmp_path / "graph.json").write_text(json.dumps([row]))
-    samples = run_harness(tmp_path / "model", tmp_path, "prosqa_choice", {"data_file": str(tmp_path / "graph.json")})
+    samples = evaluate(tmp_path / "model", "prosqa_choice", {"data_file": str(tmp_path / "graph.json")})
     (sample,) = samples["prosqa_choice"]
-    choices = [arguments["arg_1"] for arguments in sample["arguments"].values()]
+    choices = [choice for _, choice in sample["arguments"]]
     assert choices == ["Tom is a lempus.", "Tom is a scrompus."]
 
 

@@ -98,7 +98,7 @@ def test_final_answer(text, answer):
 
 
 def test_count_new_tokens():
-    """The first end of sequence counts, nothing behind it does; a row may not end at all."""
+    """The first end of sequence counts, nothing after it does; a row may not end at all."""
     tokens = torch.tensor([[5, 6, 1, 0], [1, 1, 1, 1], [5, 6, 7, 8], [5, 1, 6, 1], [5, 6, 7, 1]])
     assert count_new_tokens(tokens, eos_token_id=1).tolist() == [3, 1, 4, 2, 4]
 

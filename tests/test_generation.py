@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_model, question_batch, with_span
+from conftest import CONFIGS, make_model, question_batch, with_span
 from torch._dynamo.utils import counters
 from transformers import (
     CompileConfig,
@@ -245,7 +245,16 @@ def test_the_teacher_never_runs(gpt2, prompt):
     assert columns == [max(QUESTIONS) + window, window, window, window + 1 + 2]
 
 
-@pytest.mark.parametrize("iterations", [3, 6])
+COMPILED = [("gpt2", 3)]
+COMPILED += [
+    pytest.param(backbone, iterations, marks=pytest.mark.slow)
+    for iterations in (3, 6)
+    for backbone in CONFIGS
+    if (backbone, iterations) not in COMPILED
+]
+
+
+@pytest.mark.parametrize(("backbone", "iterations"), COMPILED)
 def test_one_compilation_for_questions_of_every_length(backbone, iterations):
     """With a static cache and a fixed `max_length`, thought and answer are compiled once; the tokens stay the same."""
     # A window that slides within 40 tokens has a shape of its own.

@@ -1,5 +1,6 @@
 """`--push_to_hub` and loading by name, against a server that speaks the Hub's protocol (tests/hub_server.py)."""
 
+import io
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,6 +209,7 @@ def test_a_pushed_checkpoint_loads_by_name_branch_and_commit(published):
     assert first == same != second  # the branch began where main was, and the same files make no commit
 
 
+@pytest.mark.slow
 def test_what_was_loaded_once_loads_without_a_connection(published):
     published.hub.requests.clear()
     results = load(published.hub, published.home, published.revisions, HF_HUB_OFFLINE="1")
@@ -412,14 +415,28 @@ RUN += ["--per_device_train_batch_size", "4", "--max_cot_tokens", "12", "--max_n
 RUN += ["--disable_tqdm", "true", "--push_to_hub", "--hub_model_id", "me/tiny"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A script started as a user starts it: the server, the process when it has ended, and its folder."""
+def run_here(hub: Hub, home: Path, argv: list[str]) -> subprocess.CompletedProcess:
+    """A script run in this process; what it printed and logged."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(out), redirect_stderr(err):
+        connect(hub, monkeypatch, home)
+        monkeypatch.setattr(sys, "argv", argv)
+        cli.run(run_ccot.main)
+    logging.basicConfig(force=True)  # `err` is no place for what others log
+    return subprocess.CompletedProcess(argv, 0, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module", params=["here", pytest.param("as a user starts it", marks=pytest.mark.slow)])
+def run(request, tmp_path_factory):
+    """A script's run: the server, the process when it has ended, and its folder."""
     home = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "run_ccot.py", *RUN, "--hub_token", TOKEN, "--output_dir", str(home / "output")]
+    argv = ["run_ccot.py", *RUN, "--hub_token", TOKEN, "--output_dir", str(home / "output")]
     with Hub(USERS) as hub:
-        env = environment(hub, home / "hf")
-        yield hub, subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True), home
+        if request.param == "here":
+            yield hub, run_here(hub, home, argv), home
+        else:
+            env = environment(hub, home / "hf")
+            yield hub, subprocess.run([sys.executable, *argv], cwd=ROOT, env=env, capture_output=True, text=True), home
 
 
 def test_a_run_ends_in_a_push(run):

@@ -29,8 +29,8 @@ def backbone(request):
     return request.param
 
 
-def behind(model, ids, mask, opening):
-    """The backbone's own generation behind a prompt with the opening written out."""
+def generated_after(model, ids, mask, opening):
+    """The backbone's own generation after a prompt with the opening written out."""
     end = torch.tensor(opening).expand(len(ids), -1)
     full = torch.cat([ids, end], dim=1)
     mask = torch.nn.functional.pad(mask, (0, len(opening)), value=1)
@@ -51,13 +51,13 @@ def behind(model, ids, mask, opening):
         ({"filler_mode": "written", "num_fillers": 4}, {}, [33]),
     ],
 )
-def test_what_stands_behind_a_question(backbone, settings, options, opening):
+def test_what_stands_after_a_question(backbone, settings, options, opening):
     """The opening is prefilled and hidden; rows answer as they do alone."""
     model = make(backbone, **settings)
     ids, mask = question_batch(QUESTIONS)
     output = model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, **options)
     assert torch.equal(output[:, : ids.shape[1]], ids)
-    assert torch.equal(output[:, ids.shape[1] :], behind(model, ids, mask, opening))
+    assert torch.equal(output[:, ids.shape[1] :], generated_after(model, ids, mask, opening))
     for row, length in enumerate(QUESTIONS):
         alone = model.generate(ids[row : row + 1, -length:], max_new_tokens=5, do_sample=False, **options)[0, length:]
         assert output[row, ids.shape[1] :][: len(alone)].tolist() == alone.tolist()
@@ -125,7 +125,7 @@ def test_the_second_end_of_sequence_stops():
 
 
 def test_kept_positions():
-    """The answer prompt stands where it would behind the removed tokens."""
+    """The answer prompt stands where it would after the removed tokens."""
     model = make("icot-gpt2", keep_position=True, num_internalized_tokens=4)
     ids, mask = question_batch([3, 5])
     seen = []

@@ -187,9 +187,9 @@ def test_masks_alone():
     lengths, counts = torch.tensor([3, 0, 2]), torch.tensor([1, 5, 9])
     assert removed_columns(lengths, counts, "left", 3).int().tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
     assert removed_columns(lengths, counts, "right", 3).int().tolist() == [[0, 0, 1], [0, 0, 0], [1, 1, 0]]
-    behind = steps_from_end([[1, 2], [], [2]], 3)
+    from_end = steps_from_end([[1, 2], [], [2]], 3)
     numbers = torch.zeros(3, 3)
-    deep = switched_columns(lengths, 0.5, "depth", numbers, behind)
+    deep = switched_columns(lengths, 0.5, "depth", numbers, from_end)
     assert deep.int().tolist() == [[0, 1, 1], [0, 0, 0], [1, 1, 0]]
     runs = torch.tensor([[1, 1, 1, 0, 1, 1]]).bool()
     assert surplus_fillers(runs, 2.0).int().tolist() == [[0, 1, 0, 0, 0, 1]]

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models import PCCoTConfigMixin
 from models.spans_pccot import ThoughtSpan
-from training import checkpoint, convert_pccot
+from training import checkpoint
 from training.collators import PCCoTCollator
+from training.export import export
 from training.tokenization import prepare_tokenizer, tokenize, tokenize_answer_prompt
 
 LOSSES = ("loss", "cot_loss", "ccot_loss", "kd_loss", "teacher_std")
@@ -251,7 +252,7 @@ def published(request, published_case, tmp_path):
     """Model and tokenizer of a published checkpoint: read as it is, and after conversion."""
     if request.param == "as it is":
         return checkpoint.load(str(published_case / "checkpoint"))
-    convert_pccot.convert(str(published_case / "checkpoint"), tmp_path / "out")
+    export(str(published_case / "checkpoint"), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     return model, AutoTokenizer.from_pretrained(tmp_path / "out")
 
@@ -269,7 +270,7 @@ def test_answers_of_a_published_checkpoint(published_case, published, batched):
 
 
 def test_logits_of_a_published_checkpoint(published_case, published):
-    """From `<eot>` on behind the thought, and without it (question and answer prompt, as the teacher reads them)."""
+    """From `<eot>` on after the thought, and without it (question and answer prompt, as the teacher reads them)."""
     model, tokenizer = published
     wanted = load_file(published_case / "expected_logits.safetensors")
     reload_noise = json.loads((published_case / "reload_check.json").read_text())["reload_max_abs_logit_difference"]

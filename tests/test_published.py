@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FIXTURES, ROOT, make_model, question_batch, with_span
+from conftest import FIXTURES, ask_example, make_model, question_batch, with_span
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -36,14 +36,11 @@ def spoil(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_example_answers(tmp_path):
+def test_example_answers(tmp_path, monkeypatch, capsys):
     """`example.py --model FOLDER`, from anywhere."""
-    questions = [example["question"] for example in EXAMPLES]
-    command = [sys.executable, str(ROOT / "example.py"), "--model", str(PUBLISHED), *questions]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    answers = [line.rpartition("->")[2].strip() for line in done.stdout.splitlines()]
-    assert answers == [example["text"] for example in EXAMPLES]
+    monkeypatch.chdir(tmp_path)
+    lines = ask_example(monkeypatch, capsys, "--model", str(PUBLISHED), *[row["question"] for row in EXAMPLES])
+    assert [line.rpartition("->")[2].strip() for line in lines] == [row["text"] for row in EXAMPLES]
 
 
 @pytest.mark.parametrize("script", [run_ccot, run_cot])
@@ -79,7 +76,7 @@ def test_what_cannot_be_read_is_named(published, tmp_path):
             checkpoint.load(str(published), **options)
 
     with pytest.raises(InputError, match="is not empty"):
-        convert_pccot.convert(str(PUBLISHED), published)
+        convert_pccot.main([str(PUBLISHED), str(published)])
     with pytest.raises(InputError, match="no such file or folder"):
         checkpoint.load(str(tmp_path / "nowhere"))
     spoil(published / "pccot_args.json", num_latent_tokens="many")
@@ -198,6 +195,9 @@ def test_the_adapter_holds_what_was_trained(lora_run):
     assert not any(name.endswith(("wte.weight", "lm_head.weight", "base_layer.weight")) for name in names)
 
 
+@pytest.mark.parametrize(
+    "lora_run", [pytest.param("no projection", marks=pytest.mark.slow), "projection"], indirect=True
+)
 def test_a_moved_adapter_loads_in_a_fresh_process(lora_run, tmp_path):
     """Nothing but its folder is needed (and PEFT)."""
     shutil.copytree(lora_run / "adapter", tmp_path / "moved")
@@ -216,18 +216,13 @@ print(model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist())
     assert json.loads(done.stdout.splitlines()[-1]) == wanted.tolist()
 
 
-def test_scripts_and_example_take_the_adapter(lora_run, tmp_path):
+def test_scripts_and_example_take_the_adapter(lora_run, tmp_path, monkeypatch, capsys):
     ask = ["--test_file", str(CASE / "data" / "test.json"), "--do_predict", "--use_cpu", "--explicit_cot", "false"]
     texts = []
     for name in (lora_run, lora_run / "adapter"):
         run_ccot.main([*ask, "--model_name_or_path", str(name), "--output_dir", str(tmp_path / "out")])
         texts.append((tmp_path / "out" / "predictions.jsonl").read_text())
-        done = subprocess.run(
-            [sys.executable, "example.py", "--model", str(name), "Sam has 6 cats."],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        texts.append(done.stdout)
+        texts.append(ask_example(monkeypatch, capsys, "--model", str(name), "Sam has 6 cats."))
     assert texts[:2] == texts[2:]
 
 

@@ -8,47 +8,37 @@ import sys
 
 import pytest
 import torch
-from conftest import CONFIGS, make_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from conftest import make_any, make_model
+from transformers import AutoModel, AutoModelForCausalLM
 
 import models
+from training.loading import registered_types
 
-ICOT = {"start_token_id": 36, "pause_token_id": 37, "ready_token_id": 38, "answer_prompt_ids": [5]}
-ICOT |= {"filler_mode": "prefilled", "num_fillers": 3, "num_internalized_tokens": -1}
-KINDS = [f"pccot-{name}" for name in CONFIGS] + ["icot-gpt2", "icot-llama", "icot-mistral"]
 QUESTIONS = [[0, 0, 9, 10, 11], [12, 13, 14, 15, 16]]
 MASK = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
 
 ASK = """
 import json, sys, torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-folder, questions, mask, resaved = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
-trusted = {"trust_remote_code": True}
-config = AutoConfig.from_pretrained(folder, **trusted)
-base = AutoModel.from_pretrained(folder, **trusted).eval()
-model = AutoModelForCausalLM.from_pretrained(folder, **trusted).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
-for loaded in (config, base, model):
-    assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
-inputs = {"input_ids": torch.tensor(questions), "attention_mask": torch.tensor(mask)}
-with torch.no_grad():
-    states = base(**inputs).last_hidden_state
-answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-model.save_pretrained(resaved)
-tokenizer.save_pretrained(resaved)
+questions, mask, folders = map(json.loads, sys.argv[1:4])
+trusted, found = {"trust_remote_code": True}, []
+for folder, resaved in folders:
+    config = AutoConfig.from_pretrained(folder, **trusted)
+    base = AutoModel.from_pretrained(folder, **trusted).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, **trusted).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
+    for loaded in (config, base, model):
+        assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
+    inputs = {"input_ids": torch.tensor(questions), "attention_mask": torch.tensor(mask)}
+    with torch.no_grad():
+        states = base(**inputs).last_hidden_state
+    answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    model.save_pretrained(resaved)
+    tokenizer.save_pretrained(resaved)
+    found.append([type(model).__name__, config.model_type, answer.tolist(), states[1].tolist(), tokenizer("1+2").input_ids])
 assert not any(name.split(".")[0] in ("models", "training") for name in sys.modules)
-print(json.dumps([type(model).__name__, config.model_type, answer.tolist(), states[1].tolist(), tokenizer("1+2").input_ids]))
+print(json.dumps(found))
 """
-
-
-def make(kind: str):
-    """A small random model of any kind."""
-    family, _, backbone = kind.partition("-")
-    if family == "pccot":
-        return make_model(backbone)
-    fields = {name: value for name, value in CONFIGS[backbone]().to_dict().items() if name != "model_type"}
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(fields | ICOT))).eval()
 
 
 def fresh_process(tmp_path, script: str, *arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -61,50 +51,65 @@ def fresh_process(tmp_path, script: str, *arguments: str, cwd=None) -> subproces
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_model_type(kind, characters, tmp_path):
+@pytest.mark.parametrize(
+    ("kinds", "times"),
+    [(["pccot-gpt2", "icot-llama"], 1), pytest.param(registered_types(), 2, marks=pytest.mark.slow)],
+    ids=["one of each family", "all, and saved again"],
+)
+def test_every_model_type(kinds, times, characters, tmp_path):
     """Config, base model, language model and tokenizer load and answer as before saving; a second time from what the
-    remote code saved again."""
-    model = make(kind)
-    inputs = {"input_ids": torch.tensor(QUESTIONS), "attention_mask": torch.tensor(MASK)}
-    answer = model.generate(**inputs, max_new_tokens=6, do_sample=False).tolist()
-    with torch.no_grad():
-        states = model.base_model(**inputs).last_hidden_state[1]
-    first, again, third = (tmp_path / name for name in ("first", "again", "third"))
-    model.save_pretrained(first)
-    characters.save_pretrained(first)
-    for folder, resaved in ((first, again), (again, third)):
-        done = fresh_process(tmp_path, ASK, str(folder), json.dumps(QUESTIONS), json.dumps(MASK), str(resaved))
+    remote code saved again. Each from a folder of its own."""
+    assert len(kinds) >= 2
+    inputs, wanted = {"input_ids": torch.tensor(QUESTIONS), "attention_mask": torch.tensor(MASK)}, []
+    for kind in kinds:
+        model = make_any(kind)
+        model.save_pretrained(tmp_path / "0" / kind)
+        characters.save_pretrained(tmp_path / "0" / kind)
+        answer = model.generate(**inputs, max_new_tokens=6, do_sample=False).tolist()
+        with torch.no_grad():
+            wanted.append((type(model).__name__, answer, model.base_model(**inputs).last_hidden_state[1]))
+    for time in range(times):
+        here, there = tmp_path / str(time), tmp_path / str(time + 1)
+        folders = [(str(here / kind), str(there / kind)) for kind in kinds]
+        done = fresh_process(tmp_path, ASK, *map(json.dumps, (QUESTIONS, MASK, folders)))
         assert done.returncode == 0, done.stderr
-        name, model_type, their_answer, their_states, ids = json.loads(done.stdout.splitlines()[-1])
-        assert (name, model_type) == (type(model).__name__, kind)
-        assert their_answer == answer
-        assert torch.allclose(torch.tensor(their_states), states, atol=1e-5)
-        assert ids == characters("1+2").input_ids
-        shutil.rmtree(folder)  # the next one must not lean on it
-    assert {path.name for path in third.glob("*.py")} >= {f"modeling_{kind.split('-')[0]}.py", "prompt_suffix.py"}
+        found = json.loads(done.stdout.splitlines()[-1])
+        for kind, (name, answer, states), theirs in zip(kinds, wanted, found, strict=True):
+            their_name, model_type, their_answer, their_states, ids = theirs
+            assert (their_name, model_type) == (name, kind)
+            assert their_answer == answer
+            assert torch.allclose(torch.tensor(their_states), states, atol=1e-5)
+            assert ids == characters("1+2").input_ids
+        shutil.rmtree(here)  # the next one must not lean on it
+    for kind in kinds:
+        names = {path.name for path in (tmp_path / str(times) / kind).glob("*.py")}
+        assert names >= {f"modeling_{kind.split('-')[0]}.py", "prompt_suffix.py"}
 
 
 def test_without_trust_it_is_refused(tmp_path):
     """transformers' own refusal, and no code runs."""
     make_model("gpt2").save_pretrained(tmp_path / "model")
-    source = tmp_path / "model" / "configuration_pccot.py"
-    source.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + source.read_text())
+    source, ran = tmp_path / "model" / "configuration_pccot.py", tmp_path / "ran"
+    source.write_text(f"open({str(ran)!r}, 'w')\n" + source.read_text())
     load = """
-import sys
+import json, os, sys
 from transformers import AutoConfig, AutoModelForCausalLM
-for cls in (AutoConfig, AutoModelForCausalLM):
-    try:
-        cls.from_pretrained(sys.argv[1], **({} if len(sys.argv) < 3 else {"trust_remote_code": sys.argv[2] == "True"}))
-    except ValueError as error:
-        print(error)
+folder, ran = sys.argv[1:]
+refusals = []
+for trust in ({"trust_remote_code": False}, {}, {"trust_remote_code": True}):
+    for cls in (AutoConfig, AutoModelForCausalLM):
+        try:
+            cls.from_pretrained(folder, **trust)
+        except ValueError as error:
+            refusals.append(str(error))
+            assert not os.path.exists(ran), trust
+print("\\n" + json.dumps(refusals))  # after transformers' question
 """
-    for flag in (["False"], []):
-        done = fresh_process(tmp_path, load, str(tmp_path / "model"), *flag)
-        assert done.stdout.count("trust_remote_code=True") >= 2, done.stdout + done.stderr
-        assert not (tmp_path / "ran").exists()
-    done = fresh_process(tmp_path, load, str(tmp_path / "model"), "True")  # the trap itself works
-    assert done.returncode == 0 and (tmp_path / "ran").exists(), done.stderr
+    done = fresh_process(tmp_path, load, str(tmp_path / "model"), str(ran))
+    assert done.returncode == 0, done.stderr
+    refusals = json.loads(done.stdout.splitlines()[-1])
+    assert len(refusals) == 4 and all("trust_remote_code=True" in refusal for refusal in refusals)
+    assert ran.exists()  # the trap itself works
 
 
 def test_scripts_run_no_code_of_a_checkpoint(tmp_path, characters, monkeypatch):

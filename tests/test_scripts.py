@@ -2,19 +2,15 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_ccot
 import run_cot
-import run_icot
 from training import cli
 from training.data import format_line
 
@@ -65,6 +61,7 @@ def test_a_run_leaves_a_whole_checkpoint(trained):
     assert "exact match" in card and "--answer_prompt" not in card.split("---")[1]
 
 
+@pytest.mark.slow  # tests/test_remote_code.py asks the same of a model that was not trained
 def test_a_fresh_process_needs_only_the_folder(trained, tmp_path):
     """Remote code, without this repository: the same logits and answer."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
@@ -107,6 +104,7 @@ def test_settings_come_from_the_checkpoint(trained, tmp_path, caplog):
     assert not (tmp_path / "a" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_processes(trained, tmp_path):
     """Training under torchrun, and the same predictions from two processes as from one."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "run_ccot.py"]
@@ -178,38 +176,6 @@ def test_flags_may_be_bare(tmp_path):
     assert not (tmp_path / "adapter").exists() and not (tmp_path / "checkpoint-3").exists()
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert not [name for name in results if name.startswith("test_")]
-
-
-def test_example_answers_by_default():
-    """The questions that `python example.py` asks are answered right by the shipped model."""
-    done = subprocess.run([sys.executable, "example.py"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines():
-        question, answer = line.split("  ->  ")
-        value, rest = int(question[0]), question[1:-1]
-        for operator, operand in zip(rest[::2], rest[1::2], strict=True):
-            operand = int(operand)
-            value = {"+": value + operand, "-": value - operand, "*": value * operand}[operator] % 10
-        assert answer == str(value)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [(["--model", "./nowhere"], "cannot load"), (["--num_iterations", "-1"], "num_iterations must be")],
-)
-def test_example_says_what_is_wrong(flags, message):
-    done = subprocess.run([sys.executable, "example.py", *flags, ""], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert message in done.stderr.splitlines()[-1]
-
-
-def test_example(trained):
-    done = subprocess.run(
-        [sys.executable, "example.py", "--model", str(trained), "--explicit", "1+2*3=", "4="],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [line.split("  ->")[0] for line in done.stdout.splitlines()] == ["1+2*3=", "4="]
 
 
 def fails(monkeypatch, capsys, argv, script=run_ccot) -> str:
@@ -300,41 +266,21 @@ def test_an_existing_model_is_not_overwritten(monkeypatch, capsys, trained):
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
-def test_no_traceback_without_debug(tmp_path):
-    command = [sys.executable, "run_ccot.py", "--train_file", "nowhere.json", "--do_train", "--config_name", TINY[1]]
+MISSING = ["--train_file", "nowhere.json", "--do_train", "--config_name", TINY[1]]
+
+
+def test_a_traceback_with_debug_alone(monkeypatch, capsys):
+    assert fails(monkeypatch, capsys, MISSING) == "error: nowhere.json: no such file"
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["run_ccot.py", *MISSING, "--debug"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(run_ccot.main)
+    assert stop.value.code == 1 and "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_no_traceback_as_a_user_starts_it():
+    command = [sys.executable, "run_ccot.py", *MISSING]
     plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert plain.returncode == 1 and "Traceback" not in plain.stderr
     assert plain.stderr.strip().splitlines()[-1] == "error: nowhere.json: no such file"
-    debug = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True)
-    assert debug.returncode == 1 and "Traceback" in debug.stderr
-
-
-def test_unknown_recipe_key(monkeypatch, capsys, tmp_path):
-    path = tmp_path / "recipe.json"
-    path.write_text(json.dumps({"learning_rat": 1}))
-    assert "'learning_rat' is not an argument" in fails(monkeypatch, capsys, [str(path)])
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.json")), ids=lambda path: path.stem)
-def test_every_recipe_runs(path: Path, tmp_path):
-    """A few steps of every recipe, small data."""
-    recipe = json.loads(path.read_text())
-    script = run_cot if "no_cot" in recipe else run_icot if "remove_per_epoch" in recipe else run_ccot
-    small = ["--max_steps", "2", "--output_dir", str(tmp_path), "--eval_steps", "1"]
-    small += {run_ccot: ["--teacher_warmup_steps", "1"], run_icot: ["--partial_removal"], run_cot: []}[script]
-    small += [
-        "--task_args",
-        re.sub(r"(train|validation|test)=\d+", "", recipe["task_args"]) + ",train=64,validation=8,test=8",
-    ]
-    script.main([str(path), *small, "--use_cpu"])
-    assert (tmp_path / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
-def test_every_configuration_builds(path: Path):
-    from transformers import AutoConfig
-
-    import models  # noqa: F401
-
-    with torch.device("meta"):
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))

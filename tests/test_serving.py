@@ -10,12 +10,11 @@ import urllib.request
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SHIPPED
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import models  # noqa: F401
 
-SHIPPED = ROOT / "checkpoints" / "pccot-gpt2-chain"
 QUESTIONS = [
     "7+3*4-2+9=",
     "2-9+4*6-3=",
@@ -46,20 +45,34 @@ def user(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def test_pipeline_of_eight(answers, tmp_path):
-    """A list of questions of unequal length in one batch, by remote code."""
-    script = """
-import json, sys
+EIGHT = """
 from transformers import pipeline
-ask = pipeline("text-generation", model=sys.argv[1], trust_remote_code=True)
-questions = json.loads(sys.argv[2])
+ask = pipeline("text-generation", model=folder, trust_remote_code=trust)
 short = ["1+1=", "2="]
 outputs = ask([*questions[:6], *short], batch_size=8, max_new_tokens=6, do_sample=False, return_full_text=False)
 alone = [ask(question, max_new_tokens=6, do_sample=False, return_full_text=False) for question in short]
 assert [output[0] for output in outputs[6:]] == [output[0] for output in alone]
-print(json.dumps([output[0]["generated_text"].strip() for output in outputs[:6]]))
+found = [output[0]["generated_text"].strip() for output in outputs[:6]]
 """
-    command = [sys.executable, "-c", script, str(SHIPPED), json.dumps(QUESTIONS)]
+
+
+def test_pipeline_of_eight(answers):
+    """A list of questions of unequal length in one batch."""
+    scope = {"folder": str(SHIPPED), "questions": QUESTIONS, "trust": None}
+    exec(EIGHT, scope)
+    assert scope["found"] == answers[:6]
+
+
+@pytest.mark.slow
+def test_pipeline_of_eight_by_remote_code(answers, exported, tmp_path):
+    script = "import json, sys\nfolder, questions, trust = sys.argv[1], json.loads(sys.argv[2]), True"
+    command = [
+        sys.executable,
+        "-c",
+        f"{script}\n{EIGHT}\nprint(json.dumps(found))",
+        str(exported),
+        json.dumps(QUESTIONS),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == answers[:6]
@@ -150,6 +163,7 @@ def test_server_streams(server, answers):
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.slow
 def test_chat_client(server, answers, tmp_path):
     """`python serve.py chat`, two questions after each other."""
     command = [
@@ -171,7 +185,7 @@ def test_chat_client(server, answers, tmp_path):
 
 
 def test_bos_that_a_chat_lacks():
-    """A model trained behind BOS gets it from generate() where the prompt has none: same tokens, nothing to see."""
+    """A model trained on questions after BOS gets it from generate() where the prompt has none: same tokens, nothing to see."""
     from conftest import make_model
 
     model = make_model("llama", questions_start_with_bos=True, bos_token_id=2, eos_token_id=3)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHIPPED
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import models  # noqa: F401
@@ -15,18 +15,16 @@ from training.errors import InputError
 from training.evaluation import answer_questions, same_answer
 from training.export import export
 
-FOLDER = ROOT / "checkpoints" / "pccot-gpt2-chain"
-
 
 @pytest.fixture(scope="module")
 def shipped():
-    return AutoModelForCausalLM.from_pretrained(FOLDER).eval(), AutoTokenizer.from_pretrained(FOLDER)
+    return AutoModelForCausalLM.from_pretrained(SHIPPED).eval(), AutoTokenizer.from_pretrained(SHIPPED)
 
 
 @pytest.fixture(scope="module")
 def unseen() -> list[dict]:
     """2,000 questions from another seed, none of which was trained on."""
-    recipe = read_recipe(ROOT / "configs" / "recipes" / "pccot_chain.json")
+    recipe = read_recipe(ROOT / "configs" / "recipes" / "chain_pccot_gpt2-2x64.yaml")
     trained = {row["question"] for row in tasks.generate("chain", recipe["task_args"])["train"]}
     fresh = tasks.generate("chain", "operations=4,train=1,validation=1,test=2200,seed=77")["test"]
     return [row for row in fresh if row["question"] not in trained][:2000]
@@ -55,29 +53,38 @@ def test_questions_of_unequal_length_in_one_batch(shipped):
     assert together == alone
 
 
-def test_an_export_is_a_whole_page(shipped, tmp_path):
-    """Into an empty folder go weights, tokenizer, card, `example.py` and the present code; it answers by itself there."""
-    out = tmp_path / "page"
-    export(str(FOLDER), out)
-    names = {path.name for path in out.iterdir()}
+def test_an_export_is_a_whole_page(exported):
+    """Into an empty folder go weights, tokenizer, card, `example.py` and the present code."""
+    names = {path.name for path in exported.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "modeling_pccot.py"} <= names
-    for path in out.glob("*.py"):
+    for path in exported.glob("*.py"):
         source = ROOT / "example.py" if path.name == "example.py" else ROOT / "models" / path.name
         assert path.read_text() == source.read_text(), path.name
     with pytest.raises(InputError, match="not empty"):
-        export(str(FOLDER), out)
+        export(str(SHIPPED), exported)
 
+
+def run_example(exported, cache, *flags: str) -> subprocess.CompletedProcess:
+    """`example.py` of an exported folder, there, with nothing of this repository to import."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    env |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "example.py", "--trust_remote_code", "7+3*4-2+9=", "1+1*2-3+4="]
-    done = subprocess.run(command, cwd=out, env=env, capture_output=True, text=True)
+    env |= {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "example.py", *flags]
+    return subprocess.run(command, cwd=exported, env=env, capture_output=True, text=True)
+
+
+def test_an_export_answers_by_itself(exported, tmp_path):
+    done = run_example(exported, tmp_path, "--trust_remote_code", "7+3*4-2+9=", "1+1*2-3+4=")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["7+3*4-2+9=  ->  7", "1+1*2-3+4=  ->  5"]
-    refused = subprocess.run([*command[:2], "1="], cwd=out, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_an_export_says_what_it_needs(exported, tmp_path):
+    refused = run_example(exported, tmp_path, "1=")
     assert refused.returncode == 1 and "--trust_remote_code" in refused.stderr
 
 
 def test_it_is_small_and_safe():
-    files = list(FOLDER.iterdir())
+    files = list(SHIPPED.iterdir())
     assert sum(path.stat().st_size for path in files) < 2_000_000
     assert {path.suffix for path in files} <= {".json", ".jinja", ".md", ".safetensors"}

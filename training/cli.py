@@ -5,6 +5,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -44,50 +45,57 @@ def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
             action.nargs, action.const = "?", True
     if argv and Path(argv[0]).suffix in RECIPE_SUFFIXES:
         path, argv = Path(argv[0]), argv[1:]
-        recipe = read_recipe(path)
-        known = {action.dest for action in parser._actions}
-        for key in recipe:
-            if key not in known:
-                raise InputError(f"{path}: {key!r} is not an argument; --help lists them")
-        parser.set_defaults(**recipe)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in recipe
+        entries, known = read_entries(path), {action.dest for action in parser._actions}
+        for name, _, _ in entries:
+            if name not in known:
+                raise InputError(f"{path}: {name!r} is not an argument; --help lists them")
+        # As flags, so that types and choices are checked alike; later flags win.
+        argv = [f"--{name}={text}" for name, _, text in entries] + argv
     return parser.parse_args_into_dataclasses(argv)
 
 
-def read_recipe(path: Path) -> dict:
-    """A YAML (or JSON) file of arguments: `configs/recipes/`.
+def read_recipe(path: Path) -> dict[str, str | int | float | bool]:
+    """A recipe's arguments by name; see `read_entries`."""
+    return {name: value for name, value, _ in read_entries(path)}
+
+
+def read_entries(path: Path) -> list[tuple[str, str | int | float | bool, str]]:
+    """The entries of a YAML (or JSON) file of arguments (`configs/recipes/`): name, value, and the value as it stands there.
 
     Raises:
-        InputError: if it is missing, cannot be read, or holds anything but arguments, each once.
+        InputError: if it is missing, cannot be read, or holds anything but arguments, each once and with a value.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     text = path.read_text(encoding="utf-8")
     try:
-        pairs = json.loads(text, object_pairs_hook=list) if path.suffix == ".json" else yaml_pairs(text)
+        if path.suffix == ".json":
+            pairs = json.loads(text, object_pairs_hook=tuple)  # any other list stays a list
+            pairs = pairs if isinstance(pairs, tuple) else ()
+            read = [(name, value, value if isinstance(value, str) else json.dumps(value)) for name, value in pairs]
+        else:
+            read = read_yaml(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not {path.suffix[1:].upper()}: {error}") from error
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+    if not read:
         raise InputError(f"{path}: expected arguments, each as `name: value`")
-    for key, value in pairs:
-        if isinstance(value, dict | list):
-            raise InputError(f"{path}: {key!r} must be a text, a number, true or false")
-        if sum(key == other for other, _ in pairs) > 1:
-            raise InputError(f"{path}: {key!r} is there twice")
-    return dict(pairs)
+    for name, value, _ in read:
+        if value is None:
+            raise InputError(f"{path}: {name!r} has no value (a text that begins with # needs quotes)")
+        if not isinstance(name, str) or not isinstance(value, str | int | float | bool):
+            raise InputError(f"{path}: {name!r} must be a text, a number, true or false")
+        if sum(name == other for other, _, _ in read) > 1:
+            raise InputError(f"{path}: {name!r} is there twice")
+    return read
 
 
-def yaml_pairs(text: str) -> list[tuple[str, object]] | None:
+def read_yaml(text: str) -> list[tuple] | None:
     """The entries of a YAML mapping, twins included (a loader would keep the last); None for anything else."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root, constructor = yaml.compose(text, Loader=yaml.SafeLoader), yaml.constructor.SafeConstructor()
     if not isinstance(root, yaml.MappingNode):
         return None
-    constructor = yaml.constructor.SafeConstructor()
-    return [
-        (str(constructor.construct_object(key, deep=True)), constructor.construct_object(value, deep=True))
-        for key, value in root.value
-    ]
+    construct = partial(constructor.construct_object, deep=True)
+    return [(construct(name), construct(value), value.value) for name, value in root.value]
 
 
 def run(main: Callable[[list[str]], None]) -> None:

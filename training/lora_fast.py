@@ -81,12 +81,15 @@ class FusedLoraLinear(LoraLinear):
         (name,), base = self.active_adapters, self.base_layer
         if name not in self.lora_A or self.lora_B[name].bias is not None or type(base) not in (nn.Linear, Conv1D):
             return False
-        layers = (base, self.lora_A[name], self.lora_B[name])
-        # Hooks fetch weights that are kept elsewhere (offloading, ZeRO-3), and may do anything else.
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook") for layer in layers)
-        if hooked or base.weight.numel() == 0 or any(weights.requires_grad for weights in base.parameters()):
+        formats = {x.dtype}
+        for layer in (base, self.lora_A[name], self.lora_B[name]):
+            # Hooks fetch weights that are kept elsewhere (offloading, ZeRO-3), and may do anything else.
+            if layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook"):
+                return False
+            formats.add(layer.weight.dtype)
+        trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+        if trained or base.weight.numel() == 0:
             return False
-        formats = {x.dtype, *(layer.weight.dtype for layer in layers)}
         return torch.is_autocast_enabled(x.device.type) or len(formats) == 1
 
 
