@@ -44,11 +44,6 @@ class DeferredWeight(torch.Tensor):
         deferred.edge = WeightGradient.apply(weight, bias, deferred.uses, transposed, dtype)
         return deferred
 
-    def add_use(self, x: torch.Tensor) -> list:
-        """The factors of one more product with an input `(n, inputs)`; entry 1 is to become its output's gradient."""
-        self.uses.append([x, None])
-        return self.uses[-1]
-
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         """`F.linear(x, weight, bias)` of `nn.Linear` and `torch.addmm(bias, x, weight)` of `Conv1D`."""

@@ -1,5 +1,6 @@
 """Every fast path against its plain twin: outputs and gradients."""
 
+import gc
 from contextlib import nullcontext
 
 import pytest
@@ -182,6 +183,25 @@ def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
         results.append([output.loss, output.cot_loss, output.ccot_loss, output.kd_loss, *grads])
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_step_leaves_nothing_behind(characters, lora):
+    """What a step kept for its gradients is gone with the loss: no cycle waits for the garbage collector, as a cycle
+    through a graph would, with all of the step's memory."""
+    model = chain_model(characters, num_latent_tokens=3)
+    batch = PCCoTCollator(characters, model.config)([{"question": [9, 10], "steps": [[12], [14]], "answer": [15]}])
+    wrapped = (add_adapters(model, LoraArguments(lora_r=2)) if lora else model).train()
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for _ in range(4):
+            wrapped(**batch).loss.backward()
+            counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+        assert counts[1] == counts[2] == counts[3], counts
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "llama"])

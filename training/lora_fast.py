@@ -86,7 +86,9 @@ class FusedLoraLinear(LoraLinear):
             # Hooks fetch weights that are kept elsewhere (offloading, ZeRO-3), and may do anything else.
             if layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook"):
                 return False
-            formats.add(layer.weight.dtype)
+            weight = layer.weight
+            # (To ask a deferred weight itself would be a call of Python.)
+            formats.add((weight.matrix if isinstance(weight, DeferredWeight) else weight).dtype)
         trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
         if trained or base.weight.numel() == 0:
             return False
@@ -142,7 +144,8 @@ def add_use(uses: list | None, x: torch.Tensor) -> list | None:
     """Keep the input of one more product, where its weight's gradient is made later."""
     if uses is None:
         return None
-    uses.append([x, None])
+    # Detached: with its graph it would hold the weight's own gradient, which holds it, and no step would be freed.
+    uses.append([x.detach(), None])
     return uses[-1]
 
 
