@@ -10,16 +10,23 @@ from training import (
     ChainArguments,
     CoTTrainer,
     CoTTrainingArguments,
-    DataArguments,
     EvaluationArguments,
     LoraArguments,
     ModelArguments,
+    StepwiseDataArguments,
 )
 from training.cli import parse, run
 from training.data import load_splits
 from training.stages import check_arguments, dataset_label, run_stages, splits_to_load
 
-ARGUMENTS = (ModelArguments, ChainArguments, LoraArguments, DataArguments, EvaluationArguments, CoTTrainingArguments)
+ARGUMENTS = (
+    ModelArguments,
+    ChainArguments,
+    LoraArguments,
+    StepwiseDataArguments,
+    EvaluationArguments,
+    CoTTrainingArguments,
+)
 
 
 def main(argv: list[str]) -> dict:

@@ -4,6 +4,8 @@ With a vocabulary of 50,000 the logits are larger than everything else that a st
 tokens at a time: the forward pass computes a chunk's logits, its losses and at once its gradients, then forgets them.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -39,17 +41,24 @@ def select_labelled(states: torch.Tensor, labels: torch.Tensor, start: int, posi
     return states.index_select(0, positions), targets.index_select(0, positions)
 
 
-def mean_cross_entropies(head: nn.Module, parts: list[tuple[float, torch.Tensor, torch.Tensor]]):
+def mean_cross_entropies(
+    head: nn.Module,
+    parts: list[tuple[float, torch.Tensor, torch.Tensor]],
+    counts: Sequence[torch.Tensor] | None = None,
+):
     """Weighted sum of several mean cross-entropies, in one pass over the output head.
 
     Args:
         head: see `cross_entropy`.
         parts: of each its weight, states `(n, hidden)` and labels `(n,)`.
+        counts: of each part, the labelled tokens to divide by, a scalar; those in `labels` if absent.
 
     Returns:
         The sum, a scalar with its graph, and each part's mean over its labelled tokens, detached.
     """
-    counts = [(labels != IGNORED).sum().clamp(min=1) for _, _, labels in parts]
+    if counts is None:
+        counts = [(labels != IGNORED).sum() for _, _, labels in parts]
+    counts = [count.clamp(min=1) for count in counts]
     weights = torch.cat(
         [(weight / count).float().expand(len(labels)) for (weight, _, labels), count in zip(parts, counts, strict=True)]
     )

@@ -41,8 +41,8 @@ class PCCoTConfigMixin(PromptConfigMixin):
         "latent_token_id": "<pcot.latent>",
     }
 
-    num_latent_tokens: int = 24
-    num_iterations: int = 3
+    num_latent_tokens: int = 6
+    num_iterations: int = 6
     loss_alpha: float | int = 1.0
     loss_beta: float | int = 1.0
     loss_gamma: float | int = 1.0

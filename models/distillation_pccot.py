@@ -6,6 +6,7 @@ weights. At the answer prompt's last token the student's hidden states are to be
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -58,6 +59,7 @@ def distillation_step(
     answer_labelled: torch.Tensor | None = None,
     cot_labelled: torch.Tensor | None = None,
     num_iterations: int | None = None,
+    num_items_in_batch: torch.Tensor | None = None,
     return_logits: bool | None = None,
 ) -> PCCoTOutput:
     """Teacher, student and their losses, for a batch as `training.collators.PCCoTCollator` makes it.
@@ -79,6 +81,8 @@ def distillation_step(
         answer_labelled, cot_labelled: `(labelled tokens,)`: where `labels` and `cot_labels`, flattened, are not -100.
             Optional: on a GPU they spare the output head what predicts nothing, without a wait for the device.
         num_iterations: T; the configuration's if absent.
+        num_items_in_batch: `(4,)`: what the means divide by where this batch is one part of an optimiser step: the labelled
+            tokens of teacher, student and step supervision, and the rows, of all its parts. By default those of this batch.
         return_logits: also give the logits; by default only in evaluation mode.
     """
     config, backbone, shared = model.config, model.base_model, question_length
@@ -115,7 +119,12 @@ def distillation_step(
     # Step supervision: what enters a latent is the state before it, which in the teacher predicts that step's token.
     if config.loss_delta and step_labels is not None:
         parts.append((config.loss_delta, states[:, bot : bot + latents].flatten(0, 1), step_labels.flatten()))
-    loss, (cot_loss, ccot_loss, *step_loss) = mean_cross_entropies(model.lm_head, parts)
+    counts: Any = None
+    share: Any = 1.0
+    if num_items_in_batch is not None:
+        counts, share = num_items_in_batch[: len(parts)].unbind(), len(input_ids) / num_items_in_batch[3]
+    loss, (cot_loss, ccot_loss, *step_loss) = mean_cross_entropies(model.lm_head, parts, counts)
+    kd_loss, teacher_std = kd_loss * share, teacher_std * share
     return PCCoTOutput(
         loss=loss + config.loss_gamma * kd_loss,
         logits=model.lm_head(states[:, eot:]) if return_logits else None,
@@ -136,6 +145,7 @@ def teacher_step(
     *,
     question_length: int,
     cot_labelled: torch.Tensor | None = None,
+    num_items_in_batch: torch.Tensor | None = None,
     return_logits: bool | None = None,
     **student,
 ) -> PCCoTOutput:
@@ -148,7 +158,8 @@ def teacher_step(
     teacher = model.base_model.passes(cot_attention_mask)
     states = teacher(model.get_input_embeddings()(cot_input_ids), 0)[:, question_length - 1 :]
     part = (model.config.loss_alpha, *select_labelled(states, cot_labels, question_length, cot_labelled))
-    loss, (cot_loss,) = mean_cross_entropies(model.lm_head, [part])
+    counts = None if num_items_in_batch is None else [num_items_in_batch[0]]
+    loss, (cot_loss,) = mean_cross_entropies(model.lm_head, [part], counts)
     return PCCoTOutput(loss=loss, cot_logits=model.lm_head(states) if return_logits else None, cot_loss=cot_loss)
 
 

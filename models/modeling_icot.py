@@ -61,12 +61,18 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         fillers = config.num_fillers if num_fillers is None else num_fillers
         if fillers < 0:
             raise ValueError(f"num_fillers must be at least 0, got {fillers}")
-        suffix = [config.start_token_id]
-        if explicit_steps or (explicit_steps is None and not self.answers_at_once):
+        suffix = [*(config.question_end_ids or []), config.start_token_id]
+        if self.writes_chain(explicit_steps):
             return suffix
-        if config.filler_mode == "prefilled" or (num_fillers is not None and config.pause_token_id is not None):
+        if config.filler_mode == "prefilled" or num_fillers is not None:
+            if fillers and config.pause_token_id is None:
+                raise ValueError("the configuration has no pause_token_id: this model has no fillers")
             suffix += [config.pause_token_id] * fillers
         return [*suffix, config.ready_token_id, *(config.answer_prompt_ids or [])]
+
+    def writes_chain(self, explicit_steps: bool | None = None) -> bool:
+        """Whether the model is to write (the rest of) its chain itself."""
+        return not self.answers_at_once if explicit_steps is None else explicit_steps
 
     @property
     def answers_at_once(self) -> bool:
@@ -81,6 +87,7 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         *,
         explicit_steps: bool | None = None,
         num_fillers: int | None = None,
+        position_gap: int | None = None,
         **kwargs,
     ):
         """Answer questions. The separator and whatever is prefilled after it are left out of what is returned.
@@ -90,6 +97,8 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
                 `attention_mask`.
             generation_config: as everywhere.
             explicit_steps, num_fillers: see `suffix_ids`.
+            position_gap: how many positions to leave free where tokens of the chain were removed; by default what
+                training kept free for most questions (`config.position_gap`, with `config.keep_position`).
             **kwargs: every argument of transformers' `generate()`.
 
         Returns:
@@ -101,16 +110,57 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         if inputs is None:
             raise ValueError("a question is opened in token ids: pass input_ids")
         suffix, config = self.suffix_ids(explicit_steps, num_fillers), self.config
-        # What stood between the suffix's first token and the rest is gone, but not its positions.
-        gap = config.num_internalized_tokens if config.keep_position and len(suffix) > 1 else 0
+        gap = self.gap_of(explicit_steps) if position_gap is None else position_gap
+        if gap < 0:
+            raise ValueError(f"position_gap must be at least 0, got {gap}")
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and gap and inputs.shape[1] + len(suffix) + gap > limit:
+            raise ValueError(
+                f"the question has {inputs.shape[1]} tokens, and what follows it needs {len(suffix) + gap} positions: more "
+                f"than the model's {limit}"
+            )
         eos, ready = kwargs.get("eos_token_id", self.generation_config.eos_token_id), config.ready_token_id
-        if len(suffix) == 1 and eos in (ready, [ready]):
+        if self.writes_chain(explicit_steps) and eos in (ready, [ready]):
             # Published checkpoints end the chain and the answer with the same token: the second one stops.
-            criteria = [*kwargs.pop("stopping_criteria", []), SecondEndCriteria(ready, inputs.shape[1] + 1)]
+            criteria = [*kwargs.pop("stopping_criteria", []), SecondEndCriteria(ready, inputs.shape[1] + len(suffix))]
             kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
             if kwargs.get("pad_token_id", self.generation_config.pad_token_id) is None:
                 kwargs["pad_token_id"] = ready
-        return self.generate_with_suffix(suffix, inputs, generation_config, position_gap=max(0, gap), **kwargs)
+        if gap:
+            prompt, _ = self._with_bos(inputs, kwargs.get("attention_mask"))
+            column = prompt.shape[1] + len(config.question_end_ids or []) + 1
+            kwargs |= {"position_gap": gap, "gap_column": column}
+        return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
+
+    def gap_of(self, explicit_steps: bool | None = None) -> int:
+        """Positions that stay free where tokens of the chain were removed (`keep_position`).
+
+        How many were removed is each question's own chain length where all of it is gone, and that is not known when a
+        question is asked. So training notes the number that most of its rows have.
+        """
+        config = self.config
+        if not config.keep_position or (explicit_steps and self.answers_at_once):  # which writes the whole chain
+            return 0
+        return max(0, config.num_internalized_tokens) if config.position_gap is None else config.position_gap
+
+    def room_for_answer(self, question_length: int, explicit_steps: bool | None = None, **options) -> int | None:
+        room = super().room_for_answer(question_length, explicit_steps=explicit_steps, **options)
+        return None if room is None else room - self.gap_of(explicit_steps)
+
+    def prepare_inputs_for_generation(self, input_ids, *args, position_gap: int = 0, gap_column: int = 0, **kwargs):
+        """transformers' own; what comes after removed tokens stands `position_gap` positions further on.
+
+        That is all that follows `<start>`, in the column before `gap_column`, where the chain lost its beginning; and
+        `<ready>` and what follows it where it lost its end.
+        """
+        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if position_gap:
+            after = torch.arange(input_ids.shape[1], device=input_ids.device)[None] >= gap_column
+            if self.config.removal_side == "right":
+                after = (after & (input_ids == self.config.ready_token_id)).cumsum(dim=1) > 0
+            positions = model_inputs["position_ids"]
+            model_inputs["position_ids"] = positions + position_gap * after[:, -positions.shape[1] :]
+        return model_inputs
 
 
 class SecondEndCriteria(StoppingCriteria):

@@ -14,7 +14,6 @@ from torch import nn
 
 from .answer_modes import AnswerMode
 from .mixin_base import ModelBase
-from .positions import positions_from_mask
 
 
 class PromptSuffixMixin(ModelBase):
@@ -42,8 +41,6 @@ class PromptSuffixMixin(ModelBase):
         suffix: list[int],
         inputs: torch.Tensor,
         generation_config=None,
-        *,
-        position_gap: int = 0,
         **kwargs,
     ):
         """transformers' `generate()` with `suffix` after every row of the prompt, and a BOS before it where it lacks one
@@ -56,7 +53,6 @@ class PromptSuffixMixin(ModelBase):
             suffix: token ids; may be empty.
             inputs: `(batch, length)`, left padded, with its `attention_mask` among the keyword arguments.
             generation_config, **kwargs: as everywhere.
-            position_gap: how many positions to leave free after the suffix's first token.
 
         Raises:
             ValueError: if the prompt is too long for the model, or `prefill_chunk_size` would cut the suffix.
@@ -86,11 +82,10 @@ class PromptSuffixMixin(ModelBase):
             kwargs["use_cache"] = False  # checkpointed layers keep no cache
 
         # Everything that has a column per token grows with the prompt.
-        positions = self._suffix_positions(
-            kwargs.get("position_ids"), kwargs["attention_mask"], inputs, added, position_gap
-        )
-        if positions is not None:
-            kwargs["position_ids"] = positions
+        positions = kwargs.get("position_ids")
+        if positions is not None and positions.shape[1] == length:
+            after = torch.arange(1, added + 1, device=positions.device)
+            kwargs["position_ids"] = torch.cat([positions, positions[:, -1:] + after], dim=1)
         for name, fill in (("attention_mask", 1), ("token_type_ids", 0)):
             if kwargs.get(name) is not None:
                 given = nn.functional.pad(kwargs[name], (length - kwargs[name].shape[1], 0))  # the BOS
@@ -111,19 +106,6 @@ class PromptSuffixMixin(ModelBase):
         # It holds what is hidden, so it does not continue the sequences that the caller sees.
         output.past_key_values = None
         return output
-
-    def _suffix_positions(self, positions, mask, inputs, added: int, gap: int) -> torch.Tensor | None:
-        """Position ids `(batch, length + added)`; None where `generate()` counts them itself.
-
-        The suffix's first token follows the question; the others keep `gap` more positions free, those of tokens that
-        training removed between the two.
-        """
-        if positions is None and gap:
-            positions = positions_from_mask(torch.ones_like(inputs) if mask is None else mask)
-        if positions is None or positions.shape[1] != inputs.shape[1]:
-            return positions
-        after = torch.arange(1, added + 1, device=positions.device)
-        return torch.cat([positions, positions[:, -1:] + after + (after > 1) * gap], dim=1)
 
     def _with_bos(self, inputs: torch.Tensor, mask: torch.Tensor | None):
         """The prompt and its mask, one column wider if a row lacks the BOS that the model's questions start with."""

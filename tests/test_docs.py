@@ -29,7 +29,7 @@ import run_ccot
 import run_cot
 import run_icot
 import tasks
-from training.arguments import CoTTrainingArguments
+from training.arguments import CoTTrainingArguments, StepwiseDataArguments
 from training.cli import parse
 from training.small_tokenizers import byte_tokenizer
 
@@ -243,15 +243,38 @@ def test_new_backbone_from_the_document():
 def test_every_flag_and_field_is_described():
     reference = (ROOT / "docs" / "reference.md").read_text()
     scripts = {*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS}
-    for group in scripts - {CoTTrainingArguments}:
+    for group in scripts - {
+        CoTTrainingArguments,
+        StepwiseDataArguments,
+    }:  # the latter is DataArguments, with another default
         for field in fields(group):
-            assert f"| `--{field.name}` |" in reference, field.name
-            assert field.metadata["help"]
+            text = field.metadata["help"].replace("|", "\\|")
+            assert re.search(rf"^\| `--{field.name}` \|.*\| {re.escape(text)} \|$", reference, flags=re.MULTILINE), (
+                field.name
+            )
     for name in CoTTrainingArguments.__annotations__:  # those that are ours, not transformers'
         assert f"`--{name}`" in reference, name
     for family in (models.PCCoTConfigMixin, models.ICoTConfigMixin):
         for field in fields(family):
             assert f"`{field.name}`" in reference, field.name
+
+
+def test_every_row_about_the_originals_names_its_test():
+    """Or says that nobody checks it; "same" stands only where somebody does."""
+    text = (ROOT / "docs" / "from-the-originals.md").read_text()
+    rows = re.findall(r"^\| (?!there|---)(.+) \| (.+) \| (.+) \|$", text, flags=re.MULTILINE)
+    assert len(rows) > 45
+    for there, here, checked in rows:
+        if checked == "not checked":
+            assert not re.search(r"\bsame\b", here.replace("the same names", "")), there
+            continue
+        for name in re.findall(r"`([^`]+)`", checked):
+            path, _, function = name.rpartition("::") if "::" in name else ("", "", name)
+            if name.endswith(".py"):
+                assert (ROOT / name).is_file(), name
+                continue
+            source = (ROOT / (path or "tests/test_originals.py")).read_text()
+            assert re.search(rf"^def {function}\(", source, flags=re.MULTILINE), name
 
 
 def test_what_reference_describes_exists():

@@ -29,7 +29,7 @@ THINKS = ["--config_name", "configs/pccot_gpt2_tiny.json"]
 STOCK = ["--config_name", "configs/gpt2_chain.json"]
 REMOVES = ["--config_name", "configs/icot_gpt2_chain.json"]
 NO_MORE = ["--remove_per_epoch", "0", "--partial_removal"]
-FILLERS = ["--switch_tokens", "--switch_from_n_rate", "1", *NO_MORE]
+FILLERS = ["--switch_tokens", "--switch_from_n_steps", "0", "--switch_from_n_rate", "100", *NO_MORE]
 
 
 def trained(script, *flags: str) -> Callable[[Path], Path]:
@@ -65,8 +65,8 @@ KINDS = {
     "no chain of a PCCoT model": trained(run_cot, *THINKS, "--no_cot"),
     "chain removed": trained(run_icot, *REMOVES, "--remove_every_n_step", "1", "--remove_all_when_remove_beyond", "1"),
     "chain partly removed": trained(run_icot, *REMOVES, "--remove_start_from", "2", *NO_MORE),
-    "fillers": trained(run_icot, *REMOVES, *FILLERS),
-    "written fillers": trained(run_icot, *REMOVES, *FILLERS, "--write_fillers"),
+    "fillers": trained(run_icot, *REMOVES, *FILLERS, "--no_write_fillers"),
+    "written fillers": trained(run_icot, *REMOVES, *FILLERS),
     "converted from the original": converted,
 }
 # What a card says was measured, where it is not written by hand.

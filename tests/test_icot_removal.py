@@ -11,10 +11,10 @@ from training.collators import ICoTCollator
 from training.errors import InputError
 from training.icot_removal import (
     Internalizer,
+    fillers_of_runs,
     removed_columns,
     smoothing_offsets,
     steps_from_end,
-    surplus_fillers,
     switched_columns,
     uniform,
 )
@@ -84,13 +84,13 @@ def test_removal_is_the_plain_loop(side):
         )  # nothing is computed that is padding in every row
 
 
-@pytest.mark.parametrize("mode", ["random", "sequential", "depth"])
+@pytest.mark.parametrize("mode", ["random", "sequential", "fixed", "depth"])
 def test_fillers_are_the_plain_loop(mode):
     """Which tokens turn, and how many fillers stand for a run."""
     source = random.Random(mode)
     for trial in range(1000):
         features = random_features(source)
-        rate, ratio = source.choice([0.01, 0.3, 0.5, 0.99, 1.0]), source.choice([1.0, 2.0, 2.5])
+        rate, ratio = source.choice([0.01, 0.3, 0.5, 0.99, 1.0]), source.choice([0.4, 1.0, 2.5])
         apply = internalizer(switch_mode=mode, switch_ratio=ratio, seed=trial)
         batch = ICoTCollator(tokenizer, config)(features)
         got = apply(batch, step=trial, scheduled=0, rate=rate)
@@ -101,6 +101,9 @@ def test_fillers_are_the_plain_loop(mode):
             if mode == "random":
                 turned = [numbers[row, i] < rate for i in range(len(chain))]
             elif mode == "sequential":
+                count = sum(number < rate for number in numbers[row, : len(chain)])
+                turned = [i < count for i in range(len(chain))]
+            elif mode == "fixed":
                 turned = [i < math.ceil(rate * len(chain) - 1e-9) for i in range(len(chain))]
             else:  # of n steps the last k turn, k the number of steps s from the end with s / n < rate
                 count = len(feature["steps"])
@@ -111,7 +114,7 @@ def test_fillers_are_the_plain_loop(mode):
                 if turns:
                     run += 1
                     continue
-                expected += [PAUSE] * math.ceil(run / ratio)
+                expected += [PAUSE] * math.ceil(run * ratio)
                 run = 0
                 expected += [] if token is None else [token]
             ids = [*feature["question"], START, *expected, READY, 80, *feature["answer"], EOS]
@@ -154,11 +157,11 @@ def test_removal_schedule_by_epochs():
 
 def test_removal_schedule_by_steps():
     schedule = RemovalSchedule(from_n_steps=100, every_n_step=50, start_from=3)
-    assert [schedule.tokens(step, 7) for step in (0, 99, 100, 149, 150, 250)] == [3, 3, 3, 3, 4, 6]
+    assert [schedule.tokens(step, 7) for step in (0, 99, 100, 149, 150, 250)] == [0, 0, 3, 3, 4, 6]
 
 
 def test_filler_schedule():
-    schedule = FillerSchedule(from_n_steps=10, from_rate=0.5, every_n_step=2)
+    schedule = FillerSchedule(steps=500, from_n_steps=10, from_rate=0.5, every_n_step=2)
     assert [schedule.rate(step) for step in (9, 10, 12, 1000)] == [0.0, 0.5, 0.51, 1.0]
 
 
@@ -187,12 +190,19 @@ def test_masks_alone():
     lengths, counts = torch.tensor([3, 0, 2]), torch.tensor([1, 5, 9])
     assert removed_columns(lengths, counts, "left", 3).int().tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0]]
     assert removed_columns(lengths, counts, "right", 3).int().tolist() == [[0, 0, 1], [0, 0, 0], [1, 1, 0]]
-    from_end = steps_from_end([[1, 2], [], [2]], 3)
-    numbers = torch.zeros(3, 3)
-    deep = switched_columns(lengths, 0.5, "depth", numbers, from_end)
+    from_end = steps_from_end([[1, 2], [], [2]], [0, 0, 0], "left", 3)
+    left, numbers = torch.arange(3) < lengths[:, None], torch.zeros(3, 3)
+    deep = switched_columns(left, 0.5, "depth", numbers, from_end)
     assert deep.int().tolist() == [[0, 1, 1], [0, 0, 0], [1, 1, 0]]
     runs = torch.tensor([[1, 1, 1, 0, 1, 1]]).bool()
-    assert surplus_fillers(runs, 2.0).int().tolist() == [[0, 1, 0, 0, 0, 1]]
+    assert fillers_of_runs(runs, 0.5).tolist() == [[1, 0, 1, 0, 1, 0]]
+    assert fillers_of_runs(runs, 1.5).tolist() == [[2, 1, 2, 0, 2, 1]]
+
+
+def test_places_of_steps_count_what_is_left():
+    """Two of three steps are left, one of them in part; the last has place 0 of 2."""
+    assert steps_from_end([[2, 2, 2]], [3], "left", 6).tolist() == [[1.0, 1.0, 0.5, 0.5, 0.0, 0.0]]
+    assert steps_from_end([[2, 2, 2]], [3], "right", 6).tolist() == [[0.5, 0.5, 0.0, 0.0, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize(

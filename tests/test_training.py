@@ -120,7 +120,7 @@ def test_evaluation_leaves_the_mixed_curriculum_aside(make_trainer, characters):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("projection", [True, False])
 def test_adapters(make_trainer, characters, tied, projection, tmp_path):
-    """LoRA trains adapters, the thought's rows and the projection, nothing else; merging changes no answer."""
+    """LoRA trains adapters, the rows of the thought, of padding and of the end, and the projection, nothing else; merging changes no answer."""
     model = chain_model(characters, num_latent_tokens=3, tie_word_embeddings=tied, use_projection=projection, n_embd=32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     lora = LoraArguments(use_peft=True, lora_r=4, lora_dropout=0.0)
@@ -138,7 +138,14 @@ def test_adapters(make_trainer, characters, tied, projection, tmp_path):
     assert (again(input_ids=ids, attention_mask=mask).logits - wanted).abs().max() < 1e-5
 
     after = merged.state_dict()
-    special = [model.config.bot_token_id, model.config.eot_token_id, model.config.latent_token_id]
+    config = model.config
+    special = [
+        config.bot_token_id,
+        config.eot_token_id,
+        config.latent_token_id,
+        config.eos_token_id,
+        config.pad_token_id,
+    ]
     ordinary = [row for row in range(len(characters)) if row not in special]
     embeddings = "transformer.wte.weight"
     assert torch.equal(after[embeddings][ordinary], before[embeddings][ordinary])
@@ -146,6 +153,9 @@ def test_adapters(make_trainer, characters, tied, projection, tmp_path):
     if not tied:
         assert torch.equal(after["lm_head.weight"][ordinary], before["lm_head.weight"][ordinary])
         assert not torch.equal(after["lm_head.weight"][special], before["lm_head.weight"][special])
+        assert not torch.equal(
+            after["lm_head.weight"][config.eos_token_id], before["lm_head.weight"][config.eos_token_id]
+        )
     if projection:
         assert not torch.equal(after["transformer.prj.0.weight"], before["transformer.prj.0.weight"])
 

@@ -112,6 +112,9 @@ class DataArguments:
     train_file: str | None = option(None, "Training data: .json, .jsonl, .csv or .txt (question||steps #### answer).")
     validation_file: str | None = option(None, "Validation data, which chooses the checkpoint.")
     test_file: str | None = option(None, "Test data for --do_predict.")
+    train_split: str | None = option(None, "Name of the training split (train).")
+    validation_split: str | None = option(None, "Name of the validation split (validation, valid, dev or val).")
+    test_split: str | None = option(None, "Name of the test split (test).")
     max_train_samples: int | None = option(None, "Use only the first so many training rows.")
     max_eval_samples: int | None = option(None, "Use only the first so many validation rows.")
     max_predict_samples: int | None = option(None, "Use only the first so many test rows.")
@@ -144,26 +147,33 @@ class InternalizationArguments:
     pretrain_epochs: float = option(0.0, "Epochs with the whole chain before removal starts.")
     remove_start_from: int = option(0, "Tokens that are gone from the start.")
     remove_every_n_step: int | None = option(None, "Take one token away every so many steps, instead of by epochs.")
-    remove_from_n_steps: int = option(0, "The step that --remove_every_n_step counts from.")
+    remove_from_n_steps: int = option(0, "The step that --remove_every_n_step counts from; nothing is removed before.")
     remove_from_n_tokens: int = option(0, "Tokens that are gone at that step (with --remove_every_n_step).")
+    text_format: Literal["plain", "original", "fork"] | None = option(
+        None,
+        "How a sequence is written: `original` and `fork` give the tokens of the original iCoT code and of its fork with "
+        "fillers, so that a removed token is the same one. Default: the checkpoint's, or plain.",
+    )
     removal_gate: float | None = option(
         None, "Take one token away at each evaluation whose exact match reaches this, instead of by a schedule."
     )
     partial_removal: bool = option(False, "Allow a schedule that leaves some of the chain.")
     keep_position: bool = option(False, "What follows the removed tokens keeps its positions.")
-    max_len_train: int | None = option(None, "Do not learn from rows longer than this, removal done.")
+    max_len_train: int | None = option(None, "Do not learn from rows of more tokens than this, removal done.")
     reset_optimizer: bool = option(False, "Forget the optimiser's moments whenever one more token goes.")
     switch_tokens: bool = option(False, "Turn the chain's tokens into fillers (<pause>) as well.")
-    switch_from_n_steps: int = option(0, "The step at which fillers start.")
-    switch_from_n_rate: float = option(0.0, "Share of the chain that is fillers at that step.")
+    switch_from_n_steps: int = option(5000, "The step at which fillers start.")
+    switch_from_n_rate: float = option(0.0, "Percentage of the chain that is fillers at that step.")
     switch_every_n_step: int | None = option(
-        None, "Steps for one percent more; by default all is fillers after 4/5 of the remaining run."
+        None, "Steps for one percent more; by default the share rises evenly, to all of the chain at the last step."
     )
-    switch_token_ratio: float = option(1.0, "Tokens of the chain that one filler stands for.")
-    switch_mode: Literal["random", "sequential", "depth"] = option(
-        "sequential", "Which tokens turn first: any, the first, or whole steps from the last."
+    switch_token_ratio: float = option(1.0, "Fillers per token of the chain: n tokens in a row become ceil(n x ratio).")
+    switch_mode: Literal["random", "sequential", "fixed", "depth"] = option(
+        "random",
+        "Which tokens turn: each with this probability; as many as that, from the front; exactly this share, from the "
+        "front; or whole steps from the last.",
     )
-    write_fillers: bool = option(False, "Learn to write the fillers instead of being given them.")
+    write_fillers: bool = option(True, "Learn to write the fillers (--no_write_fillers: they are given, in one pass).")
     reinitialize_weights: bool = option(False, "Start from random weights in the shape of --model_name_or_path.")
     truncation: int | None = option(
         None, "Longest sequence; longer ones lose their end. Beyond GPT-2's positions it extends its table."

@@ -22,6 +22,37 @@ logger = logging.getLogger(__name__)
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
+# Flags of the original scripts and of run_clm.py that are none here, and what to write instead.
+SUCCESSORS = {
+    "model_type": "--config_name with a file of configs/, or --model_name_or_path",
+    "cache_dir": "the environment variable HF_HOME",
+    "token": "`hf auth login`, or the environment variable HF_TOKEN",
+    "use_auth_token": "`hf auth login`, or the environment variable HF_TOKEN",
+    "validation_split_percentage": "a split or file of its own: --validation_split, --validation_file",
+    "low_cpu_mem_usage": "nothing: models are always loaded so",
+    "use_fast_tokenizer": "nothing: tokenizers are always the fast ones",
+    "model": "--model_name_or_path",
+    "from_pretrained": "--model_name_or_path (first: python -m training.convert_icot FOLDER OUT)",
+    "train_path": "--train_file",
+    "val_path": "--validation_file",
+    "test_path": "--test_file",
+    "data_path": "--dataset_name",
+    "data_name": "--dataset_config_name",
+    "valid_split": "--validation_split",
+    "epochs": "--num_train_epochs",
+    "train_steps": "--max_steps",
+    "lr": "--learning_rate",
+    "batch_size": "--per_device_train_batch_size",
+    "accumulate": "--gradient_accumulation_steps",
+    "max_size": "--max_train_samples",
+    "save_model": "--output_dir",
+    "save_interval": "--save_strategy steps --save_steps",
+    "eval_interval": "--eval_strategy steps --eval_steps",
+    "remove_tokens": "--remove_every_n_step with the number of steps per removed token",
+    "max_remove_length": "nothing: the fork does not read it",
+}
+
+
 class OneLineParser(HfArgumentParser):
     """Bad flags end in one line, not in the list of all flags."""
 
@@ -40,13 +71,20 @@ def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
         InputError: for a missing file, or a key that is no flag.
     """
     parser = OneLineParser(argument_classes)
+    known = {action.dest for action in parser._actions}
+    for flag in argv:
+        name = flag.removeprefix("--").partition("=")[0]
+        if flag.startswith("--") and name in SUCCESSORS and name not in known:
+            raise InputError(f"--{name} is no flag here: use {SUCCESSORS[name]}")
     for action in parser._actions:
         if action.type is string_to_bool:  # a flag that is off unless given may be given bare
             action.nargs, action.const = "?", True
     if argv and Path(argv[0]).suffix in RECIPE_SUFFIXES:
         path, argv = Path(argv[0]), argv[1:]
-        entries, known = read_entries(path), {action.dest for action in parser._actions}
+        entries = read_entries(path)
         for name, _, _ in entries:
+            if name in SUCCESSORS and name not in known:
+                raise InputError(f"{path}: {name!r} is no argument here: use {SUCCESSORS[name]}")
             if name not in known:
                 raise InputError(f"{path}: {name!r} is not an argument; --help lists them")
         # As flags, so that types and choices are checked alike; later flags win.

@@ -4,6 +4,8 @@ A feature is `{question, steps, answer}` in token ids (see `tokenization.tokeniz
 and what follows on the right, so that all thought spans of a batch stand in the same columns.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from models.chunked_cross_entropy import IGNORED
@@ -13,14 +15,16 @@ from models.spans_pccot import ThoughtSpan
 from .mixed_curriculum import MixedCurriculum
 
 
-def pad(rows: list[list[int]], value: int, left: bool = False) -> torch.Tensor:
+def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
     """Rows of unequal length as one tensor `(batch, longest)`."""
     longest = max(map(len, rows))
     padding = [[value] * (longest - len(row)) for row in rows]
     return torch.tensor([fill + row if left else row + fill for row, fill in zip(rows, padding, strict=True)])
 
 
-def join(questions: list[list[int]], tails: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def join(
+    questions: Sequence[list[int]], tails: Sequence[list[int]], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded questions with right-padded tails: ids and attention mask, both `(batch, length)`."""
     ids = torch.cat([pad(questions, pad_token_id, left=True), pad(tails, pad_token_id)], dim=1)
     ones = [[[1] * len(row) for row in part] for part in (questions, tails)]
@@ -60,6 +64,10 @@ class CoTCollator:
     def ending(self, feature: dict) -> list[int]:
         return [*self.answer_prompt_ids, *feature["answer"], self.eos_token_id]
 
+    def parts(self, feature: dict) -> tuple[list[int], list[int]]:
+        """The question, and all that comes after it."""
+        return feature["question"], self.opening + self.chain(feature) + self.ending(feature)
+
     def length(self, feature: dict) -> int:
         """How many tokens the longest sequence of an example has."""
         return len(feature["question"]) + len(self.opening) + len(self.chain(feature)) + len(self.ending(feature))
@@ -78,8 +86,7 @@ class CoTCollator:
 
         Features of an evaluation give `rows` `(batch,)` too.
         """
-        questions = [feature["question"] for feature in features]
-        tails = [self.opening + self.chain(feature) + self.ending(feature) for feature in features]
+        questions, tails = zip(*map(self.parts, features), strict=True)
         ids, mask = join(questions, tails, self.pad_token_id)
         shared = max(map(len, questions))
         labels = ids.masked_fill(mask == 0, IGNORED)
@@ -171,9 +178,8 @@ class ICoTCollator(CoTCollator):
     """
 
     def __init__(self, tokenizer, config, truncation: int | None = None):
-        super().__init__(
-            tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, (config.start_token_id,)
-        )
+        opening = (*(getattr(config, "question_end_ids", None) or ()), config.start_token_id)
+        super().__init__(tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, opening)
         self.config, self.truncation = config, truncation
 
     def ending(self, feature: dict) -> list[int]:
@@ -182,21 +188,23 @@ class ICoTCollator(CoTCollator):
     def length(self, feature: dict) -> int:
         return min(super().length(feature), self.truncation or super().length(feature))
 
+    def parts(self, feature: dict) -> tuple[list[int], list[int]]:
+        question, tail = super().parts(feature)
+        if self.truncation is None:
+            return question, tail
+        return question[: self.truncation], tail[: max(0, self.truncation - len(question))]
+
     def __call__(self, features: list[dict]) -> dict:
         """`CoTCollator`'s batch; what is not a tensor is about the rows, and stays on the host."""
         batch = super().__call__(features)
-        step_lengths = [[len(step) for step in feature["steps"]] for feature in features]
-        endings = [len(self.ending(feature)) for feature in features]
         start = batch["question_length"] + len(self.opening)
-        chains = [sum(lengths) for lengths in step_lengths]
-        if self.truncation is not None:
-            for name in ("input_ids", "attention_mask", "position_ids", "labels"):
-                batch[name] = batch[name][:, : self.truncation]
-        width = batch["input_ids"].shape[1]
+        tails = [len(self.parts(feature)[1]) for feature in features]
+        chains = [sum(map(len, feature["steps"])) for feature in features]
+        rooms = [max(0, tail - len(self.opening)) for tail in tails]  # truncation may have cut the chain
         return batch | {
             "chain_start": start,
-            "chain_lengths": [min(chain, max(0, width - start)) for chain in chains],
-            "step_lengths": step_lengths,
-            "lengths": [min(width, start + chain + end) for chain, end in zip(chains, endings, strict=True)],
+            "chain_lengths": [min(chain, room) for chain, room in zip(chains, rooms, strict=True)],
+            "step_lengths": [[len(step) for step in feature["steps"]] for feature in features],
+            "lengths": [batch["question_length"] + tail for tail in tails],
             "row_numbers": [feature["row"] for feature in features],
         }

@@ -10,7 +10,11 @@ Here is what all of them share, which by itself trains an explicit chain of thou
 """
 
 import copy
+import logging
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +40,7 @@ from .arguments import (
     EvaluationArguments,
     LoraArguments,
     ModelArguments,
+    StepwiseDataArguments,
 )
 from .checkpoint import save_model
 from .collators import CoTCollator
@@ -44,9 +49,11 @@ from .errors import InputError
 from .evaluation import Answers, count_new_tokens, mode_of, read_answers, same_answer, timed_generate, token_budget
 from .hub import check_access
 from .liger import register_with_liger
-from .loading import is_set_up, load_config, load_model, load_tokenizer, set_up, texts_of
+from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
 from .lora import add_adapters
-from .tokenization import prepare_tokenizer, set_special_ids, tokenize_split
+from .tokenization import set_special_ids, tokenize, tokenize_split
+
+logger = logging.getLogger(__name__)
 
 LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
 Rows = Dataset | IterableDataset | list[dict]
@@ -72,7 +79,7 @@ class CoTTrainer(Trainer):
 
     family: str | None = None  # whose configuration a stock backbone gets
     method_class: type = ChainArguments
-    data_class: type = DataArguments
+    data_class: type = StepwiseDataArguments
 
     def __init__(
         self,
@@ -92,7 +99,7 @@ class CoTTrainer(Trainer):
         self.method, self.data = method or self.method_class(), data or self.data_class()
         self.lora, self.evaluation = lora or LoraArguments(), evaluation or EvaluationArguments()
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
-        rows = {split: as_dataset(examples) for split, examples in rows.items() if examples is not None}
+        self.rows = rows = {split: as_dataset(examples) for split, examples in rows.items() if examples is not None}
         set_seed(args.seed)
         if isinstance(model, str | ModelArguments):
             source = ModelArguments(model_name_or_path=model) if isinstance(model, str) else model
@@ -107,7 +114,7 @@ class CoTTrainer(Trainer):
         collator = self.make_collator(tokenizer, config)
         limit = getattr(config, "max_position_embeddings", None)
         self.splits = {
-            split: tokenize_split(examples, split, tokenizer, collator, self.data, limit)
+            split: tokenize_split(examples, split, self.encoder(tokenizer, config), collator, self.data, limit)
             for split, examples in rows.items()
         }
         if self.lora.use_peft:
@@ -125,10 +132,13 @@ class CoTTrainer(Trainer):
             compute_metrics=self.answer_metrics,
             **kwargs,
         )
+        # `get_batch_samples` gives what a whole step divides by, whatever the model's signature says.
+        self.model_accepts_loss_kwargs = True
         self.generation_seconds = defaultdict(float)
         self.answers: dict[str, Answers] = {}  # of the last evaluation, in the order of its data
         self._part_sums: dict[str, torch.Tensor] = {}
-        self._part_counts = defaultdict(int)
+        self._part_counts, self._batches_per_step = defaultdict(float), 1
+        self.check_budgets()
 
     # --- what is prepared; the other trainers override these ---
 
@@ -137,13 +147,15 @@ class CoTTrainer(Trainer):
         config = load_config(source, self.family, self.configuration_settings())
         self.check_family(config)
         prompt = self.answer_prompt(config)
-        tokens = getattr(config, "special_tokens", None)
         if tokenizer is None:
-            tokenizer = load_tokenizer(source, texts_of(train_rows, prompt), tokens)
-        else:
-            prepare_tokenizer(tokenizer, tokens)
+            tokenizer = load_tokenizer(source, texts_of(train_rows, prompt))
+        self.set_up(config, tokenizer)
         set_seed(args.seed)
-        return load_model(source, config, tokenizer, prompt), tokenizer
+        return load_model(source, config, tokenizer), tokenizer
+
+    def set_up(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make tokenizer and configuration fit."""
+        set_up(config, tokenizer, self.answer_prompt(config))
 
     def take_model(self, model: PreTrainedModel, tokenizer) -> tuple:
         """A model that is there already, and its tokenizer."""
@@ -152,11 +164,9 @@ class CoTTrainer(Trainer):
             if not self.base_model_name:
                 raise InputError("a model without a name brings no tokenizer: pass processing_class")
             tokenizer = AutoTokenizer.from_pretrained(self.base_model_name)
-        prepare_tokenizer(tokenizer, getattr(model.config, "special_tokens", None))
+        self.set_up(model.config, tokenizer)
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-        if not is_set_up(model.config) or getattr(model.config, "answer_prompt_ids", None) is None:
-            set_up(model.config, tokenizer, self.answer_prompt(model.config))
         set_special_ids(model, tokenizer)
         return model, tokenizer
 
@@ -183,10 +193,36 @@ class CoTTrainer(Trainer):
         ids = tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids
         return CoTCollator(*ids, opening, with_steps=with_steps)
 
+    def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:
+        """What makes token ids of a batch of texts: see `tokenization.tokenize`."""
+        return partial(tokenize, tokenizer=tokenizer, keep_last_step=self.data.keep_last_step)
+
     @property
     def mode_names(self) -> list[str]:
         """The ways to answer that evaluation measures (`models/answer_modes.py`)."""
         return [DIRECT.name if self.method.no_cot else EXPLICIT.name]
+
+    def check_budgets(self) -> None:
+        """Say so before a run where gold answers are longer than what evaluation lets a model write."""
+        collator, limits = self.data_collator, self.evaluation
+        for split in self.splits.keys() - {"train"}:
+            features = self.splits[split].select_columns(["steps", "answer"]).to_list()
+            for name in self.mode_names:
+                mode = mode_of(self.unwrapped, name)
+                flag = "max_cot_tokens" if mode.writes == "chain" else "max_new_tokens"
+                prompt = len(collator.answer_prompt_ids) if mode.writes == "answer" else 0  # which is not written then
+                need = [
+                    (len(collator.chain(row)) if mode.writes == "chain" else 0) + len(collator.ending(row)) - prompt
+                    for row in features
+                ]
+                budget = getattr(limits, flag) + (len(collator.answer_prompt_ids) if mode.writes == "prompt" else 0)
+                beyond = sum(length > budget for length in need)
+                if beyond:
+                    logger.warning(
+                        "%s: %d of %d gold answers (%s) take more than --%s %d, so they count as wrong; the longest takes %d "
+                        "tokens",
+                        *(split, beyond, len(need), mode.label, flag, getattr(limits, flag), max(need)),
+                    )
 
     def describe_method(self) -> str:
         """One sentence for the model card."""
@@ -201,30 +237,61 @@ class CoTTrainer(Trainer):
 
     # --- training ---
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one optimiser step, as the model takes them, and what the means of its losses divide by.
+
+        A mean is over the labelled tokens of the whole step: of all batches that are accumulated, in all processes.
+        """
+        batches = [self.model_inputs(batch, training=True) for batch in islice(epoch_iterator, num_batches)]
+        if not batches:
+            return batches, None
+        self._batches_per_step = len(batches)
+        sizes = sum(self.loss_sizes(batch).to(device) for batch in batches)
+        if self.averages_across_processes:
+            sizes = self.accelerator.reduce(sizes, reduction="sum")
+        return batches, sizes
+
+    @property
+    def averages_across_processes(self) -> bool:
+        return self.args.average_tokens_across_devices and self.args.world_size > 1
+
+    def model_inputs(self, batch: dict, training: bool) -> dict:
+        """The model's arguments for a batch of the collator."""
+        return {name: value for name, value in batch.items() if name != "question_length"}
+
+    def loss_sizes(self, inputs: dict) -> torch.Tensor:
+        """How many tokens are predicted in a batch, a scalar."""
+        return (inputs["labels"][:, 1:] != IGNORED).sum()
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss; its parts are added up on the device."""
-        outputs = model(**self.model_inputs(inputs, model.training, return_outputs))
-        loss = outputs.loss.mean()  # one entry per device under DataParallel
+        """The model's own loss; its parts are added up on the device.
+
+        Args:
+            inputs: of `model_inputs`.
+            num_items_in_batch: of `get_batch_samples`; None (in evaluation) for the means of this batch alone.
+        """
+        sizes = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        outputs = model(**inputs, **sizes)
         if model.training:
             for name in LOSS_PARTS:
                 part = getattr(outputs, name, None)
                 if part is not None:
-                    part = part.detach().mean()
+                    part = part.detach()
                     self._part_sums[name] = self._part_sums[name] + part if name in self._part_sums else part
-                    self._part_counts[name] += 1
+                    self._part_counts[name] += 1 / self._batches_per_step
+        # Gradients are averaged over the processes, of which each has only its own part of the sum.
+        loss = (
+            outputs.loss * self.accelerator.num_processes if sizes and self.averages_across_processes else outputs.loss
+        )
         return (loss, outputs) if return_outputs else loss
-
-    def model_inputs(self, inputs: dict, training: bool, return_logits: bool) -> dict:
-        """The model's arguments for a batch of the collator."""
-        return {name: value for name, value in inputs.items() if name != "question_length"}
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds the mean of every loss part since the last log: the only moment that reads them."""
         if "loss" in logs and self._part_sums:
             means = torch.stack([total / self._part_counts[name] for name, total in self._part_sums.items()])
-            means = self.accelerator.reduce(means, reduction="mean")
+            means = self.accelerator.reduce(means, reduction="sum" if self.averages_across_processes else "mean")
             logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
-            self._part_sums, self._part_counts = {}, defaultdict(int)
+            self._part_sums, self._part_counts = {}, defaultdict(float)
         super().log(logs, *args, **kwargs)
 
     def record_progress(self) -> None:
@@ -266,11 +333,11 @@ class CoTTrainer(Trainer):
         """The loss, and the tokens generated in each mode: `(batch, new tokens)`, padded with -100."""
         inputs = self._prepare_inputs(inputs)
         rows, asked = inputs.pop("rows"), inputs["question_length"]
+        questions, mask = inputs["input_ids"][:, :asked], inputs["attention_mask"][:, :asked]
         with torch.inference_mode(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs).detach()
+            loss = self.compute_loss(model, self.model_inputs(inputs, training=False)).detach()
         if prediction_loss_only:
             return loss, None, None
-        questions, mask = inputs["input_ids"][:, :asked], inputs["attention_mask"][:, :asked]
         generator, generated = self.accelerator.unwrap_model(model), []
         for name in self.mode_names:
             options = self.generation_options(name, generator, asked)

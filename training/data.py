@@ -30,6 +30,7 @@ FEATURES = datasets.Features(
 )
 EQUATIONS = re.compile(r"(<<[^<>]*>>\s*)+")
 Rows = Iterable[tuple[str, object]]
+ALIASES = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
 
 def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | IterableDataset]:
@@ -54,10 +55,9 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
     source = None if args.dataset_name is None else open_dataset(args)
     for split in needed:
         if source is not None:
-            where = f"{args.dataset_name}, split {split}"
-            if split not in source:
-                raise InputError(f"{where}: no such split; there are: {', '.join(source)}")
-            rows = ((f"{where}, row {index}", row) for index, row in enumerate(source[split]))
+            name = find_split(args, split, source)
+            where = f"{args.dataset_name}, split {name}"
+            rows = ((f"{where}, row {index}", row) for index, row in enumerate(source[name]))
         elif files[split] is None:
             raise InputError(f"no {split} data: pass --{split}_file")
         else:
@@ -76,6 +76,22 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
     return found
 
 
+def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
+    """The name of a split in a data set: the one that a flag gives, or the first usual one that is there.
+
+    Raises:
+        InputError: if there is none.
+    """
+    asked, names = getattr(args, f"{split}_split"), list(source)
+    usual = ALIASES[split] if asked is None else (asked,)
+    found = next((name for name in usual if name in names), None)
+    if found is None:
+        raise InputError(
+            f"{args.dataset_name}, split {usual[0]}: no such split; there are: {', '.join(names)} (--{split}_split NAME)"
+        )
+    return found
+
+
 def as_dataset(rows: Dataset | IterableDataset | list[dict]) -> Dataset | IterableDataset:
     """Rows of `question`, `steps` and `answer`, checked, whatever holds them; a stream is checked as it is read."""
     if isinstance(rows, IterableDataset) or (isinstance(rows, Dataset) and rows.features == FEATURES):
@@ -87,8 +103,9 @@ def as_dataset(rows: Dataset | IterableDataset | list[dict]) -> Dataset | Iterab
 def stream_examples(args: DataArguments, limit: int | None) -> Iterator[dict]:
     """The training split, row by row, without holding it in memory."""
     if args.dataset_name is not None:
-        source = open_dataset(args)["train"]
-        rows = ((f"{args.dataset_name}, split train, row {index}", row) for index, row in enumerate(source))
+        source = open_dataset(args)
+        name = find_split(args, "train", source)
+        rows = ((f"{args.dataset_name}, split {name}, row {index}", row) for index, row in enumerate(source[name]))
     else:
         rows = read_file(Path(args.train_file))
     yield from islice(examples_of(rows, args.max_bad_rows), limit)

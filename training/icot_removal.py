@@ -65,52 +65,63 @@ def removed_columns(chain_lengths: torch.Tensor, counts: torch.Tensor, side: str
 
 
 def switched_columns(
-    chain_lengths: torch.Tensor, rate: float, mode: str, numbers: torch.Tensor, steps_from_end: torch.Tensor
+    left: torch.Tensor, rate: float, mode: str, numbers: torch.Tensor, steps_from_end: torch.Tensor
 ) -> torch.Tensor:
-    """Which tokens of a chain become fillers.
+    """Which of the tokens that are left of a chain become fillers.
 
     Args:
-        chain_lengths: `(batch,)`.
-        rate: share of the chain, 0 to 1.
-        mode: "random" (each token with this probability), "sequential" (from the front) or "depth" (whole steps,
-            the deepest, that is the last, first).
-        numbers: `(batch, width)`, uniform in [0, 1): the draw of "random".
-        steps_from_end: `(batch, width)`: for each token, its step's place counted from the chain's end, over the
-            number of steps (0 for the last step).
+        left: `(batch, width)`, boolean: the tokens that were not removed; the share is of these.
+        rate: share, 0 to 1.
+        mode: "random" (each token with this probability), "sequential" (as many as "random" would take, from the front),
+            both as in the filler-token fork; "fixed" (exactly this share, from the front); or "depth" (whole steps, the
+            deepest, that is the last, first).
+        numbers: `(batch, width)`, uniform in [0, 1): the draws of "random" and "sequential".
+        steps_from_end: `(batch, width)`: for each token, its step's place counted from the end of what is left, over the
+            number of steps that are left (0 for the last step).
 
     Returns:
         `(batch, width)`, boolean.
     """
-    column = torch.arange(numbers.shape[1])[None]
-    inside = column < chain_lengths[:, None]
     if mode == "random":
-        return inside & (numbers < rate)
+        return left & (numbers < rate)
+    if mode == "depth":
+        return left & (steps_from_end < rate - 1e-9)
     if mode == "sequential":
-        return inside & (column < torch.ceil(rate * chain_lengths[:, None].double() - 1e-9))
-    return inside & (steps_from_end < rate - 1e-9)
+        count = (left & (numbers < rate)).sum(dim=1, keepdim=True)
+    else:
+        count = torch.ceil(rate * left.sum(dim=1, keepdim=True).double() - 1e-9)
+    return left & (left.cumsum(dim=1) <= count)
 
 
-def surplus_fillers(switched: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Of each run of n switched tokens, those beyond the ceil(n / ratio) fillers that stand for it; as `switched`."""
+def fillers_of_runs(switched: torch.Tensor, ratio: float) -> torch.Tensor:
+    """How many fillers stand in the place of each switched token: a run of n tokens gives ceil(n x ratio) in all.
+
+    Args:
+        switched: `(batch, width)`, boolean.
+        ratio: fillers per token.
+
+    Returns:
+        `(batch, width)`, whole numbers; 0 where nothing is switched.
+    """
     column = torch.arange(switched.shape[1]).expand_as(switched)
     starts = torch.where(switched, torch.full_like(column, -1), column).cummax(dim=1).values
-    offset = column - starts - 1  # place in its run
-    stays = torch.ceil((offset + 1) / ratio) > torch.ceil(offset / ratio)
-    return switched & ~stays
+    place = (column - starts).double()  # in its run, from 1
+    counts = torch.ceil(place * ratio) - torch.ceil((place - 1) * ratio)
+    return torch.where(switched, counts, torch.zeros_like(counts)).long()
 
 
 @dataclass(frozen=True)
 class Internalizer:
-    """Applies the removal and the fillers of one step to a batch.
+    """Applies the removal and the fillers of one step to a batch: tokens are removed first, and of what is left some turn.
 
     Args:
         smoothing: lambda of the random offset.
         side: the end that tokens are removed from.
         keep_position: what follows the removed tokens keeps its positions.
-        switch_mode, switch_ratio: see `switched_columns` and `surplus_fillers`.
+        switch_mode, switch_ratio: see `switched_columns` and `fillers_of_runs`.
         label_fillers: the model learns to write the fillers (otherwise they are given to it).
         pause_token_id: the filler.
-        max_length: longer rows are not learned from; None for no limit.
+        max_length: rows of more tokens than this are not learned from; None for no limit.
         seed: of the random numbers.
     """
 
@@ -132,50 +143,79 @@ class Internalizer:
             step: for the random numbers.
             scheduled: tokens to remove.
             rate: share of fillers.
-            smooth: draw offsets (not in evaluation).
+            smooth: draw offsets (not in evaluation, and not while the chain is only learned).
 
         Returns:
-            `input_ids`, `attention_mask`, `position_ids`, `labels`, each `(batch, shorter length)`.
+            `input_ids`, `attention_mask`, `position_ids`, `labels`, each `(batch, length)`.
         """
         lengths, rows = torch.tensor(batch["chain_lengths"]), np.array(batch["row_numbers"])
         start, width, device = batch["chain_start"], max(1, int(lengths.max())), batch["input_ids"].device
         numbers = uniform(self.seed, step, rows, width + 1)
         offsets = smoothing_offsets(self.smoothing if smooth else math.inf, numbers[:, 0])
-        counts = torch.from_numpy(offsets) + int(min(scheduled, width))
+        counts = self.removed_counts(batch, offsets, scheduled)
         removed = removed_columns(lengths, counts, self.side, width)
         switched = torch.zeros_like(removed)
+        copies = 1 - removed.long()  # how often each token of the chain is there
         if rate > 0:
-            from_end = steps_from_end(batch["step_lengths"], width)
-            switched = switched_columns(lengths, rate, self.switch_mode, torch.from_numpy(numbers[:, 1:]), from_end)
-            removed |= surplus_fillers(switched & ~removed, self.switch_ratio)
+            left = (torch.arange(width) < lengths[:, None]) & ~removed
+            from_end = steps_from_end(batch["step_lengths"], counts.tolist(), self.side, width)
+            switched = switched_columns(left, rate, self.switch_mode, torch.from_numpy(numbers[:, 1:]), from_end)
+            copies = torch.where(switched, fillers_of_runs(switched, self.switch_ratio), copies)
 
-        # From the chain's columns to the batch's: gone columns move after everything that stays.
+        # From the chain's columns to the batch's; the result's column j is a copy of column `source[:, j]`.
         columns = batch["input_ids"].shape[1]
-        gone = torch.nn.functional.pad(removed, (start, columns))[:, :columns]
-        filler = torch.nn.functional.pad(switched, (start, columns))[:, :columns]
-        kept = torch.tensor(batch["lengths"]) - gone.sum(dim=1)
-        order = torch.argsort(gone.int(), dim=1, stable=True)[:, : int(kept.max())]
-        present = torch.arange(order.shape[1])[None] < kept[:, None]
-        learned = present if self.max_length is None else present & (kept <= self.max_length)[:, None]
-        filler = filler.gather(1, order)
-        order, present, learned, filler = (tensor.to(device) for tensor in (order, present, learned, filler))
+        ends = torch.tensor(batch["lengths"])[:, None]
+        times = (torch.arange(columns) < ends).long()
+        times[:, start : start + width] *= copies[:, : columns - start]
+        total = times.cumsum(dim=1)
+        length = int(total[:, -1].max())
+        source = torch.searchsorted(total, torch.arange(length).expand(len(rows), -1).contiguous(), right=True)
+        present = torch.arange(length) < total[:, -1:]
+        source = source.clamp(max=columns - 1)
+        filler = torch.nn.functional.pad(switched, (start, columns))[:, :columns].gather(1, source) & present
+        source, present, filler = (tensor.to(device) for tensor in (source, present, filler))
 
-        taken = {
-            name: batch[name].gather(1, order) for name in ("input_ids", "attention_mask", "position_ids", "labels")
-        }
-        mask = taken["attention_mask"] * present
-        ids, labels = taken["input_ids"], taken["labels"].masked_fill(~learned, IGNORED)
+        mask = batch["attention_mask"].gather(1, source) * present
+        learned = present if self.max_length is None else present & (mask.sum(dim=1, keepdim=True) <= self.max_length)
+        ids = batch["input_ids"].gather(1, source)
+        labels = batch["labels"].gather(1, source).masked_fill(~learned, IGNORED)
         if rate > 0:
             ids = ids.masked_fill(filler, self.pause_token_id)
             labels = labels.masked_fill(filler & learned, self.pause_token_id if self.label_fillers else IGNORED)
-        positions = taken["position_ids"] if self.keep_position else positions_from_mask(mask)
+        positions = positions_from_mask(mask)
+        if self.keep_position:
+            # What follows: the rest of the chain too, or only what comes after it.
+            first = start if self.side == "left" else start + lengths[:, None].to(device)
+            positions = positions + (source >= first) * removed.sum(dim=1, keepdim=True).to(device)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
 
+    def removed_counts(self, batch: dict, offsets: np.ndarray, scheduled: float) -> torch.Tensor:
+        """How many tokens go from each row's chain, `(batch,)`; never more than it has."""
+        lengths = torch.tensor(batch["chain_lengths"])
+        return torch.minimum(torch.from_numpy(offsets) + int(min(scheduled, int(lengths.max()))), lengths)
 
-def steps_from_end(step_lengths: list[list[int]], width: int) -> torch.Tensor:
-    """For each token its step's place from the chain's end over the number of steps; `(batch, width)`."""
+    def removes_all(self, batch: dict, step: int, scheduled: float, smooth: bool) -> bool:
+        """Whether nothing of any chain is left in this batch at this step; decided on the host."""
+        offsets = smoothing_offsets(
+            self.smoothing if smooth else math.inf, uniform(self.seed, step, np.array(batch["row_numbers"]), 1)[:, 0]
+        )
+        return self.removed_counts(batch, offsets, scheduled).tolist() == batch["chain_lengths"]
+
+
+def steps_from_end(step_lengths: list[list[int]], removed: list[int], side: str, width: int) -> torch.Tensor:
+    """For each token its step's place from the end over the number of steps, of those that are left; `(batch, width)`.
+
+    Args:
+        step_lengths: of each row, the tokens of its steps.
+        removed: of each row, how many tokens are gone.
+        side: the end that they are gone from.
+        width: of the longest chain.
+    """
     rows = []
-    for lengths in step_lengths:
-        places = [(len(lengths) - 1 - index) / len(lengths) for index, n in enumerate(lengths) for _ in range(n)]
-        rows.append(places + [1.0] * (width - len(places)))
+    for lengths, gone in zip(step_lengths, removed, strict=True):
+        step_of = [index for index, length in enumerate(lengths) for _ in range(length)]
+        left = step_of[gone:] if side == "left" else step_of[: len(step_of) - gone]
+        steps = sorted(set(left), reverse=True)
+        places = {step: place / len(steps) for place, step in enumerate(steps)}
+        rows.append(([places.get(step, 1.0) for step in step_of] + [1.0] * width)[:width])
     return torch.tensor(rows, dtype=torch.double)

@@ -3,20 +3,23 @@
 Which tokens go is in `icot_removal.py`. Steps are the optimiser's, counted from 0.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 
 from .arguments import CoTTrainingArguments, InternalizationArguments
 from .errors import InputError
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RemovalSchedule:
     """How many tokens of the chain are taken away at a step.
 
-    By epochs: `per_epoch` tokens an epoch, evenly, from the end of `pretrain_epochs` on. By steps, if `every_n_step`
-    is given: one more token every so many steps from `from_n_steps` on. All of them as soon as `all_beyond` is
-    reached.
+    By epochs: `start_from` during `pretrain_epochs`, then `per_epoch` more tokens per epoch, evenly. By steps, if
+    `every_n_step` is given: none before `from_n_steps`, then `start_from` and one more token every so many steps. All of
+    them as soon as `all_beyond` is reached.
     """
 
     per_epoch: float = 8.0
@@ -28,30 +31,40 @@ class RemovalSchedule:
 
     def tokens(self, step: int, steps_per_epoch: int) -> float:
         """Scheduled tokens (a whole number, or infinity for all) at an optimiser step, counted from 0."""
-        if self.every_n_step is not None:
-            steps, interval = step - self.from_n_steps, self.every_n_step
-        else:
-            steps = step - round(self.pretrain_epochs * steps_per_epoch)
-            interval = round(steps_per_epoch / self.per_epoch) if self.per_epoch else math.inf
+        steps = step - self.waiting_steps(steps_per_epoch)
         if steps < 0:
-            return self.start_from
-        scheduled = self.start_from + (steps + 1 if interval == 0 else int(steps // interval))
+            return self.start_from if self.every_n_step is None else 0
+        interval = self.every_n_step
+        if interval is None:
+            interval = round(steps_per_epoch / self.per_epoch) if self.per_epoch else math.inf
+        # More than one token per step cannot be: it is one in every step then, from the first one of the run on.
+        scheduled = self.start_from + (step + 1 if interval == 0 else int(steps // interval))
         return math.inf if scheduled >= self.all_beyond else scheduled
+
+    def waiting_steps(self, steps_per_epoch: int) -> int:
+        """Steps before anything is taken away by the schedule; rows draw no offsets there either."""
+        if self.every_n_step is not None:
+            return self.from_n_steps
+        return round(self.pretrain_epochs * steps_per_epoch)
 
 
 @dataclass(frozen=True)
 class FillerSchedule:
-    """Which share of the chain is fillers at a step: none before `from_n_steps`, then `from_rate` and rising to 1 by one
-    percent every `every_n_step` steps."""
+    """Which share of the chain is fillers at a step: none before `from_n_steps`; then it rises from `from_rate` evenly, to
+    1 at the last of `steps` (as in the filler-token fork), or by one percent every `every_n_step` steps."""
 
+    steps: int
     from_n_steps: int = 0
     from_rate: float = 0.0
-    every_n_step: int = 100
+    every_n_step: int | None = None
 
     def rate(self, step: int) -> float:
-        if step < self.from_n_steps:
+        passed = step - self.from_n_steps
+        if passed < 0:
             return 0.0
-        return min(1.0, self.from_rate + 0.01 * ((step - self.from_n_steps) // self.every_n_step))
+        if self.every_n_step is not None:
+            return min(1.0, self.from_rate + 0.01 * (passed // self.every_n_step))
+        return min(1.0, self.from_rate + (1 - self.from_rate) * (passed + 1) / (self.steps - self.from_n_steps))
 
 
 def removal_schedule(method: InternalizationArguments, args: CoTTrainingArguments) -> RemovalSchedule:
@@ -81,13 +94,25 @@ def removal_schedule(method: InternalizationArguments, args: CoTTrainingArgument
 
 
 def filler_schedule(method: InternalizationArguments, steps: int) -> FillerSchedule:
-    """The filler schedule of the arguments, for a run of `steps`."""
-    if not 0 <= method.switch_from_n_rate <= 1:
-        raise InputError(f"--switch_from_n_rate must be between 0 and 1, got {method.switch_from_n_rate}")
-    if not method.switch_token_ratio >= 1:
-        raise InputError(f"--switch_token_ratio must be at least 1, got {method.switch_token_ratio}")
-    every = method.switch_every_n_step or max(1, int((steps - method.switch_from_n_steps) * 0.8 / 100))
-    return FillerSchedule(method.switch_from_n_steps, method.switch_from_n_rate, every)
+    """The filler schedule of the arguments, for a run of `steps`.
+
+    Raises:
+        InputError: for a rate or ratio that cannot be.
+    """
+    if not 0 <= method.switch_from_n_rate <= 100:
+        raise InputError(f"--switch_from_n_rate must be a percentage, 0 to 100, got {method.switch_from_n_rate}")
+    if not method.switch_token_ratio > 0:
+        raise InputError(f"--switch_token_ratio must be above 0, got {method.switch_token_ratio}")
+    if method.switch_every_n_step is not None and method.switch_every_n_step < 1:
+        raise InputError(f"--switch_every_n_step must be at least 1, got {method.switch_every_n_step}")
+    if method.switch_from_n_steps >= steps:
+        logger.warning(
+            "--switch_from_n_steps %d: no fillers, since they would start after the last of %d steps",
+            *(method.switch_from_n_steps, steps),
+        )
+    return FillerSchedule(
+        steps, method.switch_from_n_steps, method.switch_from_n_rate / 100, method.switch_every_n_step
+    )
 
 
 def check_schedule(schedule: RemovalSchedule, smoothing: float, steps: int, steps_per_epoch: int, longest: int) -> None:

@@ -1,20 +1,33 @@
 """The Trainer of iCoT: takes the chain of thought away while it trains (arXiv 2405.14838)."""
 
+import logging
 import math
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from statistics import mean, mode
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from models.answer_modes import EXPLICIT, INTERNALISED
 from models.configuration_icot import ALL_TOKENS
 
-from .arguments import InternalizationArguments, StepwiseDataArguments
+from .arguments import InternalizationArguments
 from .collators import ICoTCollator
 from .cot_trainer import CoTTrainer
+from .errors import InputError
 from .icot_removal import Internalizer
 from .icot_schedule import check_schedule, filler_schedule, removal_schedule
-from .loading import extend_positions, reinitialize
+from .loading import extend_positions, is_set_up, reinitialize, set_up_text_format
 from .plots import plot_internalization
+from .text_format import check_format, is_of_the_fork, tokenize_spaced
+
+logger = logging.getLogger(__name__)
+
+CHECKED_ROWS = 20  # of each split, when a text format is set up
 
 
 class ICoTTrainer(CoTTrainer):
@@ -27,7 +40,6 @@ class ICoTTrainer(CoTTrainer):
 
     family = "icot"
     method_class = InternalizationArguments
-    data_class = StepwiseDataArguments
 
     def __init__(self, model, args, *, method: InternalizationArguments | None = None, **kwargs):
         method = method or self.method_class()
@@ -45,20 +57,62 @@ class ICoTTrainer(CoTTrainer):
             max_length=method.max_len_train,
             seed=args.seed,
         )
-        chains = [sum(map(len, steps)) for steps in self.splits["train"]["steps"]] if "train" in self.splits else [0]
-        self.longest_chain, self.mean_chain = max(chains), sum(chains) / len(chains)
+        train = self.splits["train"]["steps"] if "train" in self.splits else [[]]
+        self.chain_lengths = [sum(map(len, steps)) for steps in train]
+        self.longest_chain, self.mean_chain = max(self.chain_lengths), mean(self.chain_lengths)
+        if method.keep_position and len(set(self.chain_lengths)) > 1:
+            logger.warning(
+                "--keep_position: chains have %d to %d tokens, and how many a question's own has is not known when it is "
+                "asked: answers take the number that most rows have",
+                min(self.chain_lengths),
+                self.longest_chain,
+            )
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
-        self.fillers = filler_schedule(method, steps) if method.switch_tokens else None
-        if args.do_train:
+        trains = self.train_dataset is not None
+        self.fillers = filler_schedule(method, steps) if method.switch_tokens and trains else None
+        if trains:
             removes = method.removal_gate is None and not method.switch_tokens and not method.partial_removal
             longest = self.longest_chain if removes else 0
             check_schedule(self.removal, method.removal_smoothing_lambda, steps, self.steps_per_epoch, longest)
+        self.chains_gone: list[bool] = []  # of each batch of the present step: whether nothing is left of its chains
         if method.reset_optimizer:
             self.add_callback(OptimizerReset(self))
 
     def answer_prompt(self, config: PreTrainedConfig) -> str | None:
         prompt = self.method.answer_prompt
         return "####" if prompt is None and config.answer_prompt_ids is None else prompt
+
+    def set_up(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The text format decides about separators and spaces; a checkpoint keeps its own."""
+        asked, self.unspaced = self.method.text_format, None
+        if is_set_up(config):
+            if asked not in (None, config.text_format):
+                raise InputError(f"--text_format {asked}: the checkpoint was trained with {config.text_format!r}")
+        else:
+            form = asked or ("fork" if is_of_the_fork(tokenizer) else "plain")
+            if asked is None and form == "fork":
+                logger.warning("the tokenizer has the filler-token fork's tokens: its text format is used (fork)")
+            self.unspaced = set_up_text_format(config, tokenizer, form)
+        if config.text_format == "original" and self.method.switch_tokens:
+            raise InputError(
+                "--switch_tokens: the original text format has no fillers; use --text_format plain or fork"
+            )
+        super().set_up(config, tokenizer)
+
+    def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:
+        if config.text_format == "plain":
+            return super().encoder(tokenizer, config)
+        encode = partial(
+            tokenize_spaced,
+            tokenizer=tokenizer,
+            keep_last_step=self.data.keep_last_step,
+            answer_prompt_ids=config.answer_prompt_ids,
+        )
+        if self.unspaced is not None and self.data.keep_last_step:
+            rows = [row for split in self.rows.values() for row in islice(split, CHECKED_ROWS)]
+            batch = {name: [row[name] for row in rows] for name in ("question", "steps", "answer")}
+            check_format(rows, encode(batch), config, self.unspaced)
+        return encode
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.method.reinitialize_weights:
@@ -98,10 +152,13 @@ class ICoTTrainer(CoTTrainer):
     def filler_rate(self, step: int) -> float:
         return 0.0 if self.fillers is None else self.fillers.rate(step)
 
-    def model_inputs(self, inputs: dict, training: bool, return_logits: bool) -> dict:
+    def model_inputs(self, batch: dict, training: bool) -> dict:
         """What this step leaves of the chain; whole tensors, chosen on the host without waiting."""
         step = self.state.global_step
-        return self.internalizer(inputs, step, self.scheduled(step), self.filler_rate(step), smooth=training)
+        smooth = training and step >= self.removal.waiting_steps(self.steps_per_epoch)
+        if training and self.method.reset_optimizer:
+            self.chains_gone.append(self.internalizer.removes_all(batch, step, self.scheduled(step), smooth))
+        return self.internalizer(batch, step, self.scheduled(step), self.filler_rate(step), smooth=smooth)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs or "eval_loss" in logs:
@@ -124,23 +181,39 @@ class ICoTTrainer(CoTTrainer):
         config, step = self.unwrapped.config, self.state.global_step
         scheduled, rate = self.scheduled(step), self.filler_rate(step)
         config.num_internalized_tokens = ALL_TOKENS if scheduled >= self.longest_chain else int(scheduled)
+        if config.keep_position:
+            config.position_gap = mode(min(scheduled, length) for length in self.chain_lengths)
         config.filler_mode = "none"
         if rate > 0:
             config.filler_mode = "written" if self.internalizer.label_fillers else "prefilled"
-            config.num_fillers = math.ceil(self.mean_chain * rate / self.internalizer.switch_ratio - 1e-9)
+            config.num_fillers = math.ceil(self.mean_chain * rate * self.internalizer.switch_ratio - 1e-9)
 
     def plot(self, folder: Path) -> None:
         """Accuracy against removed tokens, if there were evaluations."""
         plot_internalization(self.state.log_history, folder / "accuracy_against_removal.png")
 
 
-class OptimizerReset(TrainerCallback):
-    """Forgets the optimiser's moments when one more token is removed, until no chain is left (as published)."""
+class OptimizerReset(TrainerCallback, ExportableState):
+    """Forgets the optimiser's moments when one more token is removed, unless the step before had no chain left (as
+    published; with `removal_side` "right" the published code stops earlier than it means to)."""
 
     def __init__(self, trainer: ICoTTrainer):
-        self.trainer = trainer
+        self.trainer, self.all_gone = trainer, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        self.all_gone = saved.get("attributes", {}).get("all_gone", False)
 
     def on_step_begin(self, args, state, control, **kwargs):
         before, now = (self.trainer.scheduled(step) for step in (state.global_step - 1, state.global_step))
-        if before < now and before < self.trainer.longest_chain:
+        if before < now and not self.all_gone:
             self.trainer.optimizer.state.clear()
+        gone = all(self.trainer.chains_gone)
+        if args.world_size > 1:  # every process has other rows, and all must decide alike
+            gone = bool(self.trainer.accelerator.gather(torch.tensor(gone, device=args.device)).all())
+        self.all_gone = gone
+        self.trainer.chains_gone.clear()
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of it."""
+        return {"args": {}, "attributes": {"all_gone": self.all_gone}}

@@ -1,5 +1,6 @@
 """Tokenizer, configuration and model: from a checkpoint, from a backbone's checkpoint, or from random weights."""
 
+import copy
 import logging
 from collections.abc import Iterable
 
@@ -20,6 +21,7 @@ from .arguments import ModelArguments
 from .checkpoint import check_reachable, load_weights, read_config
 from .errors import InputError
 from .small_tokenizers import byte_tokenizer, character_tokenizer, word_tokenizer
+from .text_format import family_tokens, write_spaces
 from .tokenization import prepare_tokenizer, set_special_ids, starts_with_bos, tokenize_answer_prompt
 
 logger = logging.getLogger(__name__)
@@ -27,15 +29,12 @@ logger = logging.getLogger(__name__)
 DEFAULT_ANSWER_PROMPT = "The answer is:"
 
 
-def load_tokenizer(
-    args: ModelArguments, texts: Iterable[str], special_tokens: dict[str, str] | None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the special tokens that the model needs.
+def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer, as it comes.
 
     Args:
         args: names the tokenizer, or the model it comes with.
         texts: training texts, read only for `--tokenizer_name characters` and `words`.
-        special_tokens: a family's, if any.
     """
     name = args.tokenizer_name or args.model_name_or_path
     if name is None:
@@ -44,16 +43,11 @@ def load_tokenizer(
         texts = list(texts)
         if len(texts) < 2:
             raise InputError(f"--tokenizer_name {name} is made from the training data: pass --do_train")
-        tokenizer = character_tokenizer(texts) if name == "characters" else word_tokenizer(texts)
-    elif name == "bytes":
-        tokenizer = byte_tokenizer()
-    else:
-        check_reachable(name, "tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=args.model_revision, trust_remote_code=args.trust_remote_code
-        )
-    prepare_tokenizer(tokenizer, special_tokens)
-    return tokenizer
+        return character_tokenizer(texts) if name == "characters" else word_tokenizer(texts)
+    if name == "bytes":
+        return byte_tokenizer()
+    check_reachable(name, "tokenizer")
+    return AutoTokenizer.from_pretrained(name, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
 
 
 def texts_of(examples: Iterable[dict] | None, answer_prompt: str | None) -> Iterable[str]:
@@ -151,17 +145,9 @@ def load_model(
     args: ModelArguments,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    answer_prompt: str | None,
 ) -> PreTrainedModel:
-    """The model, its vocabulary as large as the tokenizer's and its configuration complete.
-
-    Everything that the weights depend on ends up in the configuration: token ids and the answer prompt too.
-
-    Args:
-        answer_prompt: replaces the checkpoint's, with a warning; for a new model None means "The answer is:".
-    """
+    """The model of a complete configuration (`set_up`), its vocabulary as large as the tokenizer's."""
     check_attention(args.attn_implementation)
-    set_up(config, tokenizer, answer_prompt)
     options = {"dtype": args.torch_dtype or "auto"}
     if args.attn_implementation is not None:
         options["attn_implementation"] = args.attn_implementation
@@ -183,18 +169,43 @@ def load_model(
 
 def is_set_up(config: PreTrainedConfig) -> bool:
     """Whether a configuration of ours knows its special tokens, as that of every checkpoint does."""
-    names = getattr(config, "special_tokens", {})
-    return bool(names) and all(getattr(config, name) is not None for name in names)
+    return any(getattr(config, name) is not None for name in getattr(config, "special_tokens", {}))
 
 
 def set_up(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None) -> None:
-    """Put what depends on the tokenizer into the configuration: the answer prompt and the family's tokens."""
+    """Make tokenizer and configuration fit: the family's tokens, added where they are missing, and the answer prompt.
+
+    Everything that the weights depend on ends up in the configuration.
+
+    Args:
+        answer_prompt: replaces the checkpoint's, with a warning; for a new model None means "The answer is:".
+    """
+    tokens = family_tokens(config, tokenizer)
+    prepare_tokenizer(tokenizer, tokens)
     set_answer_prompt(config, tokenizer, answer_prompt)
-    names = getattr(config, "special_tokens", {})
-    for name, token in names.items():
+    for name, token in tokens.items():
         setattr(config, name, tokenizer.convert_tokens_to_ids(token))
-    if names:
+    if tokens:
         config.questions_start_with_bos = starts_with_bos(tokenizer)
+
+
+def set_up_text_format(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, form: str
+) -> PreTrainedTokenizerBase | None:
+    """Have an iCoT configuration and its tokenizer write as a format of `text_format.py` does.
+
+    Returns:
+        The tokenizer as it was before it learned to write spaces, with the format's tokens; None for the plain format.
+    """
+    config.text_format = form
+    if form == "plain":
+        return None
+    prepare_tokenizer(tokenizer, family_tokens(config, tokenizer))
+    before = copy.deepcopy(tokenizer)
+    write_spaces(tokenizer)
+    if form == "fork":
+        config.question_end_ids = [tokenizer.eos_token_id]
+    return before
 
 
 def set_answer_prompt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, text: str | None) -> None:

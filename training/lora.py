@@ -29,8 +29,8 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
         fast: with the layers of `lora_fast.py` instead of PEFT's own; the numbers and the files are the same.
 
     Returns:
-        A `PeftModel`; only the adapters, the rows of the thought span's tokens (which no pretrained model knows) and
-        `modules_to_save` require gradients.
+        A `PeftModel`; only the adapters, the rows of the family's tokens (which no pretrained model knows), of padding and
+        of the end of sequence (the original's choice), and `modules_to_save` require gradients.
     """
     if importlib.util.find_spec("peft") is None:
         raise InputError("--use_peft needs: pip install peft")
@@ -43,15 +43,13 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
     if getattr(model.config, "use_projection", False) and "prj" not in saved:
         saved.append("prj")
     config = model.config
-    new_token_ids = [
-        getattr(config, name)
-        for name in getattr(config, "special_tokens", {})
-        if config.family == "pccot" and getattr(config, name) is not None
-    ]
+    fields = (*getattr(config, "special_tokens", {}), "pad_token_id", "eos_token_id")
+    held = (getattr(config, name) for name in fields)
+    token_ids = list(dict.fromkeys(token for token in held if isinstance(token, int)))
     names = {module: name for name, module in model.named_modules()}
-    rows = {names[model.get_input_embeddings()].rpartition(".")[2]: new_token_ids}
+    rows = {names[model.get_input_embeddings()].rpartition(".")[2]: token_ids}
     if not config.tie_word_embeddings:
-        rows[names[model.get_output_embeddings()].rpartition(".")[2]] = new_token_ids
+        rows[names[model.get_output_embeddings()].rpartition(".")[2]] = token_ids
     adapters = LoraConfig(
         task_type="CAUSAL_LM",
         r=args.lora_r,
@@ -59,7 +57,7 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
         lora_dropout=args.lora_dropout,
         target_modules=targets,
         modules_to_save=saved or None,
-        trainable_token_indices=rows if new_token_ids else None,
+        trainable_token_indices=rows if token_ids else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     if fast:

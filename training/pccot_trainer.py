@@ -1,10 +1,12 @@
 """The Trainer of PCCoT: distils the model's own explicit chain of thought into its latent one (arXiv 2506.18582)."""
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.answer_modes import EXPLICIT, LATENT
+from models.chunked_cross_entropy import IGNORED
 
-from .arguments import ThoughtArguments
+from .arguments import DataArguments, ThoughtArguments
 from .collators import PCCoTCollator
 from .cot_trainer import CoTTrainer
 
@@ -14,6 +16,7 @@ class PCCoTTrainer(CoTTrainer):
 
     family = "pccot"
     method_class = ThoughtArguments
+    data_class = DataArguments
 
     def configuration_settings(self) -> dict:
         names = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")
@@ -29,9 +32,17 @@ class PCCoTTrainer(CoTTrainer):
     def describe_method(self) -> str:
         return f"`{self.model_type}` with latent chain of thought, trained by distilling its explicit one."
 
-    def model_inputs(self, inputs: dict, training: bool, return_logits: bool) -> dict:
+    def model_inputs(self, batch: dict, training: bool) -> dict:
         warming_up = training and self.state.global_step < self.method.teacher_warmup_steps
-        return inputs | {"teacher_only": warming_up, "return_logits": return_logits}
+        return batch | {"teacher_only": warming_up, "return_logits": False}
+
+    def loss_sizes(self, inputs: dict) -> torch.Tensor:
+        """Labelled tokens of teacher, student and step supervision, and rows; `(4,)`."""
+        steps = (inputs["step_labels"] != IGNORED).sum()
+        teacher, student, rows = (  # known on the host, and written on the device without a wait
+            steps.new_full((), len(inputs[name])) for name in ("cot_labelled", "answer_labelled", "input_ids")
+        )
+        return torch.stack([teacher, student, steps, rows])
 
     def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
         options = super().generation_options(name, model, question_length)

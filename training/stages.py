@@ -49,6 +49,8 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
         raise InputError(f"--output_dir {folder} is a file")
     if args.remove_unused_columns:
         raise InputError("--remove_unused_columns must stay off: the collator makes the model's inputs")
+    if args.label_smoothing_factor:
+        raise InputError("--label_smoothing_factor is not supported: the losses here are plain cross-entropies")
     for name, least in (
         ("block_size", 1),
         ("max_train_samples", 1),

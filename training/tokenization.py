@@ -1,6 +1,7 @@
 """Text to tokens: a tokenizer's special tokens, and data sets as features for the collators."""
 
 import logging
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, special_tokens: dict[s
     added = 0
     if special_tokens:
         tokenizer.chat_template = CHAT_TEMPLATE
-        missing = [token for token in special_tokens.values() if token not in tokenizer.get_vocab()]
+        # One that is there as an ordinary word becomes special: text that spells it must not be it.
+        missing = [token for token in special_tokens.values() if token not in tokenizer.all_special_tokens]
         known = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
         if missing:
             added += tokenizer.add_special_tokens({"extra_special_tokens": known + missing})
@@ -112,7 +114,7 @@ def set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def tokenize_split(
     examples: Dataset | IterableDataset,
     split: str,
-    tokenizer: PreTrainedTokenizerBase,
+    encode: Callable[[dict], dict],
     collator: CoTCollator,
     data: DataArguments,
     positions: int | None,
@@ -122,6 +124,7 @@ def tokenize_split(
     Args:
         examples: rows of `question`, `steps` and `answer`.
         split: its name; all but "train" are for evaluation.
+        encode: makes `question`, `steps` and `answer` in token ids of a batch of them in text.
         positions: the model's own limit in tokens, if it has one.
 
     Raises:
@@ -130,7 +133,7 @@ def tokenize_split(
     limit = min(filter(None, (data.block_size, positions)), default=None)
 
     def features_of(examples: dict, indices: list[int]) -> dict:
-        features = tokenize(examples, tokenizer, data.keep_last_step)
+        features = encode(examples)
         rows = [dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True)]
         features["length"] = [collator.length(row) for row in rows]
         for index, length in zip(indices, features["length"], strict=True):
