@@ -46,7 +46,16 @@ from .checkpoint import save_model
 from .collators import CoTCollator
 from .data import as_dataset
 from .errors import InputError
-from .evaluation import Answers, count_new_tokens, mode_of, read_answers, same_answer, timed_generate, token_budget
+from .evaluation import (
+    Answers,
+    count_new_tokens,
+    mode_of,
+    read_answers,
+    same_answer,
+    timed_generate,
+    token_budget,
+    warn_of_long_answers,
+)
 from .hub import check_access
 from .liger import register_with_liger
 from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
@@ -138,7 +147,7 @@ class CoTTrainer(Trainer):
         self.answers: dict[str, Answers] = {}  # of the last evaluation, in the order of its data
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_counts, self._batches_per_step = defaultdict(float), 1
-        self.check_budgets()
+        self.warn_of_long_answers()
 
     # --- what is prepared; the other trainers override these ---
 
@@ -202,27 +211,12 @@ class CoTTrainer(Trainer):
         """The ways to answer that evaluation measures (`models/answer_modes.py`)."""
         return [DIRECT.name if self.method.no_cot else EXPLICIT.name]
 
-    def check_budgets(self) -> None:
+    def warn_of_long_answers(self) -> None:
         """Say so before a run where gold answers are longer than what evaluation lets a model write."""
-        collator, limits = self.data_collator, self.evaluation
         for split in self.splits.keys() - {"train"}:
-            features = self.splits[split].select_columns(["steps", "answer"]).to_list()
+            rows = self.splits[split].select_columns(["steps", "answer"]).to_list()
             for name in self.mode_names:
-                mode = mode_of(self.unwrapped, name)
-                flag = "max_cot_tokens" if mode.writes == "chain" else "max_new_tokens"
-                prompt = len(collator.answer_prompt_ids) if mode.writes == "answer" else 0  # which is not written then
-                need = [
-                    (len(collator.chain(row)) if mode.writes == "chain" else 0) + len(collator.ending(row)) - prompt
-                    for row in features
-                ]
-                budget = getattr(limits, flag) + (len(collator.answer_prompt_ids) if mode.writes == "prompt" else 0)
-                beyond = sum(length > budget for length in need)
-                if beyond:
-                    logger.warning(
-                        "%s: %d of %d gold answers (%s) take more than --%s %d, so they count as wrong; the longest takes %d "
-                        "tokens",
-                        *(split, beyond, len(need), mode.label, flag, getattr(limits, flag), max(need)),
-                    )
+                warn_of_long_answers(split, rows, mode_of(self.unwrapped, name), self.data_collator, self.evaluation)
 
     def describe_method(self) -> str:
         """One sentence for the model card."""

@@ -1,5 +1,6 @@
 """Answers by generation, and how right they are. The ways to answer are described in `models/answer_modes.py`."""
 
+import logging
 import math
 import re
 import time
@@ -10,7 +11,11 @@ import torch
 
 from models.answer_modes import DIRECT, EXPLICIT, AnswerMode
 
+from .arguments import EvaluationArguments
+from .collators import CoTCollator
 from .errors import InputError
+
+logger = logging.getLogger(__name__)
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 
@@ -112,6 +117,28 @@ def token_budget(model, mode: AnswerMode, question_length: int, max_new_tokens: 
         limit = getattr(model.config, "max_position_embeddings", None)
         room = None if limit is None else limit - question_length
     return budget if room is None else max(1, min(budget, room))
+
+
+def warn_of_long_answers(
+    split: str, rows: list[dict], mode: AnswerMode, collator: CoTCollator, limits: EvaluationArguments
+) -> None:
+    """Say so where gold answers are longer than what a mode may write: however right a model is, they count as wrong.
+
+    Args:
+        rows: `steps` and `answer` in token ids.
+        collator: knows how a sequence ends.
+        limits: `max_new_tokens` and `max_cot_tokens`.
+    """
+    prompt, chain = len(collator.answer_prompt_ids), mode.writes == "chain"
+    flag = "max_cot_tokens" if chain else "max_new_tokens"
+    limit = getattr(limits, flag)
+    need = [len(collator.ending(row)) + (len(collator.chain(row)) if chain else -prompt) for row in rows]
+    beyond = sum(length > limit for length in need)
+    if beyond:
+        logger.warning(
+            "%s: %d of %d gold answers (%s) take more than --%s %d, so they count as wrong; the longest takes %d tokens",
+            *(split, beyond, len(need), mode.label, flag, limit, max(need)),
+        )
 
 
 def read_answers(model, tokenizer, mode: AnswerMode, generated: list[list[int]], seconds: float = 0.0) -> Answers:
