@@ -25,7 +25,16 @@ import models
 import run_ccot
 import run_cot
 import run_icot
-from training import CoTTrainer, DataArguments, EvaluationArguments, LoraArguments, ModelArguments, PCCoTTrainer
+from training import (
+    CoTTrainer,
+    DataArguments,
+    EvaluationArguments,
+    ICoTTrainer,
+    InternalizationArguments,
+    LoraArguments,
+    ModelArguments,
+    PCCoTTrainer,
+)
 from training.arguments import CoTTrainingArguments
 from training.cli import SUCCESSORS, parse
 from training.collators import ICoTCollator
@@ -33,7 +42,7 @@ from training.convert_icot import convert
 from training.data import find_split, format_line
 from training.errors import InputError
 from training.icot_removal import Internalizer, fillers_of_runs
-from training.icot_schedule import FillerSchedule, RemovalSchedule
+from training.icot_schedule import FillerSchedule, RemovalSchedule, removal_schedule
 from training.loading import set_up, set_up_text_format
 from training.lora import add_adapters
 from training.text_format import FORK_TOKENS, tokenize_spaced
@@ -210,7 +219,7 @@ def test_a_rows_own_length_decides_whether_it_is_learned():
         {"question": [5], "steps": [[6, 7, 8]], "answer": [9], "row": 1},  # 1 + 1 + 3 + 1 + 1 + 1 = 8 tokens
     ]
     batch = collator(1, 2, 0)(features)
-    for limit, learned in ((8, [False, True]), (7, [False, False]), (35, [True, True][:0] or [False, True])):
+    for limit, learned in ((8, [False, True]), (7, [False, False]), (37, [True, True])):
         labels = internalizer(max_length=limit)(batch, 0, 0, 0.0)["labels"]
         assert (labels != -100).any(dim=1).tolist() == learned
     removed = internalizer(max_length=5)(batch, 0, math.inf, 0.0)["labels"]
@@ -229,6 +238,8 @@ def test_truncation_counts_a_rows_own_tokens():
     batch = Collator(tokenizer, config, truncation=7)([row | {"row": 0} for row in rows])
     assert batch["attention_mask"].sum(dim=1).tolist() == [7, 7]
     assert batch["chain_lengths"] == [0, 2]
+    shorter = Collator(tokenizer, config, truncation=1)([rows[1] | {"row": 0}])
+    assert shorter["input_ids"].tolist() == [[5]] and shorter["input_ids"].dtype == torch.long
 
 
 # --- kept positions, asked ---
@@ -272,9 +283,70 @@ def test_memorised_rows_are_answered_with_kept_positions(side, removed, memorise
     config = json.loads((folder / "config.json").read_text())
     assert config["position_gap"] == {"0": 0, "3": 3, "inf": 7}[removed]
     assert metrics["eval_icot_exact_match"] == 1.0
-    ask = [*train[4:], "--model_name_or_path", str(folder), "--per_device_eval_batch_size", "1"]
-    ask = [word for word in ask if word != "--do_train"]
-    assert run_icot.main([*ask, "--output_dir", str(tmp_path / "again")])["eval_icot_exact_match"] == 1.0
+    ask = ["--model_name_or_path", str(folder), "--validation_file", memorised_file, "--do_eval", *QUIET]
+    ask += ["--per_device_eval_batch_size", "1", "--max_cot_tokens", "24", "--explicit_cot", "false"]
+    again = run_icot.main([*ask, "--output_dir", str(tmp_path / "again")])  # the checkpoint knows all that training did
+    assert again["eval_icot_exact_match"] == 1.0
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=0.5, abs=0.01)
+
+
+ICOT = ["--config_name", "configs/icot_gpt2_chain.json", "--tokenizer_name", "characters", *QUIET, "--do_train"]
+ICOT += ["--explicit_cot", "false", "--max_cot_tokens", "24", "--max_new_tokens", "8"]
+
+
+def test_what_is_asked_and_saved_goes_by_the_last_step(memorised_file, tmp_path):
+    """Not by the next one, which would remove a token that no weights have learned to do without."""
+    argv = [*ICOT, "--train_file", memorised_file, "--validation_file", memorised_file, "--do_eval", "--max_steps", "4"]
+    argv += ["--remove_every_n_step", "2", "--partial_removal", "--eval_strategy", "steps", "--eval_steps", "2"]
+    run_icot.main([*argv, "--output_dir", str(tmp_path)])
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["removed_tokens"] for entry in history if "eval_loss" in entry] == [0, 1]
+    assert json.loads((tmp_path / "config.json").read_text())["num_internalized_tokens"] == 1
+
+
+def test_limits_of_at_most_nothing_are_none(memorised_file, tmp_path):
+    """As the original's defaults, -1, say; and rows that are all too long cost nothing."""
+    argv = [*ICOT, "--train_file", memorised_file, "--max_steps", "2", "--partial_removal", "--logging_steps", "1"]
+    run_icot.main([*argv, "--max_len_train", "-1", "--truncation", "-1", "--output_dir", str(tmp_path / "none")])
+    run_icot.main([*argv, "--max_len_train", "3", "--output_dir", str(tmp_path / "all")])
+    for folder, learned in (("none", True), ("all", False)):
+        history = json.loads((tmp_path / folder / "trainer_state.json").read_text())["log_history"]
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        assert all(math.isfinite(loss) and (loss > 0) == learned for loss in losses), losses
+
+
+def test_answers_with_commas_are_compared_as_they_are_written(tmp_path):
+    """A text format that leaves commas out leaves them out of the gold too."""
+    rows = [{"question": f"{n}?", "steps": ["x"], "answer": f"{n},{n}"} for n in range(4)]
+    trainer = ICoTTrainer(
+        ModelArguments(config_name="configs/icot_gpt2_chain.json", tokenizer_name="bytes"),
+        CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none"),
+        eval_dataset=rows,
+        method=InternalizationArguments(text_format="original"),
+    )
+    assert trainer.splits["validation"]["answer_text"][:2] == ["00", "11"]
+
+
+def test_fillers_that_outgrow_the_positions_are_named(memorised_file, tmp_path):
+    argv = [*ICOT, "--train_file", memorised_file, "--max_steps", "2", "--switch_tokens", "--switch_from_n_steps", "0"]
+    with pytest.raises(InputError, match=r"train row 0 is too long: 1\d\d tokens, and the limit is 64"):
+        run_icot.main([*argv, "--switch_token_ratio", "20", "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--remove_from_n_tokens", "5"], "is for schedules with --remove_every_n_step"),
+        (["--remove_every_n_step", "5", "--pretrain_epochs", "1"], "for schedules without --remove_every_n_step"),
+        (["--pretrain_epochs", "-3"], "must not be negative"),
+        (["--remove_all_when_remove_beyond", "nan"], "must be a number or inf"),
+        (["--streaming"], "has to know every chain"),
+    ],
+)
+def test_schedules_that_would_say_something_else(flags, said, memorised_file, tmp_path):
+    argv = [*ICOT, "--train_file", memorised_file, "--max_steps", "2", "--partial_removal", *flags]
+    with pytest.raises(InputError, match=said):
+        run_icot.main([*argv, "--output_dir", str(tmp_path)])
 
 
 # --- means over labelled tokens ---
@@ -546,10 +618,10 @@ def test_defaults_are_the_originals():
     """What `run_ccot.py` does when a flag is left out (`models/pccot_arguments.py` there), and the fork's fillers."""
     lora = LoraArguments()
     assert (lora.lora_r, lora.lora_alpha, lora.lora_dropout) == (128, 32, 0.1)
-    from training import InternalizationArguments
-
     method = InternalizationArguments()
-    assert (method.remove_per_epoch, method.removal_side, method.pretrain_epochs) == (8, "left", 0)
+    assert removal_schedule(method, SimpleNamespace(eval_strategy="no")).per_epoch == 8
+    config = models.ICoTGPT2Config()
+    assert (method.removal_side or config.removal_side, method.pretrain_epochs) == ("left", 0)
     assert (method.switch_mode, method.switch_from_n_steps, method.switch_token_ratio) == ("random", 5000, 1.0)
     assert method.write_fillers and EvaluationArguments().max_new_tokens == 32
 

@@ -138,12 +138,16 @@ class InternalizationArguments:
     """How the chain of thought is taken away (iCoT) or turned into fillers."""
 
     answer_prompt: str | None = option(None, "Text between <ready> and the answer ('####' for a new model).")
-    remove_per_epoch: float = option(8.0, "Tokens of the chain to take away in each epoch, evenly.")
+    remove_per_epoch: float | None = option(
+        None, "Tokens of the chain to take away in each epoch, evenly (8; none with --switch_tokens)."
+    )
     remove_all_when_remove_beyond: str = option("inf", "Take all away once so many are (a number, or inf).")
     removal_smoothing_lambda: float = option(
         math.inf, "Remove o more tokens with probability (1 - exp(-l)) exp(-l o); inf for none."
     )
-    removal_side: Literal["left", "right"] = option("left", "The end of the chain that tokens are taken from.")
+    removal_side: Literal["left", "right"] | None = option(
+        None, "The end of the chain that tokens are taken from (the checkpoint's, or left)."
+    )
     pretrain_epochs: float = option(0.0, "Epochs with the whole chain before removal starts.")
     remove_start_from: int = option(0, "Tokens that are gone from the start.")
     remove_every_n_step: int | None = option(None, "Take one token away every so many steps, instead of by epochs.")
@@ -158,8 +162,12 @@ class InternalizationArguments:
         None, "Take one token away at each evaluation whose exact match reaches this, instead of by a schedule."
     )
     partial_removal: bool = option(False, "Allow a schedule that leaves some of the chain.")
-    keep_position: bool = option(False, "What follows the removed tokens keeps its positions.")
-    max_len_train: int | None = option(None, "Do not learn from rows of more tokens than this, removal done.")
+    keep_position: bool | None = option(
+        None, "What follows the removed tokens keeps its positions (the checkpoint's setting, or off)."
+    )
+    max_len_train: int | None = option(
+        None, "Do not learn from rows of more tokens than this, removal done (at most 0: no limit)."
+    )
     reset_optimizer: bool = option(False, "Forget the optimiser's moments whenever one more token goes.")
     switch_tokens: bool = option(False, "Turn the chain's tokens into fillers (<pause>) as well.")
     switch_from_n_steps: int = option(5000, "The step at which fillers start.")
@@ -176,7 +184,8 @@ class InternalizationArguments:
     write_fillers: bool = option(True, "Learn to write the fillers (--no_write_fillers: they are given, in one pass).")
     reinitialize_weights: bool = option(False, "Start from random weights in the shape of --model_name_or_path.")
     truncation: int | None = option(
-        None, "Longest sequence; longer ones lose their end. Beyond GPT-2's positions it extends its table."
+        None,
+        "Longest sequence; longer ones lose their end (at most 0: no limit). Beyond GPT-2's positions it extends its table.",
     )
 
 

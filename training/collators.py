@@ -4,6 +4,7 @@ A feature is `{question, steps, answer}` in token ids (see `tokenization.tokeniz
 and what follows on the right, so that all thought spans of a batch stand in the same columns.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,8 @@ def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tens
     """Rows of unequal length as one tensor `(batch, longest)`."""
     longest = max(map(len, rows))
     padding = [[value] * (longest - len(row)) for row in rows]
-    return torch.tensor([fill + row if left else row + fill for row, fill in zip(rows, padding, strict=True)])
+    padded = [fill + row if left else row + fill for row, fill in zip(rows, padding, strict=True)]
+    return torch.tensor(padded, dtype=torch.long)
 
 
 def join(
@@ -175,18 +177,21 @@ class ICoTCollator(CoTCollator):
         tokenizer: for its end-of-sequence and padding tokens.
         config: an `icot-*` configuration.
         truncation: longest sequence; what is longer loses its end.
+        growth: how many tokens one token of the chain can become (fillers).
     """
 
-    def __init__(self, tokenizer, config, truncation: int | None = None):
+    def __init__(self, tokenizer, config, truncation: int | None = None, growth: float = 1.0):
         opening = (*(getattr(config, "question_end_ids", None) or ()), config.start_token_id)
         super().__init__(tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, opening)
-        self.config, self.truncation = config, truncation
+        self.config, self.truncation, self.growth = config, truncation, growth
 
     def ending(self, feature: dict) -> list[int]:
         return [self.config.ready_token_id, *super().ending(feature)]
 
     def length(self, feature: dict) -> int:
-        return min(super().length(feature), self.truncation or super().length(feature))
+        length = min(super().length(feature), self.truncation or super().length(feature))
+        chain = len(self.chain(feature))
+        return length + math.ceil(chain * self.growth) - chain
 
     def parts(self, feature: dict) -> tuple[list[int], list[int]]:
         question, tail = super().parts(feature)

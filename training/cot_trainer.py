@@ -243,7 +243,7 @@ class CoTTrainer(Trainer):
         sizes = sum(self.loss_sizes(batch).to(device) for batch in batches)
         if self.averages_across_processes:
             sizes = self.accelerator.reduce(sizes, reduction="sum")
-        return batches, sizes
+        return batches, sizes.clamp(min=1)  # where nothing is to be learned, the loss is 0
 
     @property
     def averages_across_processes(self) -> bool:

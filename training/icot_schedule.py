@@ -71,10 +71,12 @@ def removal_schedule(method: InternalizationArguments, args: CoTTrainingArgument
     """The removal schedule of the arguments.
 
     Raises:
-        InputError: for a limit that is no number, or a gate without evaluation.
+        InputError: for a limit that is no number, a gate without evaluation, or a flag that the schedule would not read.
     """
     try:
         beyond = float(method.remove_all_when_remove_beyond)
+        if math.isnan(beyond):
+            raise ValueError
     except ValueError:
         raise InputError(
             f"--remove_all_when_remove_beyond must be a number or inf, got {method.remove_all_when_remove_beyond!r}"
@@ -82,9 +84,18 @@ def removal_schedule(method: InternalizationArguments, args: CoTTrainingArgument
     if method.removal_gate is not None and args.eval_strategy == "no":
         raise InputError("--removal_gate needs --eval_strategy steps (or epoch): it waits for validation accuracy")
     by_steps = method.remove_every_n_step is not None
+    unread = (
+        {"pretrain_epochs": method.pretrain_epochs, "remove_start_from": method.remove_start_from}
+        if by_steps
+        else {"remove_from_n_steps": method.remove_from_n_steps, "remove_from_n_tokens": method.remove_from_n_tokens}
+    )
+    for name, value in unread.items():
+        if value:
+            with_or_without = "without" if by_steps else "with"
+            raise InputError(f"--{name} is for schedules {with_or_without} --remove_every_n_step")
+    per_epoch = (0.0 if method.switch_tokens else 8.0) if method.remove_per_epoch is None else method.remove_per_epoch
     return RemovalSchedule(
-        # Fillers alone: nothing is removed unless it is asked for by steps.
-        per_epoch=0.0 if method.switch_tokens else method.remove_per_epoch,
+        per_epoch=per_epoch,
         all_beyond=beyond,
         pretrain_epochs=method.pretrain_epochs,
         start_from=method.remove_from_n_tokens if by_steps else method.remove_start_from,
@@ -124,6 +135,9 @@ def check_schedule(schedule: RemovalSchedule, smoothing: float, steps: int, step
     """
     if not smoothing > 0:
         raise InputError(f"--removal_smoothing_lambda must be above 0 (inf for none), got {smoothing}")
+    for name, value in (("pretrain_epochs", schedule.pretrain_epochs), ("remove_start_from", schedule.start_from)):
+        if value < 0 or schedule.from_n_steps < 0:
+            raise InputError(f"--{name} and --remove_from_n_steps must not be negative")
     if schedule.per_epoch < 0 or (schedule.every_n_step is not None and schedule.every_n_step < 1):
         raise InputError("--remove_per_epoch must not be negative, and --remove_every_n_step at least 1")
     last = schedule.tokens(steps - 1, steps_per_epoch)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, mode
 
 import torch
+from datasets import IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -48,19 +49,21 @@ class ICoTTrainer(CoTTrainer):
         config = self.unwrapped.config
         self.internalizer = Internalizer(
             smoothing=method.removal_smoothing_lambda,
-            side=method.removal_side,
-            keep_position=method.keep_position,
+            side=config.removal_side,
+            keep_position=config.keep_position,
             switch_mode=method.switch_mode,
             switch_ratio=method.switch_token_ratio,
             label_fillers=method.write_fillers,
             pause_token_id=config.pause_token_id,
-            max_length=method.max_len_train,
+            max_length=at_least_one(method.max_len_train),
             seed=args.seed,
         )
+        if isinstance(self.train_dataset, IterableDataset):
+            raise InputError("--streaming: run_icot.py has to know every chain before it starts; leave the flag out")
         train = self.splits["train"]["steps"] if "train" in self.splits else [[]]
         self.chain_lengths = [sum(map(len, steps)) for steps in train]
         self.longest_chain, self.mean_chain = max(self.chain_lengths), mean(self.chain_lengths)
-        if method.keep_position and len(set(self.chain_lengths)) > 1:
+        if config.keep_position and len(set(self.chain_lengths)) > 1:
             logger.warning(
                 "--keep_position: chains have %d to %d tokens, and how many a question's own has is not known when it is "
                 "asked: answers take the number that most rows have",
@@ -109,7 +112,9 @@ class ICoTTrainer(CoTTrainer):
             answer_prompt_ids=config.answer_prompt_ids,
         )
         if self.unspaced is not None and self.data.keep_last_step:
+            odd = (row for split in self.rows.values() for row in split if row["question"] != row["question"].strip())
             rows = [row for split in self.rows.values() for row in islice(split, CHECKED_ROWS)]
+            rows += islice(odd, CHECKED_ROWS)  # where the formats are likeliest to differ
             batch = {name: [row[name] for row in rows] for name in ("question", "steps", "answer")}
             check_format(rows, encode(batch), config, self.unspaced)
         return encode
@@ -117,13 +122,20 @@ class ICoTTrainer(CoTTrainer):
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.method.reinitialize_weights:
             model = reinitialize(model)
-        if self.method.truncation is not None:
-            extend_positions(model, self.method.truncation)
-        model.config.removal_side, model.config.keep_position = self.method.removal_side, self.method.keep_position
+        if self.truncation is not None:
+            extend_positions(model, self.truncation)
+        for name in ("removal_side", "keep_position"):
+            if (value := getattr(self.method, name)) is not None:
+                setattr(model.config, name, value)
         return model
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> ICoTCollator:
-        return ICoTCollator(tokenizer, config, self.method.truncation)
+        growth = max(1.0, self.method.switch_token_ratio) if self.method.switch_tokens else 1.0
+        return ICoTCollator(tokenizer, config, self.truncation, growth)
+
+    @property
+    def truncation(self) -> int | None:
+        return at_least_one(self.method.truncation)
 
     @property
     def mode_names(self) -> list[str]:
@@ -134,11 +146,23 @@ class ICoTTrainer(CoTTrainer):
 
     @property
     def steps_per_epoch(self) -> int:
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return max(1, math.ceil(len(self.train_dataset) / batch)) if self.train_dataset is not None else 1
+        if self.train_dataset is None:
+            return 1
+        batches = len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size)
+        batches = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
+        return max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
+
+    @property
+    def last_step(self) -> int:
+        """The step that the present weights come from: what is asked or saved goes by it, not by the next one."""
+        return max(0, self.state.global_step - 1)
 
     def scheduled(self, step: int) -> float:
-        """Tokens to remove at a step: from the schedule, or one for each evaluation that passed the gate."""
+        """Tokens to remove at a step: from the schedule, or one for each evaluation that passed the gate; without training,
+        those that a checkpoint does without."""
+        if self.train_dataset is None:
+            count = self.unwrapped.config.num_internalized_tokens
+            return math.inf if count == ALL_TOKENS else count
         gate = self.method.removal_gate
         if gate is None:
             return self.removal.tokens(step, self.steps_per_epoch)
@@ -147,14 +171,15 @@ class ICoTTrainer(CoTTrainer):
             for entry in self.state.log_history
             if entry.get("eval_icot_exact_match", -1) >= gate and entry["step"] <= step
         ]
-        return self.removal.start_from + len(passed)
+        scheduled = self.removal.start_from + len(passed)
+        return math.inf if scheduled >= self.removal.all_beyond else scheduled
 
     def filler_rate(self, step: int) -> float:
         return 0.0 if self.fillers is None else self.fillers.rate(step)
 
     def model_inputs(self, batch: dict, training: bool) -> dict:
         """What this step leaves of the chain; whole tensors, chosen on the host without waiting."""
-        step = self.state.global_step
+        step = self.state.global_step if training else self.last_step
         smooth = training and step >= self.removal.waiting_steps(self.steps_per_epoch)
         if training and self.method.reset_optimizer:
             self.chains_gone.append(self.internalizer.removes_all(batch, step, self.scheduled(step), smooth))
@@ -162,15 +187,14 @@ class ICoTTrainer(CoTTrainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs or "eval_loss" in logs:
-            step = self.state.global_step
-            logs["removed_tokens"] = min(self.scheduled(step), self.longest_chain)
+            if self.train_dataset is not None:
+                logs["removed_tokens"] = min(self.scheduled(self.last_step), self.longest_chain)
             if self.fillers is not None:
-                logs["filler_rate"] = self.filler_rate(step)
+                logs["filler_rate"] = self.filler_rate(self.last_step)
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
-        if self.train_dataset is not None:
-            self.record_progress()
+        self.record_progress()
         return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, *args, **kwargs):
@@ -178,7 +202,9 @@ class ICoTTrainer(CoTTrainer):
         return super().save_model(*args, **kwargs)
 
     def record_progress(self) -> None:
-        config, step = self.unwrapped.config, self.state.global_step
+        if self.train_dataset is None:
+            return
+        config, step = self.unwrapped.config, self.last_step
         scheduled, rate = self.scheduled(step), self.filler_rate(step)
         config.num_internalized_tokens = ALL_TOKENS if scheduled >= self.longest_chain else int(scheduled)
         if config.keep_position:
@@ -191,6 +217,11 @@ class ICoTTrainer(CoTTrainer):
     def plot(self, folder: Path) -> None:
         """Accuracy against removed tokens, if there were evaluations."""
         plot_internalization(self.state.log_history, folder / "accuracy_against_removal.png")
+
+
+def at_least_one(limit: int | None) -> int | None:
+    """A limit as the original's flags give it: at most 0 is none."""
+    return None if limit is None or limit <= 0 else limit
 
 
 class OptimizerReset(TrainerCallback, ExportableState):
@@ -206,7 +237,8 @@ class OptimizerReset(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args, state, control, **kwargs):
         before, now = (self.trainer.scheduled(step) for step in (state.global_step - 1, state.global_step))
-        if before < now and not self.all_gone:
+        all_from_the_start = self.trainer.removal.start_from >= self.trainer.removal.all_beyond
+        if before < now and not self.all_gone and not all_from_the_start:
             self.trainer.optimizer.state.clear()
         gone = all(self.trainer.chains_gone)
         if args.world_size > 1:  # every process has other rows, and all must decide alike

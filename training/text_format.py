@@ -69,7 +69,7 @@ def write_spaces(tokenizer: PreTrainedTokenizerBase) -> None:
 def tokenize_spaced(
     examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, keep_last_step: bool, answer_prompt_ids: list[int]
 ) -> dict[str, list]:
-    """`tokenization.tokenize` in the originals' format.
+    """`tokenization.tokenize` in the originals' format; `answer_text` is the answer as it is written there.
 
     Args:
         examples: texts: `question`, `steps` (a list per example) and `answer`.
@@ -91,7 +91,9 @@ def tokenize_spaced(
             raise InputError(f"--text_format: in {text!r} the answer prompt {prompt!r} is no token of its own")
         answers.append(ids[len(answer_prompt_ids) :])
     questions = tokenizer(examples["question"], add_special_tokens=True, **options)["input_ids"]
-    return {"question": questions, "steps": steps, "answer": answers}
+    # The gold that a generated answer is compared with is written alike.
+    golds = [answer.replace(",", "") for answer in examples["answer"]]
+    return {"question": questions, "steps": steps, "answer": answers, "answer_text": golds}
 
 
 def tokenize_chain(texts: list[str], tokenizer: PreTrainedTokenizerBase, **options) -> list[list[int]]:

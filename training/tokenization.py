@@ -144,8 +144,9 @@ def tokenize_split(
                 )
         features["sort_key"] = [collator.sort_key(row) for row in rows]
         features["row"] = indices
+        gold = features.pop("answer_text", examples["answer"])
         if split != "train":
-            features |= {"question_text": examples["question"], "answer_text": examples["answer"]}
+            features |= {"question_text": examples["question"], "answer_text": gold}
         return features
 
     stream = isinstance(examples, IterableDataset)
