@@ -36,6 +36,18 @@ class PromptSuffixMixin(ModelBase):
         limit = getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else limit - question_length - len(self.suffix_ids(**options))
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: transformers' batch engine calls `forward` on the bare prompt, and so answers without the suffix.
+
+        Raises:
+            NotImplementedError: always; `generate_batch`, `cache_implementation="paged"` and `serve --continuous-batching`
+                come through here.
+        """
+        raise NotImplementedError(
+            f"continuous batching would ask a {self.config.model_type} model without what follows a question (its thought "
+            "span, its answer prompt), so it is refused: use generate() on left-padded batches"
+        )
+
     def generate_with_suffix(
         self,
         suffix: list[int],

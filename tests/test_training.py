@@ -160,6 +160,26 @@ def test_adapters(make_trainer, characters, tied, projection, tmp_path):
         assert not torch.equal(after["transformer.prj.0.weight"], before["transformer.prj.0.weight"])
 
 
+@pytest.mark.parametrize("logging_steps", ["1", "50"])
+def test_a_run_that_went_wrong_does_not_look_right(logging_steps, tmp_path):
+    """A loss that is no number stops the run at the next log, or at the end, and nothing is saved."""
+    argv = [
+        "--config_name",
+        "configs/pccot_gpt2_tiny.json",
+        "--tokenizer_name",
+        "characters",
+        "--dataset_name",
+        "chain",
+    ]
+    argv += ["--task_args", "train=64,validation=2,test=2", "--do_train", "--max_steps", "6", "--use_cpu"]
+    argv += ["--learning_rate", "1e10", "--max_grad_norm", "0", "--report_to", "none", "--save_steps", "2"]
+    with pytest.raises(FloatingPointError, match=r"step \d: .*(not finite, so it is not saved|training stopped)"):
+        run_ccot.main([*argv, "--logging_steps", logging_steps, "--output_dir", str(tmp_path)])
+    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "README.md").exists()
+    for path in tmp_path.glob("checkpoint-*/model.safetensors"):
+        assert all(torch.isfinite(weights).all() for weights in load_file(path).values())
+
+
 def test_old_flags_still_work(caplog, tmp_path):
     """Renamed and removed Trainer flags keep their effect and say what to use now."""
     with caplog.at_level(logging.WARNING):

@@ -11,13 +11,13 @@ Here is what all of them share, which by itself trains an explicit chain of thou
 
 import copy
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
@@ -28,11 +28,13 @@ from transformers import (
     Trainer,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 import models  # noqa: F401  registers the model types
 from models.answer_modes import DIRECT, EXPLICIT
 from models.chunked_cross_entropy import IGNORED
 
+from .answer_evaluation import AnswerEvaluationMixin
 from .arguments import (
     ChainArguments,
     CoTTrainingArguments,
@@ -46,16 +48,6 @@ from .checkpoint import save_model
 from .collators import CoTCollator
 from .data import as_dataset
 from .errors import InputError
-from .evaluation import (
-    Answers,
-    count_new_tokens,
-    mode_of,
-    read_answers,
-    same_answer,
-    timed_generate,
-    token_budget,
-    warn_of_long_answers,
-)
 from .hub import check_access
 from .liger import register_with_liger
 from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
@@ -68,7 +60,7 @@ LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
 Rows = Dataset | IterableDataset | list[dict]
 
 
-class CoTTrainer(Trainer):
+class CoTTrainer(AnswerEvaluationMixin, Trainer):
     """Trains and evaluates an explicit chain of thought, or (`ChainArguments(no_cot=True)`) answers without one.
 
     Args:
@@ -138,13 +130,10 @@ class CoTTrainer(Trainer):
             eval_dataset=self.splits.get("validation"),
             processing_class=tokenizer,
             data_collator=collator,
-            compute_metrics=self.answer_metrics,
             **kwargs,
         )
         # `get_batch_samples` gives what a whole step divides by, whatever the model's signature says.
         self.model_accepts_loss_kwargs = True
-        self.generation_seconds = defaultdict(float)
-        self.answers: dict[str, Answers] = {}  # of the last evaluation, in the order of its data
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_counts, self._batches_per_step = defaultdict(float), 1
         self.warn_of_long_answers()
@@ -210,13 +199,6 @@ class CoTTrainer(Trainer):
     def mode_names(self) -> list[str]:
         """The ways to answer that evaluation measures (`models/answer_modes.py`)."""
         return [DIRECT.name if self.method.no_cot else EXPLICIT.name]
-
-    def warn_of_long_answers(self) -> None:
-        """Say so before a run where gold answers are longer than what evaluation lets a model write."""
-        for split in self.splits.keys() - {"train"}:
-            rows = self.splits[split].select_columns(["steps", "answer"]).to_list()
-            for name in self.mode_names:
-                warn_of_long_answers(split, rows, mode_of(self.unwrapped, name), self.data_collator, self.evaluation)
 
     def describe_method(self) -> str:
         """One sentence for the model card."""
@@ -286,7 +268,23 @@ class CoTTrainer(Trainer):
             means = self.accelerator.reduce(means, reduction="sum" if self.averages_across_processes else "mean")
             logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
             self._part_sums, self._part_counts = {}, defaultdict(float)
+        self.check_finite(logs)
         super().log(logs, *args, **kwargs)
+
+    def check_finite(self, logs: dict[str, float]) -> None:
+        """Stop at the first logged loss that is no number: what came after would look trained and be nothing.
+
+        Raises:
+            FloatingPointError: naming the step, the loss and its parts, and the last checkpoint.
+        """
+        broken = [name for name in ("loss", "train_loss", "eval_loss") if not math.isfinite(logs.get(name, 0.0))]
+        if broken:
+            parts = ", ".join(f"{name} {logs[name]}" for name in (*broken, *LOSS_PARTS) if name in logs)
+            last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+            raise FloatingPointError(
+                f"step {self.state.global_step}: {parts}; training stopped and saved nothing more; last checkpoint: "
+                f"{last or 'none'}; a smaller --learning_rate or --max_grad_norm 1 may help"
+            )
 
     def record_progress(self) -> None:
         """Write what training has changed about how to ask the model into `model.config`, where `generate()` reads it."""
@@ -299,6 +297,11 @@ class CoTTrainer(Trainer):
 
         What transformers itself saves on the way (`_internal_call`) is what resuming needs.
         """
+        broken = [name for name, weight in self.unwrapped.named_parameters() if not torch.isfinite(weight).all()]
+        if broken:
+            raise FloatingPointError(
+                f"step {self.state.global_step}: {broken[0]} (of {len(broken)} such weights) is not finite, so it is not saved"
+            )
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
@@ -316,58 +319,3 @@ class CoTTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder):
         pass
-
-    # --- evaluation ---
-
-    def evaluation_loop(self, *args, **kwargs):
-        self.generation_seconds.clear()
-        return super().evaluation_loop(*args, **kwargs)
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, and the tokens generated in each mode: `(batch, new tokens)`, padded with -100."""
-        inputs = self._prepare_inputs(inputs)
-        rows, asked = inputs.pop("rows"), inputs["question_length"]
-        questions, mask = inputs["input_ids"][:, :asked], inputs["attention_mask"][:, :asked]
-        with torch.inference_mode(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self.model_inputs(inputs, training=False)).detach()
-        if prediction_loss_only:
-            return loss, None, None
-        generator, generated = self.accelerator.unwrap_model(model), []
-        for name in self.mode_names:
-            options = self.generation_options(name, generator, asked)
-            tokens, seconds = timed_generate(generator, questions, mask, **options)
-            self.generation_seconds[name] += seconds
-            counts = count_new_tokens(tokens, self.processing_class.eos_token_id)
-            beyond = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
-            generated.append(tokens.masked_fill(beyond, IGNORED))
-        return loss, tuple(generated), rows
-
-    def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
-        """Arguments of `generate()` for one mode."""
-        mode = mode_of(model, name)
-        limits = self.evaluation.max_new_tokens, self.evaluation.max_cot_tokens
-        return mode.options | {"max_new_tokens": token_budget(model, mode, question_length, *limits)}
-
-    def answer_metrics(self, prediction) -> dict[str, float]:
-        """Metrics of every mode; the answers themselves stay in `self.answers`."""
-        dataset = self.callback_handler.eval_dataloader.dataset
-        generated = prediction.predictions if isinstance(prediction.predictions, tuple) else (prediction.predictions,)
-        order, golds, metrics = np.argsort(prediction.label_ids, kind="stable"), dataset["answer_text"][:], {}
-        for name, tokens in zip(self.mode_names, generated, strict=True):
-            rows = [[token for token in tokens[index].tolist() if token != IGNORED] for index in order]
-            mode, seconds = mode_of(self.unwrapped, name), self.generation_seconds[name]
-            self.answers[name] = read_answers(self.unwrapped, self.processing_class, mode, rows, seconds)
-            metrics |= self.answers[name].metrics(name, golds)
-        return metrics
-
-    def predictions(self, split: str, dataset) -> list[dict]:
-        """The last evaluation, a row per question: gold, and for each mode the answer, whether right, and the text."""
-        rows = []
-        for index, (question, gold) in enumerate(zip(dataset["question_text"], dataset["answer_text"], strict=True)):
-            row = {"split": split, "question": question, "gold": gold}
-            for name, answers in self.answers.items():
-                row[f"{name}_answer"] = answers.answers[index]
-                row[f"{name}_right"] = same_answer(answers.answers[index], gold)
-                row[f"{name}_text"] = answers.texts[index]
-            rows.append(row)
-        return rows
