@@ -316,7 +316,9 @@ def test_batch_engines_that_would_not_think_are_refused(family):
     """Every door to continuous batching says so in one sentence."""
     model = make_any(f"{family}-gpt2")
     inputs = [[9, 10, 11], [12, 13]]
-    with pytest.raises(NotImplementedError, match=r"continuous batching would ask a .* without what follows a question"):
+    with pytest.raises(
+        NotImplementedError, match=r"continuous batching would ask a .* without what follows a question"
+    ):
         model.generate_batch(inputs)
     with pytest.raises(NotImplementedError, match="continuous batching"):
         model.generate(torch.tensor([inputs[0]]), cache_implementation="paged", max_new_tokens=2)
