@@ -144,6 +144,10 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output, _):
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "this cross-entropy goes backward once (no retain_graph): its gradients are scaled in place"
+            )
         (grad_states, grad_weight, grad_rows), ctx.gradients = ctx.gradients, None
         for grad in (grad_states, grad_weight, grad_rows):
             if grad is not None:

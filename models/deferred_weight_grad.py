@@ -69,19 +69,23 @@ class WeightGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, bias, uses, transposed, dtype):
         ctx.set_materialize_grads(False)
-        ctx.uses, ctx.transposed, ctx.dtypes = uses, transposed, (weight.dtype, bias.dtype)
+        ctx.uses, ctx.transposed, ctx.dtypes, ctx.spent = uses, transposed, (weight.dtype, bias.dtype), False
         return bias.to(dtype, copy=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_bias):
-        factors = [use for use in ctx.uses if use[1] is not None]
+        if ctx.spent:
+            raise RuntimeError(
+                "a training step that defers its weights' gradients goes backward once (no retain_graph)"
+            )
+        factors, ctx.spent = [use for use in ctx.uses if use[1] is not None], True
         grad_weight = None
         if factors:
             inputs, grads = map(torch.cat, zip(*factors, strict=True))
             grad_weight = (inputs.T @ grads if ctx.transposed else grads.T @ inputs).to(ctx.dtypes[0])
-        for use in factors:
-            use[1] = None  # a second backward pass brings new ones
+        for use in ctx.uses:
+            use[0] = use[1] = None  # freed now, not with the graph
         return grad_weight, None if grad_bias is None else grad_bias.to(ctx.dtypes[1]), None, None, None
 
 

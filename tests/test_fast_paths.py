@@ -185,6 +185,16 @@ def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+def test_a_second_way_back_is_refused(characters):
+    """What the gradients were made of is freed as they are made, so autograd's `retain_graph` has nothing to retain."""
+    model = chain_model(characters, num_latent_tokens=3).train()
+    batch = PCCoTCollator(characters, model.config)([{"question": [9, 10], "steps": [[12], [14]], "answer": [15]}])
+    loss = model(**batch).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes backward once"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_step_leaves_nothing_behind(characters, lora):
     """What a step kept for its gradients is gone with the loss: no cycle waits for the garbage collector, as a cycle
