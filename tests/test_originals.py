@@ -308,7 +308,18 @@ def test_limits_of_at_most_nothing_are_none(memorised_file, tmp_path):
     """As the original's defaults, -1, say; and rows that are all too long cost nothing."""
     argv = [*ICOT, "--train_file", memorised_file, "--max_steps", "2", "--partial_removal", "--logging_steps", "1"]
     run_icot.main([*argv, "--max_len_train", "-1", "--truncation", "-1", "--output_dir", str(tmp_path / "none")])
-    run_icot.main([*argv, "--max_len_train", "3", "--output_dir", str(tmp_path / "all")])
+    # Evaluation, of each row by itself here, does not go by the limit, as the original's does not.
+    asked = [
+        "--validation_file",
+        memorised_file,
+        "--max_eval_samples",
+        "2",
+        "--do_eval",
+        "--per_device_eval_batch_size",
+        "1",
+    ]
+    metrics = run_icot.main([*argv, *asked, "--max_len_train", "3", "--output_dir", str(tmp_path / "all")])
+    assert math.isfinite(metrics["eval_loss"]) and metrics["eval_loss"] > 0
     for folder, learned in (("none", True), ("all", False)):
         history = json.loads((tmp_path / folder / "trainer_state.json").read_text())["log_history"]
         losses = [entry["loss"] for entry in history if "loss" in entry]

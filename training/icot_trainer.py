@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -183,7 +184,9 @@ class ICoTTrainer(CoTTrainer):
         smooth = training and step >= self.removal.waiting_steps(self.steps_per_epoch)
         if training and self.method.reset_optimizer:
             self.chains_gone.append(self.internalizer.removes_all(batch, step, self.scheduled(step), smooth))
-        return self.internalizer(batch, step, self.scheduled(step), self.filler_rate(step), smooth=smooth)
+        # `--max_len_train` is about training alone, there too: what is evaluated is all of it.
+        apply = self.internalizer if training else replace(self.internalizer, max_length=None)
+        return apply(batch, step, self.scheduled(step), self.filler_rate(step), smooth=smooth)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs or "eval_loss" in logs:
