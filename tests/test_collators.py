@@ -158,9 +158,9 @@ def test_mixed_curriculum():
 
 def test_mixed_curriculum_draws_every_stage():
     """Every number of leading steps below the most occurs, each with a span as long as its latents."""
-    torch.manual_seed(0)
     mixed, stages = collator(curriculum_prob=1.0, num_latent_tokens=6, latents_per_step=2), set()
-    for _ in range(20):
+    for epoch in range(20):
+        mixed.set_epoch(epoch)
         batch = mixed([CHAIN, FEATURES[1]])
         latents, ids = batch["thought_span"].num_latents, batch["input_ids"]
         column = batch["thought_span"].columns
@@ -175,9 +175,12 @@ def test_mixed_curriculum_draws_every_stage():
 
 
 def test_mixed_curriculum_changes_a_share_of_the_batches():
-    torch.manual_seed(0)
-    mixed = collator(curriculum_prob=0.3)
-    changed = sum(mixed(FEATURES)["thought_span"].num_latents == 1 for _ in range(200))
+    mixed, changed = collator(curriculum_prob=0.3), 0
+    for epoch in range(200):
+        mixed.set_epoch(epoch)
+        draws = {mixed(FEATURES)["thought_span"].num_latents for _ in range(2)}
+        assert len(draws) == 1, "a batch draws the same again, as a resumed run has to"
+        changed += draws == {1}
     assert 40 < changed < 80
     single = collator(curriculum_prob=1.0)([FEATURES[1]])
     assert single["thought_span"].num_latents == 3, "one step cannot be split into stages"

@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 
 from models.chunked_cross_entropy import IGNORED
 
+from .errors import InputError
 from .evaluation import (
+    METRICS,
     Answers,
     count_new_tokens,
     mode_of,
@@ -39,6 +41,17 @@ class AnswerEvaluationMixin:
             rows = self.splits[split].select_columns(["steps", "answer"]).to_list()
             for name in self.mode_names:
                 warn_of_long_answers(split, rows, mode_of(self.unwrapped, name), self.data_collator, self.evaluation)
+
+    def check_metric(self, args) -> None:
+        """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give.
+
+        Raises:
+            InputError: naming those that there are.
+        """
+        known = ["loss", *(f"{mode}_{name}" for mode in self.mode_names for name in METRICS)]
+        asked = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        if asked not in known:
+            raise InputError(f"--metric_for_best_model {args.metric_for_best_model}: there are {', '.join(known)}")
 
     def evaluation_loop(self, *args, **kwargs):
         self.generation_seconds.clear()

@@ -217,6 +217,11 @@ class CoTTrainingArguments(TrainingArguments):
         "sort_key",
         "What --train_sampling_strategy group_by_length goes by; `sort_key` needs less padding than `length`.",
     )
+    on_nan: Literal["stop", "skip"] = option(
+        "stop",
+        "What a loss that is no number does: end the run at the next log, or drop the steps whose gradients are not finite, "
+        "and count them.",
+    )
     logging_nan_inf_filter: bool = option(False, "Off: looking for NaN in each step would wait for the device.")
 
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")

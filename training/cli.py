@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .errors import InputError
+from .interruption import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +138,11 @@ def read_yaml(text: str) -> list[tuple] | None:
     return [(construct(name), construct(value), value.value) for name, value in root.value]
 
 
+def interrupt(signum: int, frame) -> None:
+    """What SIGTERM does where no training listens (`interruption.StopOnSignal`)."""
+    raise Interrupted(signum)
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a script: an exception becomes one line on standard error and exit code 1, unless `--debug` is given."""
     argv = sys.argv[1:]
@@ -149,13 +156,15 @@ def run(main: Callable[[list[str]], None]) -> None:
     datasets.utils.logging.set_verbosity_warning()
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         main(argv)
         # Left to the interpreter's exit, a process group's threads can abort a run that has done everything.
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    except KeyboardInterrupt as error:
+        print(str(error) or "SIGINT: stopped", file=sys.stderr)
+        sys.exit(128 + getattr(error, "signum", signal.SIGINT))
     except Exception as error:
         if alone:
             traceback.print_exc()

@@ -6,6 +6,7 @@ and what follows on the right, so that all thought spans of a batch stand in the
 
 import math
 from collections.abc import Sequence
+from zlib import crc32
 
 import torch
 
@@ -58,6 +59,9 @@ class CoTCollator:
     ):
         self.eos_token_id, self.pad_token_id = eos_token_id, pad_token_id
         self.answer_prompt_ids, self.opening, self.with_steps = answer_prompt_ids, list(opening), with_steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch of a training: what is drawn by random goes by it."""
 
     def chain(self, feature: dict) -> list[int]:
         """The tokens between the question and the answer prompt."""
@@ -114,13 +118,24 @@ class PCCoTCollator(CoTCollator):
         tokenizer: for its end-of-sequence and padding tokens.
         config: a `pccot-*` configuration.
         curriculum_prob: probability of the `MixedCurriculum`, which leaves evaluation alone.
+        seed: of its draws.
     """
 
-    def __init__(self, tokenizer, config, curriculum_prob: float = 0.0):
+    def __init__(self, tokenizer, config, curriculum_prob: float = 0.0, seed: int = 0):
         opening = (config.bot_token_id,) if config.open_steps_with_bot else ()
         super().__init__(tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, opening)
         self.config = config
         self.curriculum = MixedCurriculum(curriculum_prob, config.num_latent_tokens, config.latents_per_step)
+        self.seed, self.epoch = seed, torch.zeros((), dtype=torch.long).share_memory_()  # data loading processes see it
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def source(self, features: list[dict]) -> torch.Generator:
+        """Random numbers for a batch. They go by what is in it, not by how many were drawn before: batches are made ahead
+        of their step, so a resumed run would draw others."""
+        rows = [feature.get("row", feature["question"]) for feature in features]
+        return torch.Generator().manual_seed(crc32(repr((self.seed, int(self.epoch), rows)).encode()))
 
     def length(self, feature: dict) -> int:
         thought = self.curriculum.longest(feature["steps"]) + 2
@@ -132,7 +147,9 @@ class PCCoTCollator(CoTCollator):
         teacher = super().__call__(features)
         shared = teacher["question_length"]
 
-        latent_steps = None if is_evaluation(features) else self.curriculum.draw([row["steps"] for row in features])
+        latent_steps = None
+        if self.curriculum.probability and not is_evaluation(features):
+            latent_steps = self.curriculum.draw([row["steps"] for row in features], self.source(features))
         latents = config.num_latent_tokens if latent_steps is None else latent_steps * config.latents_per_step
         explicit = [
             [] if latent_steps is None else [token for step in feature["steps"][latent_steps:] for token in step]

@@ -11,7 +11,6 @@ Here is what all of them share, which by itself trains an explicit chain of thou
 
 import copy
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +27,6 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 import models  # noqa: F401  registers the model types
 from models.answer_modes import DIRECT, EXPLICIT
@@ -52,6 +50,7 @@ from .hub import check_access
 from .liger import register_with_liger
 from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
 from .lora import add_adapters
+from .resumable_training import ResumableTrainingMixin
 from .tokenization import set_special_ids, tokenize, tokenize_split
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
 Rows = Dataset | IterableDataset | list[dict]
 
 
-class CoTTrainer(AnswerEvaluationMixin, Trainer):
+class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
     """Trains and evaluates an explicit chain of thought, or (`ChainArguments(no_cot=True)`) answers without one.
 
     Args:
@@ -97,6 +96,7 @@ class CoTTrainer(AnswerEvaluationMixin, Trainer):
         evaluation: EvaluationArguments | None = None,
         **kwargs,
     ):
+        self.args = args  # what is prepared before transformers sets it reads it
         self.method, self.data = method or self.method_class(), data or self.data_class()
         self.lora, self.evaluation = lora or LoraArguments(), evaluation or EvaluationArguments()
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
@@ -109,6 +109,7 @@ class CoTTrainer(AnswerEvaluationMixin, Trainer):
         else:
             self.base_model_name = model.config._name_or_path or None
             model, tokenizer = self.take_model(model, processing_class)
+        self.check_metric(args)
         model = self.prepare_model(model)
         self.model_type, config = model.config.model_type, model.config
 
@@ -254,7 +255,7 @@ class CoTTrainer(AnswerEvaluationMixin, Trainer):
                 if part is not None:
                     part = part.detach()
                     self._part_sums[name] = self._part_sums[name] + part if name in self._part_sums else part
-                    self._part_counts[name] += 1 / self._batches_per_step
+                    self._part_counts[name] = self._part_counts[name] + 1 / self._batches_per_step
         # Gradients are averaged over the processes, of which each has only its own part of the sum.
         loss = (
             outputs.loss * self.accelerator.num_processes if sizes and self.averages_across_processes else outputs.loss
@@ -268,23 +269,7 @@ class CoTTrainer(AnswerEvaluationMixin, Trainer):
             means = self.accelerator.reduce(means, reduction="sum" if self.averages_across_processes else "mean")
             logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
             self._part_sums, self._part_counts = {}, defaultdict(float)
-        self.check_finite(logs)
         super().log(logs, *args, **kwargs)
-
-    def check_finite(self, logs: dict[str, float]) -> None:
-        """Stop at the first logged loss that is no number: what came after would look trained and be nothing.
-
-        Raises:
-            FloatingPointError: naming the step, the loss and its parts, and the last checkpoint.
-        """
-        broken = [name for name in ("loss", "train_loss", "eval_loss") if not math.isfinite(logs.get(name, 0.0))]
-        if broken:
-            parts = ", ".join(f"{name} {logs[name]}" for name in (*broken, *LOSS_PARTS) if name in logs)
-            last = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-            raise FloatingPointError(
-                f"step {self.state.global_step}: {parts}; training stopped and saved nothing more; last checkpoint: "
-                f"{last or 'none'}; a smaller --learning_rate or --max_grad_norm 1 may help"
-            )
 
     def record_progress(self) -> None:
         """Write what training has changed about how to ask the model into `model.config`, where `generate()` reads it."""
@@ -305,11 +290,17 @@ class CoTTrainer(AnswerEvaluationMixin, Trainer):
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
+        folder = Path(output_dir or self.args.output_dir)
+        with self.replacing_model(folder) as new:
+            self.write_model(new)
+
+    def write_model(self, folder: Path) -> None:
+        """What `save_model` writes, into a folder as it is."""
         weights = self.accelerator.get_state_dict(self.model)  # every process takes part where they are spread
         if self.is_world_process_zero():
             # The adapters of a LoRA model are taken out to save it: of a copy, since training may go on.
             model = copy.deepcopy(self.unwrapped) if self.lora.use_peft else self.unwrapped
-            save_model(model, self.processing_class, Path(output_dir or self.args.output_dir), self.lora, weights)
+            save_model(model, self.processing_class, folder, self.lora, weights)
 
     # --- the Hub: a checkpoint is pushed once, when it is complete (see stages.py) ---
 

@@ -17,6 +17,7 @@ from .errors import InputError
 
 logger = logging.getLogger(__name__)
 
+METRICS = ("exact_match", "exact_match_low", "exact_match_high", "examples_per_second", "new_tokens")  # of each mode
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
@@ -72,13 +73,8 @@ class Answers:
         total = len(golds)
         right = sum(same_answer(given, gold) for given, gold in zip(self.answers, golds, strict=True))
         low, high = wilson_interval(right, total)
-        return {
-            f"{mode}_exact_match": right / total,
-            f"{mode}_exact_match_low": low,
-            f"{mode}_exact_match_high": high,
-            f"{mode}_examples_per_second": total / max(self.seconds, 1e-9),
-            f"{mode}_new_tokens": self.new_tokens / total,
-        }
+        values = right / total, low, high, total / max(self.seconds, 1e-9), self.new_tokens / total
+        return {f"{mode}_{name}": value for name, value in zip(METRICS, values, strict=True)}
 
 
 @torch.inference_mode()

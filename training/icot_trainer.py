@@ -155,8 +155,9 @@ class ICoTTrainer(CoTTrainer):
 
     @property
     def last_step(self) -> int:
-        """The step that the present weights come from: what is asked or saved goes by it, not by the next one."""
-        return max(0, self.state.global_step - 1)
+        """The last step that the present weights have seen: what is asked or saved goes by it, not by the next one."""
+        seen = self.state.global_step if self.weights_step is None else self.weights_step
+        return max(0, seen - 1)
 
     def scheduled(self, step: int) -> float:
         """Tokens to remove at a step: from the schedule, or one for each evaluation that passed the gate; without training,

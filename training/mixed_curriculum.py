@@ -19,16 +19,17 @@ class MixedCurriculum:
     num_latent_tokens: int
     latents_per_step: int
 
-    def draw(self, steps: list[list[list[int]]]) -> int | None:
-        """A number of latent steps for a batch, from torch's random numbers; None for all of them (the usual case).
+    def draw(self, steps: list[list[list[int]]], source: torch.Generator) -> int | None:
+        """A number of latent steps for a batch, by random; None for all of them (the usual case).
 
         Args:
             steps: of each row, its steps as token ids.
+            source: of the random numbers.
         """
         most = min(max(map(len, steps)), self.num_latent_tokens // self.latents_per_step)
-        if self.probability == 0 or most < 2 or torch.rand(()) >= self.probability:
+        if most < 2 or torch.rand((), generator=source) >= self.probability:
             return None
-        return int(torch.randint(1, most, ()))
+        return int(torch.randint(1, most, (), generator=source))
 
     def longest(self, steps: list[list[int]]) -> int:
         """The most tokens, latents and explicit steps together, that a row's thought can take."""

@@ -23,7 +23,7 @@ class PCCoTTrainer(CoTTrainer):
         return {name: getattr(self.method, name) for name in names}
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
-        return PCCoTCollator(tokenizer, config, self.method.batch_curriculum_prob)
+        return PCCoTCollator(tokenizer, config, self.method.batch_curriculum_prob, self.args.seed)
 
     @property
     def mode_names(self) -> list[str]:

@@ -1,5 +1,6 @@
 """What a run does, in this order: check the arguments, train, evaluate, predict, save, push."""
 
+import copy
 import importlib.util
 import json
 import logging
@@ -8,11 +9,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from .arguments import CoTTrainingArguments, DataArguments
 from .cot_trainer import CoTTrainer
 from .errors import InputError
+from .find_checkpoint import newest_first
 from .hub import push
 from .model_card import Card, write_card
 
@@ -67,9 +67,14 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
     for package, (flag, wanted) in optional.items():
         if wanted and importlib.util.find_spec(package) is None:
             raise InputError(f"{flag} needs: pip install {package.replace('_', '-')} (see requirements-gpu.txt)")
+    if args.load_best_model_at_end and args.save_strategy == "steps" and args.save_steps != args.eval_steps:
+        raise InputError(
+            f"--load_best_model_at_end: --save_steps {args.save_steps:g} would not save what most evaluations (--eval_steps "
+            f"{args.eval_steps:g}) find; make the two equal, or pass --save_strategy best"
+        )
     resume = args.resume_from_checkpoint
     if str(resume).lower() == "true":
-        if not folder.is_dir() or get_last_checkpoint(folder) is None:
+        if not newest_first(folder):
             raise InputError(f"--resume_from_checkpoint: no checkpoint in {folder}")
     elif resume and not Path(resume).is_dir():
         raise InputError(f"--resume_from_checkpoint {resume}: no such folder")
@@ -92,54 +97,73 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
     Returns:
         All metrics; they are also in `all_results.json`.
     """
-    args, splits, folder, metrics = trainer.args, trainer.splits, Path(trainer.args.output_dir), {}
+    args, splits, folder, results = trainer.args, trainer.splits, Path(trainer.args.output_dir), {}
     if args.do_train:
         if args.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
-            remove_previous(folder)
-        resume = args.resume_from_checkpoint
-        resume = get_last_checkpoint(folder) if str(resume).lower() == "true" else resume
-        result = trainer.train(resume_from_checkpoint=resume)
-        metrics |= result.metrics
+            remove_checkpoints(folder)
+        results["train"] = trainer.train(args.resume_from_checkpoint).metrics
         trainer.record_progress()
-        report(trainer, "train", result.metrics)
-        trainer.save_state()
+        state = copy.deepcopy(trainer.state)  # of the training: what is evaluated below is no part of it
+        if results["train"]:  # empty where a finished run is resumed
+            trainer.log_metrics("train", results["train"])
     predictions = []
     if args.do_eval:
-        evaluated = trainer.evaluate(splits["validation"])
-        metrics |= evaluated
-        report(trainer, "eval", evaluated)
+        results["eval"] = trainer.evaluate(splits["validation"])
+        trainer.log_metrics("eval", results["eval"])
         predictions += trainer.predictions("validation", splits["validation"])
     if args.do_predict:
-        predicted = trainer.predict(splits["test"], metric_key_prefix="test").metrics
-        metrics |= predicted
-        report(trainer, "test", predicted)
+        results["test"] = trainer.predict(splits["test"], metric_key_prefix="test").metrics
+        trainer.log_metrics("test", results["test"])
         predictions += trainer.predictions("test", splits["test"])
-    if args.do_train:
-        trainer.save_model(folder)
-    if not trainer.is_world_process_zero():
+    metrics = {name: value for stage in results.values() for name, value in stage.items()}
+    if not args.do_train:
+        if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_results(folder, results, predictions)
         return metrics
-    folder.mkdir(parents=True, exist_ok=True)
+    with trainer.replacing_model(folder) as new:
+        trainer.write_model(new)
+        if trainer.is_world_process_zero():
+            write_results(new, results, predictions)
+            state.save_to_json(str(new / "trainer_state.json"))
+            examples = next((splits[name] for name in ("test", "validation") if name in splits), None)
+            write_card(
+                new,
+                Card(task, trainer.describe_method(), trainer.base_model_name),
+                name=trainer.hub_model_id or folder.resolve().name,
+                command=public_command(sys.argv, args.hub_token),
+                seed=args.seed,
+                batch_size=args.per_device_eval_batch_size,
+                device=args.device,
+                config=trainer.unwrapped.config,
+                metrics=metrics,
+                questions=[] if examples is None else examples["question_text"][:3],
+            )
+            trainer.plot(new)
+    if args.push_to_hub and trainer.is_world_process_zero():
+        logger.info("pushed to %s", push(folder, trainer.hub_model_id, args))
+    return metrics
+
+
+def write_results(folder: Path, results: dict[str, dict], predictions: list[dict]) -> None:
+    """Write the metrics of each stage and of all together, and what was answered.
+
+    Metrics of other stages that an earlier run left in `all_results.json` stay in it.
+    """
+    together = folder / "all_results.json"
+    combined = json.loads(together.read_text(encoding="utf-8")) if together.is_file() else {}
+    for stage, metrics in results.items():
+        combined |= metrics
+        if metrics:
+            write_json(folder / f"{stage}_results.json", metrics)
+    write_json(together, combined)
     if predictions:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
         (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
-    if args.do_train:
-        examples = next((splits[name] for name in ("test", "validation") if name in splits), None)
-        write_card(
-            folder,
-            Card(task, trainer.describe_method(), trainer.base_model_name),
-            name=trainer.hub_model_id or folder.resolve().name,
-            command=public_command(sys.argv, args.hub_token),
-            seed=args.seed,
-            batch_size=args.per_device_eval_batch_size,
-            device=args.device,
-            config=trainer.unwrapped.config,
-            metrics=metrics,
-            questions=[] if examples is None else examples["question_text"][:3],
-        )
-        trainer.plot(folder)
-        if args.push_to_hub:
-            logger.info("pushed to %s", push(folder, trainer.hub_model_id, args))
-    return metrics
+
+
+def write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=4, sort_keys=True), encoding="utf-8")
 
 
 def public_command(argv: list[str], token: str | None) -> str:
@@ -148,14 +172,7 @@ def public_command(argv: list[str], token: str | None) -> str:
     return command.replace(token, "...") if token else command
 
 
-def remove_previous(folder: Path) -> None:
-    """Remove what an earlier run left and this one would not write over: its checkpoints, adapters and results."""
-    for pattern in ("checkpoint-*", "adapter", "*_results.json", "trainer_state.json", "predictions.jsonl"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def report(trainer: CoTTrainer, split: str, metrics: dict) -> None:
-    """Print and store the metrics of one stage."""
-    trainer.log_metrics(split, metrics)
-    trainer.save_metrics(split, metrics)
+def remove_checkpoints(folder: Path) -> None:
+    """Remove an earlier run's checkpoints, which this one would resume from; its model stays until it is replaced."""
+    for checkpoint in newest_first(folder):
+        shutil.rmtree(checkpoint)
