@@ -59,24 +59,29 @@ class Answers:
         texts: what was generated, in the order of the data.
         answers: what it answers; None where there is no answer in it.
         new_tokens: generated tokens, end of sequence included, over all examples.
-        seconds: wall-clock time of generation.
+        seconds: wall-clock time of generation; with several processes, of the slowest.
+        seconds_per_answer: what one process takes for an answer, in a batch; `seconds` over the answers by default.
     """
 
     texts: list[str] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
     new_tokens: int = 0
     seconds: float = 0.0
+    seconds_per_answer: float | None = None
 
     def metrics(self, mode: str, golds: list[str]) -> dict[str, float]:
-        """Exact match with its interval, examples per second, mean new tokens; by the name of the mode."""
+        """Exact match with its interval, examples per second (of all processes together), milliseconds per answer (of one
+        process), mean new tokens; by the name of the mode."""
         total = len(golds)
         right = sum(same_answer(given, gold) for given, gold in zip(self.answers, golds, strict=True))
         low, high = wilson_interval(right, total)
+        each = self.seconds / total if self.seconds_per_answer is None else self.seconds_per_answer
         return {
             f"{mode}_exact_match": right / total,
             f"{mode}_exact_match_low": low,
             f"{mode}_exact_match_high": high,
             f"{mode}_examples_per_second": total / max(self.seconds, 1e-9),
+            f"{mode}_ms_per_answer": 1000 * each,
             f"{mode}_new_tokens": self.new_tokens / total,
         }
 
