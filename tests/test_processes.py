@@ -1,18 +1,23 @@
 """Several processes by DistributedDataParallel, on a CPU: the same weights, answers and figures as one."""
 
 import importlib
+import importlib.util
 import json
+import subprocess
+import sys
 from itertools import product
 
 import pytest
-from conftest import chain_model
+from conftest import ROOT, chain_model
 from safetensors.torch import load_file
-from several_processes import launch_runs
+from several_processes import launch, launch_runs
 
 import tasks
 from training.arguments import ChainArguments, CoTTrainingArguments, EvaluationArguments, ThoughtArguments
 from training.cot_trainer import CoTTrainer
+from training.errors import InputError
 from training.pccot_trainer import PCCoTTrainer
+from training.processes import check_launch
 
 TINY = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters", "--dataset_name", "chain"]
 TINY += ["--task_args", "train=32,validation=5,test=4", "--answer_prompt", "#", "--use_cpu", "--report_to", "none"]
@@ -189,3 +194,73 @@ def test_the_card_times_one_process(tmp_path):
     # 5 answers in the slower one's seconds, of which the mean process needs no more, for 3 answers.
     assert 3 * each <= 5 / throughput <= 2 * 3 * each
     assert f"| {1000 * each:.1f} |" in (out / "README.md").read_text()
+
+
+# --- errors ---
+
+FAILING = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from training.cli import run
+from training.errors import InputError
+
+def main(argv):
+    if os.environ["RANK"] in {failing!r}:
+        raise InputError("data.json: row 3: no answer")
+    time.sleep(60)
+
+run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failing", "said"), [("012", "error: data.json"), ("2", "error: process 2: data.json")])
+def test_an_error_is_said_once(failing, said, tmp_path):
+    """The main process speaks for three that fail alike; an error of another one alone is seen too."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING.format(root=str(ROOT), failing=failing))
+    done = launch(script, processes=3, timeout=60)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "row 3: no answer" in line]
+    assert lines == [f"{said}: row 3: no answer"]
+
+
+def test_a_launch_of_fewer_processes_is_refused(monkeypatch, tmp_path):
+    args = CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION"):
+        check_launch(args)
+        monkeypatch.setenv(name, "29500")
+    with pytest.raises(InputError, match="was to start several processes and started one"):
+        check_launch(args)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_a_cpu(tmp_path):
+    """What the launcher leaves in the environment is what `check_launch` looks for."""
+    argv = ["run_ccot.py", *TINY, *SGD, "--output_dir", str(tmp_path / "out")]
+    for processes, code in (("2", 1), ("1", 0)):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes, *argv]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert ("was to start several processes" in done.stderr) == bool(code)
+
+
+def test_sharding_that_would_not_happen_is_refused(monkeypatch, tmp_path):
+    args = CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", fsdp="full_shard")
+    with pytest.raises(InputError, match="--fsdp needs an accelerator"):
+        check_launch(args)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    args = CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(InputError, match="--use_fsdp needs an accelerator"):
+        check_launch(args)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+def test_deepspeed_is_named(monkeypatch, tmp_path):
+    with pytest.raises(InputError, match="--deepspeed needs: pip install deepspeed"):
+        CoTTrainingArguments(str(tmp_path), use_cpu=True, deepspeed="zero3.json")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="--use_deepspeed needs: pip install deepspeed"):
+        CoTTrainingArguments(str(tmp_path), use_cpu=True)

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .errors import InputError
+from .processes import wait_for_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -157,10 +158,12 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:
+        source = wait_for_main_process()
         if alone:
             traceback.print_exc()
             sys.exit(1)
         text = " ".join(str(error).split()) or type(error).__name__
         sys.exit(
-            f"error: {text}" + ("" if isinstance(error, InputError) else f" [{type(error).__name__}; see --debug]")
+            f"error: {source}{text}"
+            + ("" if isinstance(error, InputError) else f" [{type(error).__name__}; see --debug]")
         )
