@@ -110,6 +110,7 @@ def test_metrics():
         "cot_exact_match_low": pytest.approx(0.1500, abs=5e-5),
         "cot_exact_match_high": pytest.approx(0.8500, abs=5e-5),
         "cot_examples_per_second": 8.0,
+        "cot_ms_per_answer": 125.0,
         "cot_new_tokens": 2.5,
     }
 

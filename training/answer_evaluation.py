@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from models.chunked_cross_entropy import IGNORED
@@ -26,12 +27,13 @@ class AnswerEvaluationMixin:
     """For `CoTTrainer`: its metrics are those of generated answers, in each of its `mode_names`.
 
     Attributes:
-        generation_seconds: of the running evaluation, by mode.
+        generation_seconds: of the running evaluation in this process, by mode.
+        num_generated: the questions that this process answered in them (some twice, where shares would be unequal).
         answers: of the last evaluation, by mode, in the order of its data.
     """
 
     def __init__(self, *args, **kwargs):
-        self.generation_seconds = defaultdict(float)
+        self.generation_seconds, self.num_generated = defaultdict(float), 0
         self.answers: dict[str, Answers] = {}
         super().__init__(*args, compute_metrics=self.answer_metrics, **kwargs)
 
@@ -55,6 +57,7 @@ class AnswerEvaluationMixin:
 
     def evaluation_loop(self, *args, **kwargs):
         self.generation_seconds.clear()
+        self.num_generated = 0
         return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -66,6 +69,7 @@ class AnswerEvaluationMixin:
             loss = self.compute_loss(model, self.model_inputs(inputs, training=False)).detach()
         if prediction_loss_only:
             return loss, None, None
+        self.num_generated += len(questions)
         generator, generated = self.accelerator.unwrap_model(model), []
         for name in self.mode_names:
             options = self.generation_options(name, generator, asked)
@@ -85,13 +89,20 @@ class AnswerEvaluationMixin:
     def answer_metrics(self, prediction) -> dict[str, float]:
         """Metrics of every mode; the answers themselves stay in `self.answers`."""
         dataset = self.callback_handler.eval_dataloader.dataset
-        generated = prediction.predictions if isinstance(prediction.predictions, tuple) else (prediction.predictions,)
-        order, golds, metrics = np.argsort(prediction.label_ids, kind="stable"), dataset["answer_text"][:], {}
-        for name, tokens in zip(self.mode_names, generated, strict=True):
+        # With --eval_do_concat_batches false, lists with an entry per batch.
+        concatenated = self.args.eval_do_concat_batches
+        batches = [prediction.predictions] if concatenated else prediction.predictions
+        numbers = prediction.label_ids if concatenated else np.concatenate(prediction.label_ids)
+        order, golds, metrics = np.argsort(numbers, kind="stable"), dataset["answer_text"][:], {}
+        timings = gather_object([(self.generation_seconds, self.num_generated)])  # of every process
+        for place, name in enumerate(self.mode_names):
+            tokens = [row for batch in batches for row in (batch[place] if isinstance(batch, tuple) else batch)]
             rows = [[token for token in tokens[index].tolist() if token != IGNORED] for index in order]
-            mode, seconds = mode_of(self.unwrapped, name), self.generation_seconds[name]
-            self.answers[name] = read_answers(self.unwrapped, self.processing_class, mode, rows, seconds)
-            metrics |= self.answers[name].metrics(name, golds)
+            answers = read_answers(self.unwrapped, self.processing_class, mode_of(self.unwrapped, name), rows)
+            answers.seconds = max(seconds[name] for seconds, _ in timings)
+            answers.seconds_per_answer = sum(seconds[name] for seconds, _ in timings) / sum(n for _, n in timings)
+            self.answers[name] = answers
+            metrics |= answers.metrics(name, golds)
         return metrics
 
     def predictions(self, split: str, dataset) -> list[dict]:

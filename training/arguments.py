@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from .errors import InputError
+from .processes import check_packages
 
 logger = logging.getLogger(__name__)
 
@@ -267,6 +268,7 @@ class CoTTrainingArguments(TrainingArguments):
             moved("include_inputs_for_metrics", "nothing: it has no effect here")
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is no device to copy to
+        check_packages(self)
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             # Otherwise one process reads a stream and cuts its batches up for the others, as if all were tensors.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -18,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 
 from .errors import InputError
 from .interruption import Interrupted
+from .processes import wait_for_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -163,13 +165,16 @@ def run(main: Callable[[list[str]], None]) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except KeyboardInterrupt as error:
-        print(str(error) or "SIGINT: stopped", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes stop together
+            print(str(error) or "SIGINT: stopped", file=sys.stderr)
         sys.exit(128 + getattr(error, "signum", signal.SIGINT))
     except Exception as error:
+        source = wait_for_main_process()
         if alone:
             traceback.print_exc()
             sys.exit(1)
         text = " ".join(str(error).split()) or type(error).__name__
         sys.exit(
-            f"error: {text}" + ("" if isinstance(error, InputError) else f" [{type(error).__name__}; see --debug]")
+            f"error: {source}{text}"
+            + ("" if isinstance(error, InputError) else f" [{type(error).__name__}; see --debug]")
         )

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
+    CONFIG_MAPPING,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -133,6 +134,10 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
             data_collator=collator,
             **kwargs,
         )
+        unused = self.leaves_weights_unused(config)
+        if args.ddp_find_unused_parameters is None and unused is not None:
+            # transformers searches in every step, and never where layers are checkpointed.
+            self.accelerator.ddp_handler.find_unused_parameters = unused
         # `get_batch_samples` gives what a whole step divides by, whatever the model's signature says.
         self.model_accepts_loss_kwargs = True
         self._part_sums: dict[str, torch.Tensor] = {}
@@ -206,6 +211,15 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
         return (
             f"`{self.model_type}`, trained {'without' if self.method.no_cot else 'with an explicit'} chain of thought."
         )
+
+    def leaves_weights_unused(self, config: PreTrainedConfig) -> bool | None:
+        """Whether a training step may use only some of the trained weights, which DDP then has to search for.
+
+        None for a backbone that is not one of ours: transformers decides.
+        """
+        if getattr(config, "family", None) is None and f"pccot-{config.model_type}" not in CONFIG_MAPPING:
+            return None
+        return getattr(config, "use_projection", False)  # no latent, no projection
 
     @property
     def unwrapped(self) -> PreTrainedModel:

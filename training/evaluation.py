@@ -17,7 +17,14 @@ from .errors import InputError
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("exact_match", "exact_match_low", "exact_match_high", "examples_per_second", "new_tokens")  # of each mode
+METRICS = (  # of each mode
+    "exact_match",
+    "exact_match_low",
+    "exact_match_high",
+    "examples_per_second",
+    "ms_per_answer",
+    "new_tokens",
+)
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
@@ -60,20 +67,25 @@ class Answers:
         texts: what was generated, in the order of the data.
         answers: what it answers; None where there is no answer in it.
         new_tokens: generated tokens, end of sequence included, over all examples.
-        seconds: wall-clock time of generation.
+        seconds: wall-clock time of generation; with several processes, of the slowest.
+        seconds_per_answer: what one process takes for an answer, in a batch; `seconds` over the answers by default.
     """
 
     texts: list[str] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
     new_tokens: int = 0
     seconds: float = 0.0
+    seconds_per_answer: float | None = None
 
     def metrics(self, mode: str, golds: list[str]) -> dict[str, float]:
-        """Exact match with its interval, examples per second, mean new tokens; by the name of the mode."""
+        """Exact match with its interval, examples per second (of all processes together), milliseconds per answer (of one
+        process), mean new tokens; by the name of the mode."""
         total = len(golds)
         right = sum(same_answer(given, gold) for given, gold in zip(self.answers, golds, strict=True))
         low, high = wilson_interval(right, total)
-        values = right / total, low, high, total / max(self.seconds, 1e-9), self.new_tokens / total
+        each = self.seconds / total if self.seconds_per_answer is None else self.seconds_per_answer
+        per_second = total / max(self.seconds, 1e-9)
+        values = right / total, low, high, per_second, 1000 * each, self.new_tokens / total
         return {f"{mode}_{name}": value for name, value in zip(METRICS, values, strict=True)}
 
 

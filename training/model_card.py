@@ -53,7 +53,7 @@ def write_card(
         name: of the model; on the Hub, its repository.
         command: that trained it, without secrets.
         seed: of the training.
-        batch_size: of the evaluation.
+        batch_size: of the evaluation, of one process.
         device: that it was evaluated on.
         config: the model's configuration.
         metrics: as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`.
@@ -99,7 +99,7 @@ print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_token
 {chr(10).join([*TABLE, *rows]) if rows else "It was not evaluated."}
 
 Trained on {card.task}. Answers are generated greedily, in batches of {batch_size}, on {describe_hardware(device)};
-numbers are compared as numbers. Trained from seed {seed}{describe_commit()} by:
+the time of an answer is that of one process. Numbers are compared as numbers. Trained from seed {seed}{describe_commit()} by:
 
 ```
 {command}
@@ -132,7 +132,7 @@ def table_row(metrics: dict, split: str, mode: str) -> str:
     low, high = metrics[f"{prefix}_exact_match_low"], metrics[f"{prefix}_exact_match_high"]
     return (
         f"| {SPLITS[split]} | {ANSWER_MODES[mode].label} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
-        f"{1000 / metrics[f'{prefix}_examples_per_second']:.1f} | {metrics[f'{prefix}_new_tokens']:.1f} |"
+        f"{metrics[f'{prefix}_ms_per_answer']:.1f} | {metrics[f'{prefix}_new_tokens']:.1f} |"
     )
 
 

@@ -32,6 +32,10 @@ class PCCoTTrainer(CoTTrainer):
     def describe_method(self) -> str:
         return f"`{self.model_type}` with latent chain of thought, trained by distilling its explicit one."
 
+    def leaves_weights_unused(self, config: PreTrainedConfig) -> bool:
+        """The projection is idle where only the teacher is trained, and at T = 0."""
+        return config.use_projection and (self.method.teacher_warmup_steps > 0 or config.num_iterations == 0)
+
     def model_inputs(self, batch: dict, training: bool) -> dict:
         warming_up = training and self.state.global_step < self.method.teacher_warmup_steps
         return batch | {"teacher_only": warming_up, "return_logits": False}

@@ -15,6 +15,7 @@ from .errors import InputError
 from .find_checkpoint import newest_first
 from .hub import push
 from .model_card import Card, write_card
+from .processes import check_launch
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,10 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
 
     Raises:
         InputError: for an output folder that already holds a model (without `--overwrite_output_dir` or
-            `--resume_from_checkpoint`), streaming without `--max_steps`, or a package that is not installed.
+            `--resume_from_checkpoint`), streaming without `--max_steps`, a package that is not installed, or a launch that
+            gave less than it was asked for.
     """
+    check_launch(args)
     folder = Path(args.output_dir)
     holds_model = any(path for pattern in WEIGHTS for path in folder.glob(pattern))
     if args.do_train and holds_model and not args.overwrite_output_dir and not args.resume_from_checkpoint:
