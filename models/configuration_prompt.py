@@ -79,6 +79,12 @@ def check_count(name: str, value: object, least: int, most: int | None = None) -
         raise ValueError(f"{name} must be a whole number of at least {least}{upper}, got {value!r}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises ValueError unless `value` is one of the known words."""
     if value not in known:
