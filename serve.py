@@ -7,9 +7,63 @@
 The server speaks the OpenAI protocol. Needs: pip install "transformers[serving]"
 """
 
+import functools
 import sys
 
 import models
+
+UNASKED = 1024  # the limit of new tokens that transformers' server writes into a request without one
+
+
+def answer_bad_requests():
+    """Have transformers' server answer 400 and one sentence, also before it streams, where it would answer 500."""
+    from fastapi.responses import JSONResponse
+    from transformers.cli.serving import chat_completion, server, utils
+
+    manager, handler = utils.GenerateManager, chat_completion.ChatCompletionHandler
+    build, handle = server.build_server, handler.handle_request
+    stream, answer = manager.generate_streaming, manager.generate_non_streaming
+
+    @functools.wraps(build)
+    def build_server(*args, **kwargs):
+        app = build(*args, **kwargs)
+
+        @app.exception_handler(ValueError)
+        async def refuse(request, error):
+            message = " ".join(str(error).split())
+            return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=400)
+
+        return app
+
+    async def handle_request(self, body, *args, **kwargs):
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise ValueError("messages must be a list of at least one message, {role, content}")
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise ValueError(f"each of the messages must have a role, got {str(message)[:60]}")
+        return await handle(self, body, *args, **kwargs)
+
+    def check(model, inputs, config):
+        """Before the answer begins: later, a stream has said 200 already."""
+        if not hasattr(model, "check_prompt"):
+            return
+        ids = inputs["input_ids"]
+        room, unasked = model.room_for_answer(ids.shape[-1]), max(UNASKED, model.generation_config.max_new_tokens or 0)
+        if config.max_new_tokens == unasked and room is not None:
+            config.max_new_tokens = max(1, min(unasked, room))
+        model.check_prompt(ids, inputs.get("attention_mask"), config)
+
+    def generate_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
+        check(model, inputs, gen_config)
+        return stream(self, model, processor, inputs, gen_config, *args, **kwargs)
+
+    async def generate_non_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
+        check(model, inputs, gen_config)
+        return await answer(self, model, processor, inputs, gen_config, *args, **kwargs)
+
+    server.build_server, handler.handle_request = build_server, handle_request
+    manager.generate_streaming, manager.generate_non_streaming = generate_streaming, generate_non_streaming
 
 
 def main():
@@ -21,6 +75,8 @@ def main():
     # another module object in the place of `transformers`.)
     for name in models.__all__:
         setattr(sys.modules["transformers"], name, getattr(models, name))
+    if sys.argv[1:2] == ["serve"]:
+        answer_bad_requests()
     app()
 
 

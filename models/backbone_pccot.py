@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_prompt import check_count
+from .configuration_prompt import check_count, is_number
 from .jacobi_pccot import jacobi_until_settled, jacobi_window
 from .mixin_base import ModelBase
 from .passes_pccot import FastPasses, gather_columns, join_columns
@@ -76,7 +76,7 @@ class PCCoTModelMixin(ModelBase):
         """
         iterations = self.config.num_iterations if num_iterations is None else num_iterations
         check_count("num_iterations", iterations, 0)
-        if latent_tolerance is not None and not latent_tolerance >= 0:
+        if latent_tolerance is not None and not (is_number(latent_tolerance) and latent_tolerance >= 0):
             raise ValueError(f"latent_tolerance must be a number of at least 0, got {latent_tolerance!r}")
         length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:

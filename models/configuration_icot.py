@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
-from .configuration_prompt import PromptConfigMixin, check_count
+from .configuration_prompt import MOST, PromptConfigMixin, check_choice, check_count
 
+REMOVAL_SIDES = ("left", "right")
 FILLER_MODES = ("none", "prefilled", "written")
 TEXT_FORMATS = ("plain", "original", "fork")
 ALL_TOKENS = -1
@@ -36,7 +37,7 @@ class ICoTConfigMixin(PromptConfigMixin):
         answer_prompt_ids, questions_start_with_bos: see `PromptConfigMixin`; the answer prompt may be empty.
 
     Raises:
-        ValueError: for an unknown side, filler mode or text format, or a negative count.
+        ValueError: for an unknown side, filler mode or text format, or a count that is negative or beyond the positions.
     """
 
     family: ClassVar[str] = "icot"
@@ -59,16 +60,15 @@ class ICoTConfigMixin(PromptConfigMixin):
     question_end_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        if self.removal_side not in ("left", "right"):
-            raise ValueError(f"removal_side must be 'left' or 'right', got {self.removal_side!r}")
-        if self.filler_mode not in FILLER_MODES:
-            raise ValueError(f"filler_mode must be one of {', '.join(FILLER_MODES)}, got {self.filler_mode!r}")
-        if self.text_format not in TEXT_FORMATS:
-            raise ValueError(f"text_format must be one of {', '.join(TEXT_FORMATS)}, got {self.text_format!r}")
-        for name, least in (("num_internalized_tokens", ALL_TOKENS), ("num_fillers", 0), ("position_gap", 0)):
-            if getattr(self, name) is not None or name != "position_gap":
-                check_count(name, getattr(self, name), least)
         super().__post_init__(**kwargs)
+        check_choice("removal_side", self.removal_side, REMOVAL_SIDES)
+        check_choice("filler_mode", self.filler_mode, FILLER_MODES)
+        check_choice("text_format", self.text_format, TEXT_FORMATS)
+        check_count("num_internalized_tokens", self.num_internalized_tokens, ALL_TOKENS, MOST)
+        positions = self.max_position_embeddings
+        check_count("num_fillers", self.num_fillers, 0, positions)
+        if self.position_gap is not None:
+            check_count("position_gap", self.position_gap, 0, positions)
 
     def describe(self) -> str:
         count = self.num_internalized_tokens

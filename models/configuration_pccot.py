@@ -31,7 +31,7 @@ class PCCoTConfigMixin(PromptConfigMixin):
         answer_prompt_ids, questions_start_with_bos: see `PromptConfigMixin`.
 
     Raises:
-        ValueError: for c < 1, T < 0 or latents_per_step < 1.
+        ValueError: for c < 1, T < 0, latents_per_step < 1, counts beyond the positions, or a token that stands for two things.
     """
 
     family: ClassVar[str] = "pccot"
@@ -56,9 +56,14 @@ class PCCoTConfigMixin(PromptConfigMixin):
     latents_per_step: int = 1
 
     def __post_init__(self, **kwargs):
-        for name, least in (("num_latent_tokens", 1), ("num_iterations", 0), ("latents_per_step", 1)):
-            check_count(name, getattr(self, name), least)
         super().__post_init__(**kwargs)
+        positions = self.max_position_embeddings
+        check_count("num_latent_tokens", self.num_latent_tokens, 1, positions)
+        check_count("num_iterations", self.num_iterations, 0)
+        check_count("latents_per_step", self.latents_per_step, 1, positions)
+        held = {name: getattr(self, name) for name in self.special_tokens if getattr(self, name) is not None}
+        if len(set(held.values())) < len(held):
+            raise ValueError(f"{', '.join(held)} must be different tokens, got {list(held.values())}")
 
     def describe(self) -> str:
         return (

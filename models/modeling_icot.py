@@ -17,9 +17,11 @@ from transformers import (
 
 from .answer_modes import EXPLICIT, INTERNALISED, AnswerMode
 from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
+from .configuration_prompt import check_count, check_flag
 from .gpt2_activation import FusedGeluMixin
 from .own_base_model import OwnBaseModelMixin
 from .positions import positions_from_mask
+from .prompt_checks import check_shape
 from .prompt_suffix import PromptSuffixMixin
 
 
@@ -58,9 +60,10 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         for name in ("start_token_id", "ready_token_id"):
             if getattr(config, name) is None:
                 raise ValueError(f"the configuration has no {name}: set up the tokenizer first (see run_icot.py)")
+        if explicit_steps is not None:
+            check_flag("explicit_steps", explicit_steps)
         fillers = config.num_fillers if num_fillers is None else num_fillers
-        if fillers < 0:
-            raise ValueError(f"num_fillers must be at least 0, got {fillers}")
+        check_count("num_fillers", fillers, 0, config.max_position_embeddings)
         suffix = [*(config.question_end_ids or []), config.start_token_id]
         if self.writes_chain(explicit_steps):
             return suffix
@@ -104,21 +107,19 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         Returns:
             As everywhere: `(batch, length + new tokens)`. Steps that the model writes itself come first, then
             `<ready>`, the answer prompt and the answer.
+
+        Raises:
+            ValueError: if the prompt needs more positions than the model has, for an `assistant_model` together with free
+                positions, or if an argument is no such thing.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
         if inputs is None:
             raise ValueError("a question is opened in token ids: pass input_ids")
+        check_shape(inputs)
         suffix, config = self.suffix_ids(explicit_steps, num_fillers), self.config
         gap = self.gap_of(explicit_steps) if position_gap is None else position_gap
-        if gap < 0:
-            raise ValueError(f"position_gap must be at least 0, got {gap}")
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is not None and gap and inputs.shape[1] + len(suffix) + gap > limit:
-            raise ValueError(
-                f"the question has {inputs.shape[1]} tokens, and what follows it needs {len(suffix) + gap} positions: more "
-                f"than the model's {limit}"
-            )
+        check_count("position_gap", gap, 0, config.max_position_embeddings)
         eos, ready = kwargs.get("eos_token_id", self.generation_config.eos_token_id), config.ready_token_id
         if self.writes_chain(explicit_steps) and eos in (ready, [ready]):
             # Published checkpoints end the chain and the answer with the same token: the second one stops.
@@ -132,7 +133,7 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             kwargs |= {"position_gap": gap, "gap_column": column}
         return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
 
-    def gap_of(self, explicit_steps: bool | None = None) -> int:
+    def gap_of(self, explicit_steps: bool | None = None, **_) -> int:
         """Positions that stay free where tokens of the chain were removed (`keep_position`).
 
         How many were removed is each question's own chain length where all of it is gone, and that is not known when a

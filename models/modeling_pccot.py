@@ -24,11 +24,12 @@ from transformers.utils.generic import can_return_tuple
 from .answer_modes import DIRECT, EXPLICIT, LATENT, AnswerMode
 from .backbone_pccot import PCCoTModelMixin
 from .configuration_pccot import PCCoTGPT2Config, PCCoTLlamaConfig, PCCoTMistralConfig, PCCoTQwen3Config
-from .configuration_prompt import check_count
+from .configuration_prompt import check_count, check_flag
 from .distillation_pccot import distillation_step, teacher_step
 from .gpt2_activation import FusedGeluMixin
 from .own_base_model import OwnBaseModelMixin
 from .passes_pccot import static_forward
+from .prompt_checks import check_shape
 from .prompt_suffix import PromptSuffixMixin
 from .spans_pccot import starts_of_spans
 
@@ -111,7 +112,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         """`<bot>`, the latents, `<eot>` and the answer prompt: what stands between a question and its answer."""
         config = self.config
         latents = config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
-        check_count("num_latent_tokens", latents, 1)
+        check_count("num_latent_tokens", latents, 1, config.max_position_embeddings)
         for name in config.special_tokens:
             if getattr(config, name) is None:
                 raise ValueError(f"the configuration has no {name}: set up the tokenizer first (see run_ccot.py)")
@@ -147,18 +148,25 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             As everywhere: `(batch, length + new tokens)`, or a dictionary with `return_dict_in_generate`.
 
         Raises:
-            ValueError: if some rows hold a span and others do not, the prompt is given as embeddings, it is too
-                long for the model, or `prefill_chunk_size` would cut the span.
+            ValueError: if some rows hold a span and others do not, the prompt is given as embeddings, it needs more
+                positions than the model has, `prefill_chunk_size` would cut the span, or an argument is no such thing.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
         check_count("num_iterations", kwargs.get("num_iterations", 0), 0)
+        check_flag("latent_thought", latent_thought)
         suffix = self.suffix_ids(latent_thought, num_latent_tokens)
         if suffix and inputs is None:
             raise ValueError("a thought is opened in token ids: pass input_ids (or latent_thought=False)")
-        if inputs is None or (latent_thought and self._holds_span(inputs)):
+        if inputs is None:
             return super().generate(inputs, generation_config, **kwargs)
+        check_shape(inputs)
+        if latent_thought and self._holds_span(inputs):
+            return self.generate_with_suffix([], inputs, generation_config, with_bos=False, **kwargs)
         return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
+
+    def adds_to(self, input_ids: torch.Tensor) -> bool:
+        return not self._holds_span(input_ids)
 
     def _holds_span(self, input_ids: torch.Tensor) -> bool:
         """Whether the rows already hold a thought span."""

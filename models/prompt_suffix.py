@@ -14,6 +14,7 @@ from torch import nn
 
 from .answer_modes import AnswerMode
 from .mixin_base import ModelBase
+from .prompt_checks import check_arguments, check_shape, check_token_ids, first_of, positions_taken
 
 
 class PromptSuffixMixin(ModelBase):
@@ -36,6 +37,34 @@ class PromptSuffixMixin(ModelBase):
         limit = getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else limit - question_length - len(self.suffix_ids(**options))
 
+    def gap_of(self, **options) -> int:
+        """Positions that `generate(**options)` leaves free between a question and its answer."""
+        return 0
+
+    def adds_to(self, input_ids: torch.Tensor) -> bool:
+        """Whether `generate()` adds anything after this prompt: not where it is complete already."""
+        return True
+
+    def check_prompt(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        generation_config=None,
+        **options,
+    ) -> None:
+        """What `generate()` checks before it starts, alone: for a server that has to answer before it streams.
+
+        Raises:
+            ValueError: for what `generate()` would refuse.
+        """
+        check_shape(input_ids)
+        suffix = self.suffix_ids(**options)
+        self._check_arguments(input_ids, attention_mask, suffix, generation_config, options)
+        prompt, mask = self._with_bos(input_ids, attention_mask)
+        self._new_tokens_that_fit(
+            input_ids, prompt, mask, len(suffix), self.gap_of(**options), generation_config, options
+        )
+
     def init_continuous_batching(self, *args, **kwargs):
         """Refused: transformers' batch engine calls `forward` on the bare prompt, and so answers without the suffix.
 
@@ -53,6 +82,7 @@ class PromptSuffixMixin(ModelBase):
         suffix: list[int],
         inputs: torch.Tensor,
         generation_config=None,
+        with_bos: bool = True,
         **kwargs,
     ):
         """transformers' `generate()` with `suffix` after every row of the prompt, and a BOS before it where it lacks one
@@ -64,27 +94,30 @@ class PromptSuffixMixin(ModelBase):
         Args:
             suffix: token ids; may be empty.
             inputs: `(batch, length)`, left padded, with its `attention_mask` among the keyword arguments.
+            with_bos: False leaves the prompt as it is.
             generation_config, **kwargs: as everywhere.
 
         Raises:
-            ValueError: if the prompt is too long for the model, or `prefill_chunk_size` would cut the suffix.
+            ValueError: if the prompt is not of token ids that the model has, if prompt, suffix and new tokens need more
+                positions than it has, if an `assistant_model` does not fit, or `prefill_chunk_size`
+                would cut the suffix.
         """
         question = inputs
-        inputs, kwargs["attention_mask"] = self._with_bos(inputs, kwargs.get("attention_mask"))
+        self._check_arguments(inputs, kwargs.get("attention_mask"), suffix, generation_config, kwargs)
+        if with_bos:
+            inputs, kwargs["attention_mask"] = self._with_bos(inputs, kwargs.get("attention_mask"))
         if inputs is not question:
             kwargs.pop("position_ids", None)
         length, added = inputs.shape[1], len(suffix)
         hidden = length - question.shape[1] + added
+        mask, gap = kwargs.get("attention_mask"), kwargs.get("position_gap", 0)
+        kwargs |= self._new_tokens_that_fit(question, inputs, mask, added, gap, generation_config, kwargs)
+        end = torch.tensor(suffix, dtype=inputs.dtype, device=inputs.device).expand(inputs.shape[0], -1)
+        prompt = torch.cat([inputs, end], dim=1)
+        check_assistant(kwargs.get("assistant_model"), prompt, gap)
         if hidden == 0:
             return super().generate(inputs, generation_config, **kwargs)
 
-        end = torch.tensor(suffix, dtype=inputs.dtype, device=inputs.device).expand(inputs.shape[0], -1)
-        prompt = torch.cat([inputs, end], dim=1)
-        limit = getattr(self.config, "max_position_embeddings", None)
-        if limit is not None and prompt.shape[1] > limit:
-            raise ValueError(
-                f"the question has {length} tokens and what follows it {added}: more than the model's {limit} positions"
-            )
         chunk = kwargs.get("prefill_chunk_size") or getattr(generation_config, "prefill_chunk_size", None)
         if added and chunk is not None and length // chunk != (prompt.shape[1] - 1) // chunk:
             raise ValueError(
@@ -104,9 +137,7 @@ class PromptSuffixMixin(ModelBase):
                 kwargs[name] = nn.functional.pad(given, (0, added), value=fill)
         # Limits are the caller's, who does not count what is hidden.
         for name in ("max_length", "min_length"):
-            sources = [kwargs, vars(generation_config) if generation_config else {}, vars(self.generation_config)]
-            value = next((source[name] for source in sources if source.get(name) is not None), None)
-            if value is not None:
+            if (value := first_of(name, self._sources(generation_config, kwargs))) is not None:
                 kwargs[name] = value + hidden
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = HidingStreamer(kwargs["streamer"], question)
@@ -119,10 +150,62 @@ class PromptSuffixMixin(ModelBase):
         output.past_key_values = None
         return output
 
+    def _sources(self, generation_config, kwargs: dict) -> list[dict]:
+        """Where `generate()` finds an argument, in the order in which it looks."""
+        return [kwargs, vars(generation_config) if generation_config else {}, vars(self.generation_config)]
+
+    def _check_arguments(self, inputs, mask, suffix: list[int], generation_config, kwargs: dict) -> None:
+        """Raises ValueError for a prompt that is not of the model's token ids, and for lengths that are none."""
+        check_token_ids(inputs, mask, self.config.vocab_size)
+        check_arguments(self._sources(generation_config, kwargs), suffix, inputs.shape[0], self.config.vocab_size)
+
+    def _new_tokens_that_fit(
+        self, question, prompt, mask, added: int, gap: int, generation_config, kwargs: dict
+    ) -> dict[str, int]:
+        """The limit of new tokens to replace one that nobody asked for and that is beyond the model's positions, if so.
+
+        Only a table of positions ends; rotary positions go on beyond what was trained, as everywhere in transformers.
+
+        Args:
+            question, prompt: `(batch, length)`, without and with a BOS.
+            mask: the prompt's.
+            added: how many tokens follow the prompt.
+            gap: how many positions stay free there.
+
+        Raises:
+            ValueError: if prompt and suffix do not fit, or not with as many new tokens as the caller asked for.
+        """
+        limit = getattr(self.config, "max_position_embeddings", None)
+        table = getattr(self.config, "rope_parameters", None) is None
+        if limit is None or not (table or added or gap):
+            return {}
+        sources = self._sources(generation_config, kwargs)
+        new, length = first_of("max_new_tokens", sources), first_of("max_length", sources)
+        if new is None:
+            new = 20 if length is None else length - question.shape[1]  # transformers' own default
+        room = limit - prompt.shape[1] - added - gap
+        if room >= 0 and (not table or new <= room):  # the last new token needs no position
+            return {}
+        taken = positions_taken(prompt, mask, kwargs.get("position_ids"))
+        room = limit - taken - added - gap
+        if room < 0:
+            raise ValueError(
+                f"the question has {taken} tokens, and what follows it needs {added + gap} positions: more than the "
+                f"model's {limit} positions"
+            )
+        if not table or new <= room + 1:
+            return {}
+        if any(source.get(name) is not None for name in ("max_new_tokens", "max_length") for source in sources[:2]):
+            raise ValueError(
+                f"the question has {taken} tokens, what follows it needs {added + gap} positions, and {new} new tokens are "
+                f"asked for: more than the model's {limit} positions, so ask for at most {max(1, room)}"
+            )
+        return {"max_new_tokens": max(1, room)}
+
     def _with_bos(self, inputs: torch.Tensor, mask: torch.Tensor | None):
         """The prompt and its mask, one column wider if a row lacks the BOS that the model's questions start with."""
         config, bos = self.config, self.config.bos_token_id
-        if not config.questions_start_with_bos or inputs.shape[1] == 0:
+        if not config.questions_start_with_bos:
             return inputs, mask
         if mask is not None:
             full = mask
@@ -138,6 +221,19 @@ class PromptSuffixMixin(ModelBase):
         inputs, full = (nn.functional.pad(tensor, (1, 0)) for tensor in (inputs, full))
         inputs = inputs.scatter(1, first, torch.where(lacking, bos, inputs.gather(1, first)))
         return inputs, full.scatter(1, first, lacking.to(full.dtype))
+
+
+def check_assistant(assistant, prompt: torch.Tensor, gap: int) -> None:
+    """Raises ValueError for an `assistant_model` whose tokens could not be those of this prompt's answer."""
+    if assistant is None:
+        return
+    if gap:
+        raise ValueError("assistant_model cannot be used where positions are left free (keep_position, position_gap)")
+    if isinstance(assistant, PromptSuffixMixin) and assistant.adds_to(prompt):
+        raise ValueError(
+            f"assistant_model is a {assistant.config.model_type}, which would add tokens of its own to this prompt: only a "
+            "plain backbone can assist here"
+        )
 
 
 class HidingStreamer:

@@ -177,7 +177,8 @@ def test_answers(case, prompt):
     if prompt == "question only":
         shared = int(inputs["key_indices"][0]) - 1
         ids, mask = ids[:, :shared], mask[:, :shared]
-    pad = ids.max().item() + 1 if settings["pad_token_id"] is None else settings["pad_token_id"]
+    unused = min(set(range(model.config.vocab_size)) - set(ids.flatten().tolist()))
+    pad = unused if settings["pad_token_id"] is None else settings["pad_token_id"]
     output = model.generate(
         ids,
         attention_mask=mask,

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -161,6 +162,32 @@ def test_server_streams(server, answers):
     text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
     assert text.strip() == answers[1]
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_server_refuses_in_one_sentence(server, answers, stream):
+    """400 and the sentence that `generate()` says, before a stream begins; the next request is answered as ever."""
+    right = chat(QUESTIONS[0])
+    for changes, words in (
+        ({"messages": []}, "messages must be a list of at least one message"),
+        ({"messages": "hello"}, "messages must be a list"),
+        ({"messages": [{"content": "1+1="}]}, "must have a role"),
+        ({"messages": user("")}, "at least one token"),
+        ({"messages": user("1" * 80)}, "more than the model's 64 positions"),
+        ({"max_tokens": 2000}, "2000 new tokens are asked for: more than the model's 64 positions"),
+        ({"max_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
+        ({"max_tokens": "many"}, "many"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            request(f"{server}/v1/chat/completions", right | changes | {"stream": stream})
+        error = json.loads(refusal.value.read())["error"]
+        assert refusal.value.code == 400 and words in error["message"] and "\n" not in error["message"]
+    without = {
+        name: value for name, value in right.items() if name != "max_tokens"
+    }  # transformers' server asks for 1024
+    for body in (right, without):
+        reply = json.loads(request(f"{server}/v1/chat/completions", body))
+        assert reply["choices"][0]["message"]["content"].strip() == answers[0]
 
 
 @pytest.mark.slow

@@ -52,15 +52,20 @@ def read_config(name: str, revision: str = "main", trust_remote_code: bool = Fal
     if path is None:
         return config
     settings = json.loads(path.read_text(encoding="utf-8"))
-    try:
-        for field in ("num_latent_tokens", *config.special_tokens):
-            setattr(config, field, int(settings[field]))
-        answer_prompt = str(settings["answer_prompt"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: no usable {error}") from error
+    fields = ("num_latent_tokens", *getattr(config, "special_tokens", {}))
+    missing = [field for field in (*fields, "answer_prompt") if not isinstance(settings, dict) or field not in settings]
+    if missing:
+        raise InputError(f"{path}: no {missing[0]} in it")
+    if not isinstance(settings["answer_prompt"], str):
+        raise InputError(f"{path}: answer_prompt must be text, got {settings['answer_prompt']!r}")
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    config.answer_prompt_ids = tokenize_answer_prompt(answer_prompt, tokenizer)
-    return type(config).from_dict(config.to_dict())  # checked as a configuration file's values are
+    answer_prompt_ids = tokenize_answer_prompt(settings["answer_prompt"], tokenizer)
+    try:  # checked as a configuration file's values are
+        return type(config).from_dict(
+            config.to_dict() | {field: settings[field] for field in fields} | {"answer_prompt_ids": answer_prompt_ids}
+        )
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def load_weights(
