@@ -15,8 +15,9 @@ from lm_eval.models.huggingface import HFLM
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import tasks
-from training.data import examples_of, read_file
+from training.data_files import read_file
 from training.evaluation import same_answer
+from training.rows import examples_of
 from training.tokenization import without_leading_space
 
 # --- where questions come from ---

@@ -39,12 +39,13 @@ from training.arguments import CoTTrainingArguments
 from training.cli import SUCCESSORS, parse
 from training.collators import ICoTCollator
 from training.convert_icot import convert
-from training.data import find_split, format_line
+from training.data import find_split
 from training.errors import InputError
 from training.icot_removal import Internalizer, fillers_of_runs
 from training.icot_schedule import FillerSchedule, RemovalSchedule, removal_schedule
 from training.loading import set_up, set_up_text_format
 from training.lora import add_adapters
+from training.rows import format_line
 from training.text_format import FORK_TOKENS, tokenize_spaced
 
 QUIET = ["--use_cpu", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]

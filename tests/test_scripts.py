@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import run_ccot
 import run_cot
 from training import cli
-from training.data import format_line
+from training.rows import format_line
 
 TINY = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters"]
 QUICK = ["--use_cpu", "--max_steps", "3", "--per_device_train_batch_size", "4", "--save_strategy", "no"]

@@ -7,7 +7,7 @@ from conftest import FIXTURES
 
 import tasks
 from tasks import multiplication
-from training.data import format_line
+from training.rows import format_line
 
 SMALL = "train=40,validation=10,test=20"
 

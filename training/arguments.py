@@ -119,7 +119,12 @@ class DataArguments:
     max_train_samples: int | None = option(None, "Use only the first so many training rows.")
     max_eval_samples: int | None = option(None, "Use only the first so many validation rows.")
     max_predict_samples: int | None = option(None, "Use only the first so many test rows.")
-    streaming: bool = option(False, "Read the training data as a stream (needs --max_steps).")
+    streaming: bool = option(
+        False, "Read the training data as a stream, over and over, without holding it (needs --max_steps)."
+    )
+    shuffle_buffer: int = option(
+        1000, "Rows of a stream among which the next one is drawn, in each pass anew; 0 keeps the order of the data."
+    )
     preprocessing_num_workers: int | None = option(None, "Processes that tokenize.")
     block_size: int | None = option(None, "Longest sequence in tokens; the model's own limit by default.")
     keep_last_step: bool = option(False, "Show the teacher the last step too, which usually repeats the answer.")

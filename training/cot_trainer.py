@@ -52,6 +52,7 @@ from .liger import register_with_liger
 from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
 from .lora import add_adapters
 from .resumable_training import ResumableTrainingMixin
+from .streaming import endless
 from .tokenization import set_special_ids, tokenize, tokenize_split
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,9 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
             split: tokenize_split(examples, split, self.encoder(tokenizer, config), collator, self.data, limit)
             for split, examples in rows.items()
         }
+        if isinstance(train := self.splits.get("train"), IterableDataset):
+            seed = args.seed if args.data_seed is None else args.data_seed
+            self.splits["train"] = endless(train, self.data.shuffle_buffer, seed)
         if self.lora.use_peft:
             model = add_adapters(model, self.lora)
         if args.use_liger_kernel:

@@ -1,14 +1,9 @@
-"""Data of every source as examples `{question, steps, answer}`; a row that cannot be read is named.
+"""Data of every source as examples `{question, steps, answer}` (`rows.py`); a row that cannot be read is named.
 
-Sources: a task of `tasks/`, a name on the Hub, a `DatasetDict` folder, or files (.json, .jsonl, .csv, .txt).
+Sources: a task of `tasks/`, a name on the Hub, a `DatasetDict` folder, or files (`data_files.py`).
 """
 
-import csv
-import json
-import logging
-import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -17,19 +12,10 @@ from datasets import Dataset, IterableDataset
 import tasks
 
 from .arguments import DataArguments
+from .data_files import read_file
 from .errors import InputError
+from .rows import FEATURES, examples_of
 
-logger = logging.getLogger(__name__)
-
-FEATURES = datasets.Features(
-    {
-        "question": datasets.Value("string"),
-        "steps": datasets.List(datasets.Value("string")),
-        "answer": datasets.Value("string"),
-    }
-)
-EQUATIONS = re.compile(r"(<<[^<>]*>>\s*)+")
-Rows = Iterable[tuple[str, object]]
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
 
@@ -69,7 +55,7 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
                 stream_examples, gen_kwargs={"args": args, "limit": limits[split]}, features=FEATURES
             )
             continue
-        examples = list(islice(examples_of(rows, args.max_bad_rows), limits[split]))
+        examples = list(examples_of(rows, args.max_bad_rows, limits[split]))
         if not examples:
             raise InputError(f"{where}: no rows")
         found[split] = Dataset.from_list(examples, features=FEATURES)
@@ -108,7 +94,7 @@ def stream_examples(args: DataArguments, limit: int | None) -> Iterator[dict]:
         rows = ((f"{args.dataset_name}, split {name}, row {index}", row) for index, row in enumerate(source[name]))
     else:
         rows = read_file(Path(args.train_file))
-    yield from islice(examples_of(rows, args.max_bad_rows), limit)
+    yield from examples_of(rows, args.max_bad_rows, limit)
 
 
 def open_dataset(args: DataArguments) -> dict[str, Iterable[dict]]:
@@ -132,157 +118,3 @@ def open_dataset(args: DataArguments) -> dict[str, Iterable[dict]]:
             f"data set {name!r} is neither a task ({known}) nor a DatasetDict folder, and could not be loaded from "
             f"the Hub: {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
-
-
-def read_file(path: Path) -> Rows:
-    """Raw rows of a file, each with the place it came from."""
-    readers = {".json": read_json, ".jsonl": read_jsonl, ".csv": read_csv, ".txt": read_text}
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if path.suffix not in readers:
-        raise InputError(f"{path}: cannot read '{path.suffix}' files; use one of {', '.join(readers)}")
-    return name_failure(path, readers[path.suffix](path))
-
-
-def name_failure(path: Path, rows: Rows) -> Rows:
-    """The rows as they are; a file that cannot be read on is named."""
-    try:
-        yield from rows
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def read_json(path: Path) -> Rows:
-    """A JSON list of objects (or, as data sets are often published, one object a line)."""
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        yield from read_jsonl(path)
-        return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
-    for index, row in enumerate(rows):
-        yield f"{path}, row {index}", row
-
-
-def read_jsonl(path: Path) -> Rows:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                row = InputError(f"not JSON ({error.msg})")
-            yield f"{path}, line {number}", row
-
-
-def read_csv(path: Path) -> Rows:
-    """Columns `question`, `steps` (a JSON list, or one step a line) and `answer`."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row:
-                yield where, InputError(f"more fields than columns ({', '.join(reader.fieldnames)}): quote the commas")
-                continue
-            row = {name: value for name, value in row.items() if value is not None}
-            steps = row.get("steps")
-            if steps is not None:
-                try:
-                    row["steps"] = json.loads(steps) if steps.lstrip().startswith("[") else steps.splitlines()
-                except json.JSONDecodeError:
-                    row["steps"] = steps.splitlines()
-                row["steps"] = [step for step in row["steps"] if step != ""]
-            yield where, row
-
-
-def read_text(path: Path) -> Rows:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            line = line.rstrip("\n")
-            if not line:
-                continue
-            try:
-                row = parse_line(line)
-            except InputError as error:
-                row = error
-            yield f"{path}, line {number}", row
-
-
-def parse_line(line: str) -> dict:
-    """`question||steps #### answer` as an example; `<<...>>` equations are steps, other text is one step.
-
-    Raises:
-        InputError: for a line without `||` or `####`.
-    """
-    question, bar, rest = line.partition("||")
-    chain, mark, answer = rest.rpartition("####")
-    if not bar or not mark:
-        raise InputError(f"no '{'####' if bar else '||'}' in {line[:60]!r}")
-    chain = chain.strip()
-    if EQUATIONS.fullmatch(chain):
-        steps = re.findall(r"<<[^<>]*>>", chain)
-    else:
-        steps = [chain] if chain else []
-    return {"question": question, "steps": steps, "answer": answer.strip()}
-
-
-def format_line(example: dict) -> str:
-    """The inverse of `parse_line`."""
-    return f"{example['question']}||{' '.join(example['steps'])} #### {example['answer']}"
-
-
-def examples_of(rows: Rows, max_bad_rows: int) -> Iterator[dict]:
-    """Checked examples; up to `max_bad_rows` bad rows are left out and the first five named.
-
-    Raises:
-        InputError: at the first bad row beyond.
-    """
-    bad = []
-    for where, row in rows:
-        try:
-            yield check_row(row)
-        except InputError as error:
-            bad.append(f"{where}: {error}")
-            if len(bad) > max_bad_rows:
-                shown = "; ".join(bad[:5])
-                more = f" (and {len(bad) - 5} more)" if len(bad) > 5 else ""
-                hint = "" if max_bad_rows else "; --max_bad_rows N leaves out up to N such rows"
-                raise InputError(f"{shown}{more}{hint}") from error
-    if bad:
-        logger.warning("left out %d bad rows: %s", len(bad), "; ".join(bad[:5]))
-
-
-def check_row(row: object) -> dict:
-    """A row as an example.
-
-    Raises:
-        InputError: saying what is wrong with it.
-    """
-    if isinstance(row, InputError):
-        raise row
-    if not isinstance(row, dict):
-        raise InputError(f"expected an object with question, steps and answer, found {type(row).__name__}")
-    if "question" not in row and {"input", "output"} <= row.keys():  # as published for stepwise internalisation
-        row = parse_line(f"{row['input']}||{row['output']}")
-    for column in ("question", "steps", "answer"):
-        if column not in row:
-            raise InputError(f"no column {column!r}; there are: {', '.join(map(str, row))}")
-        if row[column] is None:
-            raise InputError(f"{column!r} is null")
-    question, steps, answer = row["question"], row["steps"], row["answer"]
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not isinstance(question, str):
-        raise InputError(f"'question' must be text, found {type(question).__name__}")
-    if not isinstance(answer, str):
-        raise InputError(f"'answer' must be text or a number, found {type(answer).__name__}")
-    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise InputError("'steps' must be a list of texts")
-    if not question.strip():
-        raise InputError("the question is empty")
-    if not answer.strip():
-        raise InputError("the answer is empty")
-    return {"question": question, "steps": steps, "answer": answer}

@@ -59,6 +59,7 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
         ("max_train_samples", 1),
         ("max_eval_samples", 1),
         ("max_predict_samples", 1),
+        ("shuffle_buffer", 0),
     ):
         value = getattr(data, name)
         if value is not None and value < least:

@@ -1,0 +1,167 @@
+"""Rows as examples `{question, steps, answer}`: what is one, and what is said of a row that is none."""
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+
+import datasets
+import numpy as np
+
+from .errors import InputError
+
+logger = logging.getLogger(__name__)
+
+FEATURES = datasets.Features(
+    {
+        "question": datasets.Value("string"),
+        "steps": datasets.List(datasets.Value("string")),
+        "answer": datasets.Value("string"),
+    }
+)
+EQUATIONS = re.compile(r"(<<[^<>]*>>\s*)+")
+NAMED = 5  # bad rows that are named; the others are counted
+Rows = Iterable[tuple[str, object]]  # each with the place it came from; one that could not be read is its InputError
+
+
+def parse_line(line: str) -> dict:
+    """`question||steps #### answer` as an example; `<<...>>` equations are steps, other text is one step.
+
+    The first `||` ends the question, and what follows the last `####` is the answer.
+
+    Raises:
+        InputError: for a line without `||` or `####`.
+    """
+    question, bar, rest = line.partition("||")
+    if not bar:
+        raise InputError(f"no '||' in {line[:60]!r}")
+    return {"question": question, **parse_chain(rest, line)}
+
+
+def parse_chain(text: str, line: str) -> dict:
+    """`steps #### answer` as `steps` and `answer`; `line` is what an error shows."""
+    chain, mark, answer = text.rpartition("####")
+    if not mark:
+        raise InputError(f"no '####' in {line[:60]!r}")
+    chain = chain.strip()
+    if EQUATIONS.fullmatch(chain):
+        steps = re.findall(r"<<[^<>]*>>", chain)
+    else:
+        steps = [chain] if chain else []
+    return {"steps": steps, "answer": answer.strip()}
+
+
+def format_line(example: dict) -> str:
+    """The inverse of `parse_line`."""
+    return f"{example['question']}||{' '.join(example['steps'])} #### {example['answer']}"
+
+
+def examples_of(rows: Rows, max_bad_rows: int, limit: int | None = None) -> Iterator[dict]:
+    """The first `limit` checked examples; up to `max_bad_rows` bad rows are left out and the first five named.
+
+    Raises:
+        InputError: at the first bad row beyond.
+    """
+    named, bad, good = [], 0, 0
+    for where, row in rows if limit != 0 else ():
+        try:
+            example = check_row(row)
+        except InputError as error:
+            bad += 1
+            if len(named) < NAMED:
+                named.append(f"{where}: {error}")
+            if bad > max_bad_rows:
+                more = f" (and {bad - NAMED} more)" if bad > NAMED else ""
+                hint = "" if max_bad_rows else "; --max_bad_rows N leaves out up to N such rows"
+                raise InputError(f"{'; '.join(named)}{more}{hint}") from error
+            continue
+        yield example
+        good += 1
+        if good == limit:
+            break
+    if bad:
+        logger.warning("left out %d bad rows: %s", bad, "; ".join(named))
+
+
+def check_row(row: object) -> dict:
+    """A row as an example.
+
+    Raises:
+        InputError: saying what is wrong with it.
+    """
+    if isinstance(row, InputError):
+        raise row
+    if not isinstance(row, dict):
+        raise InputError(f"expected an object with question, steps and answer, found {type(row).__name__}")
+    if "question" not in row and {"input", "output"} <= row.keys():  # as published for stepwise internalisation
+        question, output = (check_text(name, field_of(row, name)) for name in ("input", "output"))
+        row = {"question": question, **parse_chain(output, output)}
+    question, steps, answer = (field_of(row, name) for name in ("question", "steps", "answer"))
+    if isinstance(answer, int | float | Decimal | np.integer | np.floating) and not isinstance(answer, bool):
+        answer = number_text(answer)
+    if not isinstance(answer, str):
+        raise InputError(f"'answer' must be text or a number, found {type(answer).__name__}")
+    steps = steps.tolist() if isinstance(steps, np.ndarray) else steps
+    if not isinstance(steps, list | tuple) or not all(isinstance(step, str) for step in steps):
+        raise InputError("'steps' must be a list of texts")
+    example = {
+        "question": check_text("question", question),
+        "steps": [check_text("steps", step) for step in steps],
+        "answer": check_text("answer", answer),
+    }
+    for name in ("question", "answer"):
+        if not example[name].strip():
+            raise InputError(f"the {name} is empty")
+    return example
+
+
+def field_of(row: dict, name: str) -> object:
+    """A field of a row that has to be there, once, and readable (otherwise its value is what a reader says of it)."""
+    if name not in row:
+        raise InputError(f"no column {name!r}; there are: {on_one_line(', '.join(map(str, row)))}")
+    if row[name] is None:
+        raise InputError(f"{name!r} is null")
+    if isinstance(row[name], InputError):
+        raise InputError(f"{name!r} {row[name]}")
+    return row[name]
+
+
+def check_text(name: str, text: object) -> str:
+    """Text that tokenizers and Arrow can hold.
+
+    Raises:
+        InputError: for anything else, for half a surrogate pair, and for NUL, which is no text (a file in UTF-16 has it).
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{name!r} must be text, found {type(text).__name__}")
+    if "\0" in text:
+        raise InputError(f"{name!r} holds a NUL character; is the data UTF-8?")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name!r} holds {text[error.start]!a}, half of a surrogate pair") from error
+    return str(text)
+
+
+def number_text(number: int | float | Decimal) -> str:
+    """A number as an answer.
+
+    Raises:
+        InputError: for NaN, infinities, and whole numbers that Python does not write out.
+    """
+    finite = number.is_finite() if isinstance(number, Decimal) else True
+    if isinstance(number, float | np.floating):
+        finite = math.isfinite(number)
+    if not finite:
+        raise InputError(f"'answer' must be text or a finite number, found {number}")
+    try:
+        return str(number)
+    except ValueError as error:
+        raise InputError("'answer' is a number of too many digits") from error
+
+
+def on_one_line(text: str, most: int = 200) -> str:
+    """The beginning of a text as an error shows it."""
+    shown = " ".join(text[:most].split()) + ("..." if len(text) > most else "")
+    return shown.encode(errors="backslashreplace").decode()
