@@ -1,12 +1,17 @@
 """Tiny models on every backbone, and helpers that several test files share."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already runs one process a core
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(
+    prefix="datasets-"
+)  # of this process, so that no test finds rows of another run
 
 import pytest
 import torch
@@ -58,6 +63,10 @@ def pytest_addoption(parser):
         default=str(FIXTURES / "parity"),
         help="folder of golden cases from the original implementation (see tests/test_parity.py)",
     )
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 # What these files set up once (a server, trained checkpoints) is shared by many of their tests: one process runs all of

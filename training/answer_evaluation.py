@@ -40,9 +40,9 @@ class AnswerEvaluationMixin:
     def warn_of_long_answers(self) -> None:
         """Say so before a run where gold answers are longer than what evaluation lets a model write."""
         for split in self.splits.keys() - {"train"}:
-            rows = self.splits[split].select_columns(["steps", "answer"]).to_list()
             for name in self.mode_names:
-                warn_of_long_answers(split, rows, mode_of(self.unwrapped, name), self.data_collator, self.evaluation)
+                mode, features = mode_of(self.unwrapped, name), self.splits[split]
+                warn_of_long_answers(split, features, mode, self.data_collator, self.evaluation)
 
     def check_metric(self, args) -> None:
         """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give.

@@ -117,10 +117,12 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
 
         collator = self.make_collator(tokenizer, config)
         limit = getattr(config, "max_position_embeddings", None)
-        self.splits = {
-            split: tokenize_split(examples, split, self.encoder(tokenizer, config), collator, self.data, limit)
-            for split, examples in rows.items()
-        }
+        encode = self.encoder(tokenizer, config)
+        with args.main_process_first(desc="tokenization"):  # the others find its features in the cache
+            self.splits = {
+                split: tokenize_split(examples, split, encode, collator, self.data, limit)
+                for split, examples in rows.items()
+            }
         if isinstance(train := self.splits.get("train"), IterableDataset):
             seed = args.seed if args.data_seed is None else args.data_seed
             self.splits["train"] = endless(train, self.data.shuffle_buffer, seed)

@@ -14,6 +14,7 @@ import tasks
 from .arguments import DataArguments
 from .data_files import read_file
 from .errors import InputError
+from .row_cache import cached_rows, digest_of_file
 from .rows import FEATURES, examples_of
 
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
@@ -37,29 +38,36 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
     if args.dataset_name is not None and any(files.values()):
         raise InputError("two sources of data: pass either --dataset_name or files, not both")
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
-    found = {}
     source = None if args.dataset_name is None else open_dataset(args)
-    for split in needed:
-        if source is not None:
-            name = find_split(args, split, source)
-            where = f"{args.dataset_name}, split {name}"
-            rows = ((f"{where}, row {index}", row) for index, row in enumerate(source[name]))
-        elif files[split] is None:
-            raise InputError(f"no {split} data: pass --{split}_file")
-        else:
-            where, rows = files[split], read_file(Path(files[split]))
-        if split == "train" and args.streaming:
-            if next(stream_examples(args, limits[split]), None) is None:
-                raise InputError(f"{where}: no rows")
-            found[split] = IterableDataset.from_generator(
-                stream_examples, gen_kwargs={"args": args, "limit": limits[split]}, features=FEATURES
-            )
-            continue
-        examples = list(examples_of(rows, args.max_bad_rows, limits[split]))
-        if not examples:
+    return {split: load_split(args, split, source, files[split], limits[split]) for split in needed}
+
+
+def load_split(
+    args: DataArguments, split: str, source: dict[str, Iterable[dict]] | None, file: str | None, limit: int | None
+) -> Dataset | IterableDataset:
+    """One split, of a data set by name or (without `source`) of a file; see `load_splits`."""
+    if source is None and file is None:
+        raise InputError(f"no {split} data: pass --{split}_file")
+    name = None if source is None else find_split(args, split, source)
+    where = file if source is None else f"{args.dataset_name}, split {name}"
+    if split == "train" and args.streaming:
+        if next(stream_examples(args, limit), None) is None:
             raise InputError(f"{where}: no rows")
-        found[split] = Dataset.from_list(examples, features=FEATURES)
-    return found
+        return IterableDataset.from_generator(
+            stream_examples, gen_kwargs={"args": args, "limit": limit}, features=FEATURES
+        )
+    if source is None:
+        path = Path(file)
+        rows = read_file(path)  # refuses a file that is none
+        return cached_rows(lambda: rows, lambda: digest_of_file(path), where, args.max_bad_rows, limit)
+    held = source[name]
+    rows = ((f"{where}, row {index}", row) for index, row in enumerate(held))
+    if isinstance(held, Dataset):
+        return cached_rows(lambda: rows, lambda: held._fingerprint, where, args.max_bad_rows, limit)
+    examples = list(examples_of(rows, args.max_bad_rows, limit))
+    if not examples:
+        raise InputError(f"{where}: no rows")
+    return Dataset.from_list(examples, features=FEATURES)
 
 
 def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:

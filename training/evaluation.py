@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
 import torch
+from datasets import Dataset
 
 from models.answer_modes import DIRECT, EXPLICIT, AnswerMode
 
 from .arguments import EvaluationArguments
 from .collators import CoTCollator
 from .errors import InputError
+from .tokenization import column
 
 logger = logging.getLogger(__name__)
 
@@ -128,24 +130,24 @@ def token_budget(model, mode: AnswerMode, question_length: int, max_new_tokens: 
 
 
 def warn_of_long_answers(
-    split: str, rows: list[dict], mode: AnswerMode, collator: CoTCollator, limits: EvaluationArguments
+    split: str, features: Dataset, mode: AnswerMode, collator: CoTCollator, limits: EvaluationArguments
 ) -> None:
     """Say so where gold answers are longer than what a mode may write: however right a model is, they count as wrong.
 
     Args:
-        rows: `steps` and `answer` in token ids.
-        collator: knows how a sequence ends.
+        features: of `tokenization.tokenize_split`.
+        collator: knows the answer prompt.
         limits: `max_new_tokens` and `max_cot_tokens`.
     """
     prompt, chain = len(collator.answer_prompt_ids), mode.writes == "chain"
     flag = "max_cot_tokens" if chain else "max_new_tokens"
     limit = getattr(limits, flag)
-    need = [len(collator.ending(row)) + (len(collator.chain(row)) if chain else -prompt) for row in rows]
-    beyond = sum(length > limit for length in need)
+    need = column(features, "ending_length") + (column(features, "chain_length") if chain else -prompt)
+    beyond = (need > limit).sum()
     if beyond:
         logger.warning(
             "%s: %d of %d gold answers (%s) take more than --%s %d, so they count as wrong; the longest takes %d tokens",
-            *(split, beyond, len(need), mode.label, flag, limit, max(need)),
+            *(split, beyond, len(need), mode.label, flag, limit, need.max()),
         )
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import mean, mode
+from statistics import mode
 
+import numpy as np
 import torch
 from datasets import IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -26,6 +27,7 @@ from .icot_schedule import check_schedule, filler_schedule, removal_schedule
 from .loading import extend_positions, is_set_up, reinitialize, set_up_text_format
 from .plots import plot_internalization
 from .text_format import check_format, is_of_the_fork, tokenize_spaced
+from .tokenization import column
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +63,15 @@ class ICoTTrainer(CoTTrainer):
         )
         if isinstance(self.train_dataset, IterableDataset):
             raise InputError("--streaming: run_icot.py has to know every chain before it starts; leave the flag out")
-        train = self.splits["train"]["steps"] if "train" in self.splits else [[]]
-        self.chain_lengths = [sum(map(len, steps)) for steps in train]
-        self.longest_chain, self.mean_chain = max(self.chain_lengths), mean(self.chain_lengths)
-        if config.keep_position and len(set(self.chain_lengths)) > 1:
+        self.chain_lengths = (
+            column(self.splits["train"], "chain_length") if "train" in self.splits else np.zeros(1, int)
+        )
+        self.longest_chain, self.mean_chain = int(self.chain_lengths.max()), float(self.chain_lengths.mean())
+        if config.keep_position and self.chain_lengths.min() < self.longest_chain:
             logger.warning(
                 "--keep_position: chains have %d to %d tokens, and how many a question's own has is not known when it is "
                 "asked: answers take the number that most rows have",
-                min(self.chain_lengths),
+                self.chain_lengths.min(),
                 self.longest_chain,
             )
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
@@ -113,7 +116,13 @@ class ICoTTrainer(CoTTrainer):
             answer_prompt_ids=config.answer_prompt_ids,
         )
         if self.unspaced is not None and self.data.keep_last_step:
-            odd = (row for split in self.rows.values() for row in split if row["question"] != row["question"].strip())
+            odd = (
+                {name: values[index] for name, values in batch.items()}
+                for split in self.rows.values()
+                for batch in split.iter(batch_size=1000)
+                for index, question in enumerate(batch["question"])
+                if question != question.strip()
+            )
             rows = [row for split in self.rows.values() for row in islice(split, CHECKED_ROWS)]
             rows += islice(odd, CHECKED_ROWS)  # where the formats are likeliest to differ
             batch = {name: [row[name] for row in rows] for name in ("question", "steps", "answer")}
@@ -212,7 +221,7 @@ class ICoTTrainer(CoTTrainer):
         scheduled, rate = self.scheduled(step), self.filler_rate(step)
         config.num_internalized_tokens = ALL_TOKENS if scheduled >= self.longest_chain else int(scheduled)
         if config.keep_position:
-            config.position_gap = mode(min(scheduled, length) for length in self.chain_lengths)
+            config.position_gap = mode(min(scheduled, length) for length in self.chain_lengths.tolist())
         config.filler_mode = "none"
         if rate > 0:
             config.filler_mode = "written" if self.internalizer.label_fillers else "prefilled"

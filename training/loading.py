@@ -3,8 +3,10 @@
 import copy
 import logging
 from collections.abc import Iterable
+from itertools import chain, islice
 
 import torch
+from datasets import Dataset, IterableDataset
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -40,9 +42,11 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
     if name is None:
         raise InputError("no tokenizer: pass --tokenizer_name (a name or folder, or `characters`, `words`, `bytes`)")
     if name in ("characters", "words"):
-        texts = list(texts)
-        if len(texts) < 2:
+        texts = iter(texts)
+        first = list(islice(texts, 2))
+        if len(first) < 2:
             raise InputError(f"--tokenizer_name {name} is made from the training data: pass --do_train")
+        texts = chain(first, texts)
         return character_tokenizer(texts) if name == "characters" else word_tokenizer(texts)
     if name == "bytes":
         return byte_tokenizer()
@@ -50,11 +54,11 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
     return AutoTokenizer.from_pretrained(name, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
 
 
-def texts_of(examples: Iterable[dict] | None, answer_prompt: str | None) -> Iterable[str]:
+def texts_of(examples: Dataset | IterableDataset | None, answer_prompt: str | None) -> Iterable[str]:
     """Every text of the training data and the answer prompt, for a tokenizer made from them."""
     yield DEFAULT_ANSWER_PROMPT if answer_prompt is None else answer_prompt
-    for example in examples or ():
-        yield from (example["question"], *example["steps"], example["answer"])
+    for batch in () if examples is None else examples.iter(batch_size=1000):
+        yield from (*batch["question"], *chain.from_iterable(batch["steps"]), *batch["answer"])
 
 
 def load_config(args: ModelArguments, family: str | None = None, settings: dict | None = None) -> PreTrainedConfig:

@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 
 import datasets
@@ -57,8 +57,13 @@ def format_line(example: dict) -> str:
     return f"{example['question']}||{' '.join(example['steps'])} #### {example['answer']}"
 
 
-def examples_of(rows: Rows, max_bad_rows: int, limit: int | None = None) -> Iterator[dict]:
+def examples_of(
+    rows: Rows, max_bad_rows: int, limit: int | None = None, report: Callable[[str], None] = logger.warning
+) -> Iterator[dict]:
     """The first `limit` checked examples; up to `max_bad_rows` bad rows are left out and the first five named.
+
+    Args:
+        report: is told of rows that were left out, at the end.
 
     Raises:
         InputError: at the first bad row beyond.
@@ -81,7 +86,7 @@ def examples_of(rows: Rows, max_bad_rows: int, limit: int | None = None) -> Iter
         if good == limit:
             break
     if bad:
-        logger.warning("left out %d bad rows: %s", bad, "; ".join(named))
+        report(f"left out {bad} bad rows: {'; '.join(named)}")
 
 
 def check_row(row: object) -> dict:

@@ -9,8 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token per character that occurs in `texts`, `<unk>` for any other."""
-    characters = sorted({character for text in texts for character in text})
-    vocabulary = {token: index for index, token in enumerate(["<unk>", "<eos>", *characters])}
+    characters = set()
+    for text in texts:
+        characters.update(text)
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<eos>", *sorted(characters)])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

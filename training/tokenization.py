@@ -1,16 +1,20 @@
 """Text to tokens: a tokenizer's special tokens, and data sets as features for the collators."""
 
+import json
 import logging
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
 from .collators import CoTCollator
 from .errors import InputError
+from .row_cache import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +123,9 @@ def tokenize_split(
     data: DataArguments,
     positions: int | None,
 ) -> Dataset | IterableDataset:
-    """A split as features for the collator; evaluation splits keep their texts and row numbers.
+    """A split as features for the collator, with their `row` numbers; evaluation splits keep their texts.
+
+    Features of rows that are in the cache of `datasets` are there too, and made only once.
 
     Args:
         examples: rows of `question`, `steps` and `answer`.
@@ -143,25 +149,47 @@ def tokenize_split(
                     "(--drop_long leaves such rows out)"
                 )
         features["sort_key"] = [collator.sort_key(row) for row in rows]
+        features["chain_length"] = [len(collator.chain(row)) for row in rows]
+        features["ending_length"] = [len(collator.ending(row)) for row in rows]
         features["row"] = indices
         gold = features.pop("answer_text", examples["answer"])
         if split != "train":
             features |= {"question_text": examples["question"], "answer_text": gold}
         return features
 
-    stream = isinstance(examples, IterableDataset)
-    options = {} if stream else {"num_proc": data.preprocessing_num_workers}
-    features = examples.map(
-        features_of, batched=True, with_indices=True, remove_columns=["question", "steps", "answer"], **options
-    )
-    if split == "train" and not stream and not any(map(any, features["steps"])) and collator.with_steps:
+    columns = {"remove_columns": ["question", "steps", "answer"]}
+    drops = limit is not None and data.drop_long
+    if isinstance(examples, IterableDataset):
+        features = examples.map(features_of, batched=True, with_indices=True, **columns)
+        return features.filter(lambda length: length <= limit, input_columns="length") if drops else features
+    key = fingerprint(examples._fingerprint, split, limit, drops, encoding_key(encode, collator))
+    options = {"num_proc": data.preprocessing_num_workers, "new_fingerprint": key}
+    features = examples.map(features_of, batched=True, with_indices=True, **columns, **options)
+    if split == "train" and not column(features, "chain_length").any() and collator.with_steps:
         logger.warning("no row has a step left for the teacher; --keep_last_step keeps the last (or only) one")
-    if limit is None or not data.drop_long:
+    if not drops:
         return features
-    kept = features.filter(lambda length: length <= limit, input_columns="length", **options)
-    if not stream:
-        dropped = len(features) - len(kept)
-        if len(kept) == 0:
-            raise InputError(f"{split}: every row is longer than {limit} tokens")
-        logger.info("%s: left out %d of %d rows longer than %d tokens", split, dropped, len(features), limit)
-    return kept
+    kept = np.flatnonzero(column(features, "length") <= limit)
+    if len(kept) == 0:
+        raise InputError(f"{split}: every row is longer than {limit} tokens")
+    dropped = len(features) - len(kept)
+    logger.info("%s: left out %d of %d rows longer than %d tokens", split, dropped, len(features), limit)
+    return features.select(kept) if dropped else features
+
+
+def encoding_key(encode: Callable[[dict], dict], collator: CoTCollator) -> str:
+    """What features depend on beside their texts: how they are encoded, and how the collator measures them."""
+    options = dict(getattr(encode, "keywords", {}))
+    tokenizer = options.pop("tokenizer", None)
+    content = None
+    if tokenizer is not None:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        for name in ("padding", "truncation"):  # set by whoever used it last
+            content.pop(name)
+    function = getattr(encode, "func", encode)
+    return Hasher.hash([function, options, content, tokenizer and tokenizer.special_tokens_map, collator])
+
+
+def column(features: Dataset, name: str) -> np.ndarray:
+    """A column of numbers, `(rows,)`, without a Python list of it."""
+    return features.with_format("numpy", columns=[name])[name][:]
