@@ -53,6 +53,7 @@ from .hub import check_access
 from .liger import register_with_liger
 from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
 from .lora import add_adapters
+from .sharding import gather_model, is_sharded, names_of_broken_weights, prepare_sharding
 from .tokenization import set_special_ids, tokenize, tokenize_split
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ class CoTTrainer(AnswerEvaluationMixin, Trainer):
             data_collator=collator,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            prepare_sharding(self.model, self.accelerator)
         unused = self.leaves_weights_unused(config)
         if args.ddp_find_unused_parameters is None and unused is not None:
             # transformers searches in every step, and never where layers are checkpointed.
@@ -309,21 +312,26 @@ class CoTTrainer(AnswerEvaluationMixin, Trainer):
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Write a complete checkpoint: weights, configuration, code, tokenizer, `example.py` (`checkpoint.save_model`).
 
-        What transformers itself saves on the way (`_internal_call`) is what resuming needs.
+        What transformers itself saves on the way (`_internal_call`) is what resuming needs; of sharded weights it saves that
+        elsewhere.
         """
-        broken = [name for name, weight in self.unwrapped.named_parameters() if not torch.isfinite(weight).all()]
+        broken = names_of_broken_weights(self.unwrapped, self.accelerator)
         if broken:
             raise FloatingPointError(
                 f"step {self.state.global_step}: {broken[0]} (of {len(broken)} such weights) is not finite, so it is not saved"
             )
+        sharded = is_sharded(self.unwrapped)
         if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
+            if not sharded:
+                super().save_model(output_dir, _internal_call=True)
             return
-        weights = self.accelerator.get_state_dict(self.model)  # every process takes part where they are spread
-        if self.is_world_process_zero():
+        if sharded:
+            model = gather_model(self.unwrapped, self.model_wrapped, self.accelerator, self.lora)
+        elif self.is_world_process_zero():
             # The adapters of a LoRA model are taken out to save it: of a copy, since training may go on.
             model = copy.deepcopy(self.unwrapped) if self.lora.use_peft else self.unwrapped
-            save_model(model, self.processing_class, Path(output_dir or self.args.output_dir), self.lora, weights)
+        if self.is_world_process_zero():
+            save_model(model, self.processing_class, Path(output_dir or self.args.output_dir), self.lora)
 
     # --- the Hub: a checkpoint is pushed once, when it is complete (see stages.py) ---
 
