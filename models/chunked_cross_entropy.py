@@ -74,7 +74,7 @@ def cross_entropy(head: nn.Module, states: torch.Tensor, labels: torch.Tensor, w
     Args:
         head: the output head, `(n, hidden)` -> `(n, vocabulary)`. One that is linear without bias is computed in chunks;
             so is one whose `trained_rows()` gives `(weight, rows, row_weight)`: a frozen matrix of which a few rows
-            are replaced (LoRA). Any other is called.
+            are replaced (LoRA). Any other is called, and so is one with hooks, which fetch weights that are kept elsewhere.
         states: `(n, hidden)`.
         labels: `(n,)`, -100 where nothing is to be predicted.
         weights: `(n,)`, float32; a gradient reaches `states` and the head, not the weights.
@@ -82,11 +82,12 @@ def cross_entropy(head: nn.Module, states: torch.Tensor, labels: torch.Tensor, w
     Returns:
         The sum, a scalar, and each token's own loss `(n,)`, detached, both float32.
     """
-    head = getattr(head, "token_adapter", head)  # PEFT's wrapper
-    if hasattr(head, "trained_rows"):
-        matrices = head.trained_rows()
-    elif type(head) is nn.Linear and head.bias is None and head.weight.numel() > 0:  # 0: kept elsewhere (ZeRO-3)
-        matrices = head.weight, None, None
+    inner = getattr(head, "token_adapter", head)  # PEFT's wrapper
+    hooked = bool(head._forward_pre_hooks)
+    if not hooked and hasattr(inner, "trained_rows"):
+        matrices = inner.trained_rows()
+    elif not hooked and type(inner) is nn.Linear and inner.bias is None and inner.weight.numel() > 0:  # 0: ZeRO-3
+        matrices = inner.weight, None, None
     else:
         losses = F.cross_entropy(head(states).float(), labels, ignore_index=IGNORED, reduction="none")
         return (losses * weights).sum(), losses.detach()

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def launch(script: str | Path, *argv: str, processes: int = 2, timeout: float = 300) -> subprocess.CompletedProcess:
+def launch(script: str | Path, *argv: str, processes: int = 2, timeout: float = 600) -> subprocess.CompletedProcess:
     """Run a script under torchrun, from the repository's root; its output as text."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run([*command, str(script), *argv], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, str(script), *argv], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def launch_runs(runs: list[tuple[str, list[str]]], folder: Path) -> str:
@@ -25,7 +29,6 @@ def launch_runs(runs: list[tuple[str, list[str]]], folder: Path) -> str:
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))
     for script, argv in json.loads(Path(sys.argv[1]).read_text()):
         importlib.import_module(script).main([*argv, "--ddp_backend", "gloo"])
 

@@ -199,8 +199,7 @@ def test_the_card_times_one_process(tmp_path):
 # --- errors ---
 
 FAILING = """
-import os, sys, time
-sys.path.insert(0, {root!r})
+import os, time
 from training.cli import run
 from training.errors import InputError
 
@@ -218,7 +217,7 @@ run(main)
 def test_an_error_is_said_once(failing, said, tmp_path):
     """The main process speaks for three that fail alike; an error of another one alone is seen too."""
     script = tmp_path / "failing.py"
-    script.write_text(FAILING.format(root=str(ROOT), failing=failing))
+    script.write_text(FAILING.format(failing=failing))
     done = launch(script, processes=3, timeout=60)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if "row 3: no answer" in line]
@@ -248,11 +247,13 @@ def test_accelerate_launch_on_a_cpu(tmp_path):
 
 
 def test_sharding_that_would_not_happen_is_refused(monkeypatch, tmp_path):
-    args = CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", fsdp="full_shard")
+    options = {"use_cpu": True, "report_to": "none", "fsdp": "full_shard"}
     with pytest.raises(InputError, match="--fsdp needs an accelerator"):
-        check_launch(args)
+        check_launch(CoTTrainingArguments(str(tmp_path), do_train=True, **options))
+    with pytest.raises(InputError, match="pass --do_train"):
+        check_launch(CoTTrainingArguments(str(tmp_path), **options))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    args = CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    args = CoTTrainingArguments(str(tmp_path), do_train=True, use_cpu=True, report_to="none")
     with pytest.raises(InputError, match="--use_fsdp needs an accelerator"):
         check_launch(args)
 

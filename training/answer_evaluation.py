@@ -21,6 +21,7 @@ from .evaluation import (
     token_budget,
     warn_of_long_answers,
 )
+from .sharding import is_sharded, options_in_step
 
 
 class AnswerEvaluationMixin:
@@ -65,7 +66,10 @@ class AnswerEvaluationMixin:
         inputs = self._prepare_inputs(inputs)
         rows, asked = inputs.pop("rows"), inputs["question_length"]
         questions, mask = inputs["input_ids"][:, :asked], inputs["attention_mask"][:, :asked]
-        with torch.inference_mode(), self.compute_loss_context_manager():
+        sharded = is_sharded(model)
+        # What inference mode collects of sharded weights could not be trained after it.
+        without_gradients = torch.no_grad if sharded else torch.inference_mode
+        with without_gradients(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self.model_inputs(inputs, training=False)).detach()
         if prediction_loss_only:
             return loss, None, None
@@ -73,7 +77,10 @@ class AnswerEvaluationMixin:
         generator, generated = self.accelerator.unwrap_model(model), []
         for name in self.mode_names:
             options = self.generation_options(name, generator, asked)
-            tokens, seconds = timed_generate(generator, questions, mask, **options)
+            if sharded:
+                options = options_in_step(options, self.accelerator)
+            with without_gradients():
+                tokens, seconds = timed_generate(generator, questions, mask, **options)
             self.generation_seconds[name] += seconds
             counts = count_new_tokens(tokens, self.processing_class.eos_token_id)
             beyond = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]

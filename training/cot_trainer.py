@@ -53,6 +53,7 @@ from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
 from .lora import add_adapters
 from .resumable_training import ResumableTrainingMixin
 from .streaming import endless
+from .sharding import gather_model, is_sharded, names_of_broken_weights, prepare_sharding
 from .tokenization import set_special_ids, tokenize, tokenize_split
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,8 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
             data_collator=collator,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            prepare_sharding(self.model, self.accelerator)
         unused = self.leaves_weights_unused(config)
         if args.ddp_find_unused_parameters is None and unused is not None:
             # transformers searches in every step, and never where layers are checkpointed.
@@ -300,27 +303,35 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Write a complete checkpoint: weights, configuration, code, tokenizer, `example.py` (`checkpoint.save_model`).
 
-        What transformers itself saves on the way (`_internal_call`) is what resuming needs.
+        What transformers itself saves on the way (`_internal_call`) is what resuming needs; of sharded weights it saves that
+        elsewhere.
         """
-        broken = [name for name, weight in self.unwrapped.named_parameters() if not torch.isfinite(weight).all()]
+        if not _internal_call:
+            with self.replacing_model(Path(output_dir or self.args.output_dir)) as new:
+                self.write_model(new)
+            return
+        self.check_weights()
+        if not is_sharded(self.unwrapped):
+            super().save_model(output_dir, _internal_call=True)
+
+    def write_model(self, folder: Path) -> None:
+        """What `save_model` writes, into a folder as it is."""
+        self.check_weights()
+        if is_sharded(self.unwrapped):
+            model = gather_model(self.unwrapped, self.model_wrapped, self.accelerator, self.lora)
+        elif self.is_world_process_zero():
+            # The adapters of a LoRA model are taken out to save it: of a copy, since training may go on.
+            model = copy.deepcopy(self.unwrapped) if self.lora.use_peft else self.unwrapped
+        if self.is_world_process_zero():
+            save_model(model, self.processing_class, folder, self.lora)
+
+    def check_weights(self) -> None:
+        """Raises FloatingPointError for a weight that is not finite, so that none is saved."""
+        broken = names_of_broken_weights(self.unwrapped, self.accelerator)
         if broken:
             raise FloatingPointError(
                 f"step {self.state.global_step}: {broken[0]} (of {len(broken)} such weights) is not finite, so it is not saved"
             )
-        if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        with self.replacing_model(folder) as new:
-            self.write_model(new)
-
-    def write_model(self, folder: Path) -> None:
-        """What `save_model` writes, into a folder as it is."""
-        weights = self.accelerator.get_state_dict(self.model)  # every process takes part where they are spread
-        if self.is_world_process_zero():
-            # The adapters of a LoRA model are taken out to save it: of a copy, since training may go on.
-            model = copy.deepcopy(self.unwrapped) if self.lora.use_peft else self.unwrapped
-            save_model(model, self.processing_class, folder, self.lora, weights)
 
     # --- the Hub: a checkpoint is pushed once, when it is complete (see stages.py) ---
 

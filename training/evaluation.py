@@ -91,7 +91,6 @@ class Answers:
         return {f"{mode}_{name}": value for name, value in zip(METRICS, values, strict=True)}
 
 
-@torch.inference_mode()
 def timed_generate(model, input_ids, attention_mask, **kwargs) -> tuple[torch.Tensor, float]:
     """New tokens `(batch, new)` of a greedy `generate()`, and its seconds."""
     synchronize(input_ids.device)
@@ -158,6 +157,7 @@ def read_answers(model, tokenizer, mode: AnswerMode, generated: list[list[int]],
     return Answers(texts, [mode.read(text, prompt) for text in texts], sum(map(len, generated)), seconds)
 
 
+@torch.inference_mode()
 def answer_questions(
     model, tokenizer, questions: list[str], *, mode: str | None = None, batch_size: int, **options
 ) -> Answers:

@@ -7,6 +7,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
@@ -29,6 +30,17 @@ class FastTrainableTokens(TrainableTokensLayer):
             self.rows = torch.tensor(self.token_indices[name], device=weight.device)
         return weight, self.rows, self.trainable_tokens_delta[name]
 
+    def get_merged_weights(self, active_adapters) -> torch.Tensor:
+        """The matrix with its trained rows in place, `(vocabulary, hidden)`: what the wrapper around this gives as its `weight`.
+
+        It is put together where it is sharded, outside of its own forward pass; all processes take part.
+        """
+        weight = whole(self.base_layer.weight)
+        for name in active_adapters:
+            rows = torch.tensor(self.token_indices[name], device=weight.device)
+            weight = weight.index_copy(0, rows, whole(self.trainable_tokens_delta[name]).to(weight))
+        return weight
+
     def forward_adapters(self, x: torch.Tensor, active_adapters, *args, **kwargs) -> torch.Tensor:
         plain = type(self.base_layer) in (nn.Embedding, nn.Linear)
         if not plain or self.merged or self.disable_adapters or len(active_adapters) != 1:
@@ -40,6 +52,11 @@ class FastTrainableTokens(TrainableTokensLayer):
         hit = x[..., None] == rows
         states, replaced = self.base_layer(x), hit.to(new.dtype) @ new
         return torch.where(hit.any(dim=-1, keepdim=True), replaced.to(states.dtype), states)
+
+
+def whole(weight: torch.Tensor) -> torch.Tensor:
+    """A weight, collected from all processes where each holds only a part."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 class FusedLoraLinear(LoraLinear):

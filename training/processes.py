@@ -26,12 +26,14 @@ def check_launch(args: TrainingArguments) -> None:
     """Refuse a launch that would quietly be another one than was asked for.
 
     Raises:
-        InputError: for `--fsdp` on a CPU, where nothing would be sharded, and where `accelerate launch` was to start several
+        InputError: for `--fsdp` on a CPU, where nothing would be sharded, or without training, and where `accelerate launch` was to start several
             processes and started one.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if (args.fsdp or launched) and args.device.type == "cpu":
-        flag = "--fsdp" if args.fsdp else "--use_fsdp"
+    flag = "--fsdp" if args.fsdp else "--use_fsdp" if launched else None
+    if flag and not args.do_train:
+        raise InputError(f"{flag} shards a model that is trained: leave it out, or pass --do_train")
+    if flag and args.device.type == "cpu":
         raise InputError(f"{flag} needs an accelerator: on a CPU nothing would be sharded; leave it out")
     # accelerate's launcher sets the address for more than one process, and then starts several only on accelerators or
     # through MPI. Nothing else tells how many were asked for.
