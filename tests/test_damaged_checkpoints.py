@@ -157,7 +157,7 @@ def test_adapters_are_checked(adapter, monkeypatch, capsys):
         change(adapter, damage, ADAPTER_WEIGHTS)
         assert words in refusal(monkeypatch, capsys, "--model", str(adapter), "1+1=")
         if direct:
-            with pytest.raises(ValueError, match="adapter_model|adapter:"):
+            with pytest.raises(ValueError, match=r"adapter_model|adapter:"):
                 AutoModelForCausalLM.from_pretrained(adapter)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         before = (adapter / file).read_bytes()
