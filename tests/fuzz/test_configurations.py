@@ -4,9 +4,10 @@ import json
 import shutil
 
 import pytest
-from fuzz.small import KINDS, ask, check_memory, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fuzz.small import KINDS, ask, check_memory, save
 
 VALUES = st.one_of(
     st.none(),

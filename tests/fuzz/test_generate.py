@@ -4,9 +4,10 @@ import warnings
 
 import pytest
 import torch
-from fuzz.small import DOCUMENTED, KINDS, check_memory, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fuzz.small import DOCUMENTED, KINDS, check_memory, make
 
 MODELS = {kind: make(kind)[0] for kind in KINDS}
 WRONG = st.sampled_from([None, -1, 0, 1.5, True, "3", [2], float("nan"), 10**9, 10**30])

@@ -5,10 +5,11 @@ Bytes inside the numbers are left alone: a number that stays finite cannot be to
 
 import pytest
 import torch
-from fuzz.small import KINDS, ask, check_memory, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+
+from fuzz.small import KINDS, ask, check_memory, save
 
 WEIGHTS = "model.safetensors"
 
