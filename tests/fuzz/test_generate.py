@@ -72,7 +72,7 @@ CASES = given(
     arguments=ARGUMENTS,
 )
 QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
-test_a_share = settings(max_examples=200, **QUIET)(CASES(generate))
+test_a_share = settings(max_examples=300, **QUIET)(CASES(generate))
 
 
 @pytest.mark.slow

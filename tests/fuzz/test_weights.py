@@ -81,7 +81,7 @@ CASES = given(kind=st.sampled_from(KINDS), data=st.data())
 QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=100, **QUIET)
+@settings(max_examples=200, **QUIET)
 @CASES
 def test_a_share(folders, kind, data):
     answer(folders, kind, data)
