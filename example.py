@@ -24,7 +24,13 @@ def load(name: str, trust_remote_code: bool):
     except ImportError:
         trusted = {"trust_remote_code": True} if trust_remote_code else {}
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **trusted)
+            logging.set_verbosity_error()  # one line instead of a table
+            whole = {"use_safetensors": True, "output_loading_info": True}
+            model, info = AutoModelForCausalLM.from_pretrained(name, **whole, **trusted)
+            random = sorted(info["missing_keys"])
+            wrong = random or [key for key, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+            if wrong:
+                sys.exit(f"error: {name}: {wrong[0]} is {'missing' if random else 'not finite'}, so it cannot answer")
             return model.eval(), AutoTokenizer.from_pretrained(name, **trusted)
         except ValueError as error:
             if trust_remote_code or "trust_remote_code" not in str(error):
@@ -61,7 +67,7 @@ def main():
     logging.disable_progress_bar()
     try:
         model, tokenizer = load(args.model, args.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # over a damaged file, libraries raise errors of many kinds
         sys.exit(f"error: cannot load {args.model}: {' '.join(str(error).split())}")
 
     modes = {mode.name: mode for mode in getattr(model, "answer_modes", ())}

@@ -10,16 +10,16 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
 
+from .complete_weights import CompleteWeightsMixin
 from .configuration_prompt import check_count, is_number
 from .jacobi_pccot import jacobi_until_settled, jacobi_window
-from .mixin_base import ModelBase
 from .passes_pccot import FastPasses, gather_columns, join_columns
 from .positions import positions_from_mask
 from .prefix_cache import PrefixCache, is_static, take_columns
 from .spans_pccot import Alignment, ThoughtSpan, find_thought_spans
 
 
-class PCCoTModelMixin(ModelBase):
+class PCCoTModelMixin(CompleteWeightsMixin):
     """A backbone's base model (the one without a head) that thinks wherever its input holds a thought span."""
 
     def __init__(self, config):

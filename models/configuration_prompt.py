@@ -25,6 +25,7 @@ KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 SIZES = ("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings")
 OPTIONAL_SIZES = ("num_key_value_heads", "intermediate_size", "head_dim", "n_inner", "sliding_window")
 MOST, MOST_LAYERS = 2**24, 2**10
+MOST_ID = 2**31 - 1  # vocabularies grow after the configuration is made
 
 
 @dataclass(kw_only=True)
@@ -102,8 +103,12 @@ def check_fields(config: PromptConfigMixin) -> None:
             if not fits(value):
                 raise ValueError(f"{field.name} must be {words}, got {shorten(value)}")
             ids = value if field.name.endswith("_ids") else [value] if field.name.endswith("_token_id") else []
-            if any(token is not None and token < 0 for token in ids or []):
-                raise ValueError(f"{field.name} must hold token ids of at least 0, got {shorten(value)}")
+            if any(token is not None and not 0 <= token <= MOST_ID for token in ids or []):
+                raise ValueError(f"{field.name} must hold token ids from 0 to {MOST_ID}, got {shorten(value)}")
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        held = getattr(config, name)
+        if any(is_whole(token) and abs(token) > MOST_ID for token in (held if isinstance(held, list) else [held])):
+            raise ValueError(f"{name} must be a token id of at most {MOST_ID}, got {shorten(held)}")
 
 
 def check_sizes(config) -> None:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from .answer_modes import EXPLICIT, INTERNALISED, AnswerMode
+from .complete_weights import CompleteWeightsMixin
 from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
 from .configuration_prompt import check_count, check_flag
 from .gpt2_activation import FusedGeluMixin
@@ -179,7 +180,7 @@ class SecondEndCriteria(StoppingCriteria):
 # --- the backbones ---
 
 
-class ICoTGPT2Model(FusedGeluMixin, GPT2Model):
+class ICoTGPT2Model(CompleteWeightsMixin, FusedGeluMixin, GPT2Model):
     config_class = ICoTGPT2Config
 
 
@@ -188,7 +189,7 @@ class ICoTGPT2LMHeadModel(ICoTForCausalLMMixin, GPT2LMHeadModel):
     base_model_class = ICoTGPT2Model
 
 
-class ICoTLlamaModel(LlamaModel):
+class ICoTLlamaModel(CompleteWeightsMixin, LlamaModel):
     config_class = ICoTLlamaConfig
 
 
@@ -197,7 +198,7 @@ class ICoTLlamaForCausalLM(ICoTForCausalLMMixin, LlamaForCausalLM):
     base_model_class = ICoTLlamaModel
 
 
-class ICoTMistralModel(MistralModel):
+class ICoTMistralModel(CompleteWeightsMixin, MistralModel):
     config_class = ICoTMistralConfig
 
 

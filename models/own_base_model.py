@@ -3,10 +3,10 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from .mixin_base import ModelBase
+from .complete_weights import CompleteWeightsMixin
 
 
-class OwnBaseModelMixin(ModelBase):
+class OwnBaseModelMixin(CompleteWeightsMixin):
     """Builds `base_model_class`, and nothing else, where the backbone's causal language model builds its own.
 
     A class that mixes this in names its base model in `base_model_class`. Its backbone's head must be a linear layer

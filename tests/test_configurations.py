@@ -16,7 +16,7 @@ WRONG = {
         "num_latent_tokens": (*NOT_WHOLE, 0, -1, 129, 10**9),
         "num_iterations": (*NOT_WHOLE, -1),
         "latents_per_step": (*NOT_WHOLE, 0, 129),
-        "bot_token_id": (1.5, True, "3", [3], -1),
+        "bot_token_id": (1.5, True, "3", [3], -1, 10**30),
         "loss_alpha": ("1", True, None, float("nan"), float("inf")),
         "use_projection": (1, "false", None),
     },
@@ -32,6 +32,7 @@ WRONG = {
     },
 }
 SHARED = {
+    "eos_token_id": (10**30, [1, 10**30]),
     "answer_prompt_ids": (3, "3", [1.5], [True], ["a"], [None], [-1], {"a": 1}),
     "questions_start_with_bos": (1, "true", None),
     "vocab_size": (0, -1, 10**9),

@@ -24,9 +24,11 @@ from transformers import (
 )
 
 import models  # noqa: F401  registers the model types
+from models.complete_weights import CompleteWeightsMixin, check_files
 
 from .arguments import LoraArguments
 from .errors import InputError
+from .loading_checks import check_finite, one_clear_error
 from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_adapter, save_adapters
 from .tokenization import prepare_tokenizer, set_special_ids, starts_with_bos, tokenize_answer_prompt
 
@@ -47,18 +49,19 @@ def find_file(name: str, filename: str, revision: str = "main") -> Path | None:
 
 def read_config(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
     """A checkpoint's configuration, completed from the file in which the original keeps the other settings."""
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    with one_clear_error(name, "configuration"):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     path = find_file(name, SETTINGS, revision)
     if path is None:
         return config
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_object(path)
     fields = ("num_latent_tokens", *getattr(config, "special_tokens", {}))
-    missing = [field for field in (*fields, "answer_prompt") if not isinstance(settings, dict) or field not in settings]
+    missing = [field for field in (*fields, "answer_prompt") if field not in settings]
     if missing:
         raise InputError(f"{path}: no {missing[0]} in it")
     if not isinstance(settings["answer_prompt"], str):
         raise InputError(f"{path}: answer_prompt must be text, got {settings['answer_prompt']!r}")
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    tokenizer = read_tokenizer(name, revision)
     answer_prompt_ids = tokenize_answer_prompt(settings["answer_prompt"], tokenizer)
     try:  # checked as a configuration file's values are
         return type(config).from_dict(
@@ -66,6 +69,33 @@ def read_config(name: str, revision: str = "main", trust_remote_code: bool = Fal
         )
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def read_object(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, no JSON in it: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold names and values, not a {type(content).__name__}")
+    return content
+
+
+def read_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer.
+
+    Raises:
+        InputError: for a damaged one.
+    """
+    with one_clear_error(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer("1")  # what a damaged file lacks may show only now
+        return tokenizer
 
 
 def load_weights(
@@ -85,15 +115,16 @@ def load_weights(
         **options: `dtype`, `attn_implementation`.
 
     Raises:
-        InputError: for adapters of another kind, pickled ones, or a base model that cannot be found.
+        InputError: for damaged, missing or infinite weights, or ones that do not fit; for adapters of another kind,
+            pickled ones, or a base model that cannot be found.
     """
     options |= {"use_safetensors": True}
     adapter = find_file(name, ADAPTER_CONFIG, revision)
     if adapter is None:
-        return AutoModelForCausalLM.from_pretrained(
-            name, config=config, revision=revision, trust_remote_code=trust_remote_code, **options
-        )
-    fields = json.loads(adapter.read_text(encoding="utf-8"))
+        model = read_weights(name, config, revision=revision, trust_remote_code=trust_remote_code, **options)
+        check_finite(model, name)
+        return model
+    fields = read_object(adapter)
     if fields.get("peft_type") != "LORA":
         raise InputError(f"{adapter}: adapters of type {fields.get('peft_type')!r} cannot be read, only LORA")
     if find_file(name, ADAPTER_WEIGHTS, revision) is None:
@@ -102,17 +133,36 @@ def load_weights(
     has_base = any((adapter.parent).glob("model*.safetensors"))
     base = base_model or (str(adapter.parent) if has_base else base_beside(adapter, fields))
     rows, pad = config.vocab_size, config.pad_token_id
-    base_config = AutoConfig.from_pretrained(base)
+    with one_clear_error(base, "configuration"):
+        base_config = AutoConfig.from_pretrained(base)
     if base_config.model_type != config.model_type.partition("-")[2] and base_config.model_type != config.model_type:
         raise InputError(f"{name}: a {config.model_type} cannot be built on {base!r}, a {base_config.model_type}")
     # A padding id beyond the base's smaller vocabulary crashes Llama's embedding.
     config.vocab_size, config.pad_token_id = base_config.vocab_size, None
     with without_adapter(base) as alone:
-        model = AutoModelForCausalLM.from_pretrained(alone, config=config, **options)
+        model = read_weights(alone, config, **options)
     if rows > base_config.vocab_size:
         model.resize_token_embeddings(rows, mean_resizing=False)
     model.config.pad_token_id = pad
-    return merge_adapter(model, adapter.parent)
+    merged = merge_adapter(model, adapter.parent)
+    check_finite(merged, name)
+    return merged
+
+
+def read_weights(name: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
+    """`AutoModelForCausalLM.from_pretrained`, which for a stock model fills what is missing with random numbers.
+
+    Raises:
+        InputError: instead.
+    """
+    with one_clear_error(name, "weights"):
+        model, info = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **options)
+        if not isinstance(model, CompleteWeightsMixin):  # ours have been checked, and may lack a new projection
+            for missing in sorted(info["missing_keys"]):
+                raise InputError(f"{name}: the checkpoint lacks the tensor {missing}")
+            if Path(name).is_dir():
+                check_files(model, sorted(Path(name).glob("model*.safetensors")))
+    return model
 
 
 @contextmanager
@@ -156,12 +206,15 @@ def load(
     """
     check_reachable(name, "model")
     config = read_config(name, revision, trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(name, revision, trust_remote_code)
     model = load_weights(name, config, revision, trust_remote_code, base_model)
     if find_file(name, SETTINGS, revision) is not None:
         prepare_tokenizer(tokenizer, config.special_tokens)
         set_special_ids(model, tokenizer)
         model.config.questions_start_with_bos = starts_with_bos(tokenizer)
+    most, rows = max(tokenizer.get_vocab().values(), default=-1), model.get_input_embeddings().num_embeddings
+    if most >= rows:
+        raise InputError(f"{name}: the tokenizer has a token {most}, and the model's vocabulary ends at {rows - 1}")
     return model.eval(), tokenizer
 
 

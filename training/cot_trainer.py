@@ -52,8 +52,8 @@ from .liger import register_with_liger
 from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
 from .lora import add_adapters
 from .resumable_training import ResumableTrainingMixin
-from .streaming import endless
 from .sharding import gather_model, is_sharded, names_of_broken_weights, prepare_sharding
+from .streaming import endless
 from .tokenization import set_special_ids, tokenize, tokenize_split
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from datasets import Dataset, IterableDataset
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,7 +19,7 @@ from transformers.utils import is_flash_attn_2_available
 import models
 
 from .arguments import ModelArguments
-from .checkpoint import check_reachable, load_weights, read_config
+from .checkpoint import check_reachable, load_weights, read_config, read_tokenizer
 from .errors import InputError
 from .small_tokenizers import byte_tokenizer, character_tokenizer, word_tokenizer
 from .text_format import family_tokens, write_spaces
@@ -51,7 +50,7 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
     if name == "bytes":
         return byte_tokenizer()
     check_reachable(name, "tokenizer")
-    return AutoTokenizer.from_pretrained(name, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+    return read_tokenizer(name, args.model_revision, args.trust_remote_code)
 
 
 def texts_of(examples: Dataset | IterableDataset | None, answer_prompt: str | None) -> Iterable[str]:

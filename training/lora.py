@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .arguments import LoraArguments
 from .errors import InputError
+from .loading_checks import load_adapter, one_clear_error
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # All that is read of an adapter's configuration: its other fields can name modules to import.
@@ -103,10 +104,18 @@ def save_adapters(model: nn.Module, folder: Path, weights: dict | None = None) -
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the LoRA weights of a folder merged into its own."""
+    """The model with the LoRA weights of a folder merged into its own.
+
+    Raises:
+        InputError: for a damaged adapter, or one that does not fit this model.
+    """
     from peft import LoraConfig, PeftModel
 
     fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    lora = LoraConfig(**{name: fields[name] for name in LORA_FIELDS if fields.get(name) is not None})
-    merged = PeftModel.from_pretrained(model, folder, config=lora).merge_and_unload()
+    with one_clear_error(str(folder), "adapter"):
+        lora = LoraConfig(**{name: fields[name] for name in LORA_FIELDS if fields.get(name) is not None})
+        lora.inference_mode = True
+        adapted = PeftModel(model, lora)
+        load_adapter(adapted, folder, folder / ADAPTER_WEIGHTS)
+        merged = adapted.merge_and_unload()
     return merged.requires_grad_(True)  # PEFT had frozen them
