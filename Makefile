@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+TOOLS := .venv-tools
 RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench export quality clean
+.PHONY: help demo test test-all test-oldest bench export quality lock sbom audit clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,5 +48,22 @@ quality: $(VENV)/installed ## format, lint, types
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+# What writes the bill of materials and asks about vulnerabilities, in an environment of its own.
+$(TOOLS)/installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(PIP) cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
+
+lock: $(VENV)/installed ## constraints/locked.txt: every package that requirements.txt brings, with its version
+	$(RUN) $(PIP) --dry-run --ignore-installed --report $(VENV)/report.json -r requirements.txt -c constraints/newest.txt
+	$(RUN) .ci/lock.py < $(VENV)/report.json > constraints/locked.txt
+
+sbom: $(TOOLS)/installed ## sbom.cdx.json: the lock as a software bill of materials
+	$(TOOLS)/bin/cyclonedx-py requirements constraints/locked.txt --pyproject pyproject.toml --output-reproducible \
+		--index-url https://pypi.org/simple --sv 1.6 --of JSON -o sbom.cdx.json
+
+audit: $(TOOLS)/installed ## known vulnerabilities of the lock's packages (needs the network)
+	$(TOOLS)/bin/pip-audit --requirement constraints/locked.txt --no-deps --disable-pip --strict
+
 clean: ## remove the environments and outputs
-	rm -rf $(VENV) $(OLDEST) outputs build
+	rm -rf $(VENV) $(OLDEST) $(TOOLS) outputs build
