@@ -24,6 +24,15 @@ class AnswerMode:
         """This mode as a family asks for it."""
         return replace(self, writes=writes or self.writes, options=options)
 
+    def at(self, num_iterations: int) -> "AnswerMode":
+        """This mode of a latent thought at another T, with a name and a label of its own."""
+        return replace(
+            self,
+            name=f"{self.name}_T{num_iterations}",
+            label=f"{self.label}, T = {num_iterations}",
+            options=self.options | {"num_iterations": num_iterations},
+        )
+
     def read(self, text: str, answer_prompt: str) -> str | None:
         """The answer in a generated text; None where there is none.
 
@@ -42,3 +51,10 @@ EXPLICIT = AnswerMode("cot", "explicit chain of thought", "chain")
 DIRECT = AnswerMode("no_cot", "no chain of thought", "prompt")
 INTERNALISED = AnswerMode("icot", "internalised chain of thought", "answer")
 ANSWER_MODES = {mode.name: mode for mode in (LATENT, EXPLICIT, DIRECT, INTERNALISED)}
+
+
+def mode_named(name: str, modes: tuple[AnswerMode, ...] = tuple(ANSWER_MODES.values())) -> AnswerMode | None:
+    """A mode by its name, `ccot_T3` included; None if it is none of `modes`."""
+    base, _, iterations = name.partition("_T")
+    found = next((mode for mode in modes if mode.name == base), None)
+    return found.at(int(iterations)) if found and iterations else found

@@ -18,6 +18,8 @@ class PCCoTConfigMixin(PromptConfigMixin):
         num_latent_tokens: c, the number of latent tokens in a thought span (at least 1).
         num_iterations: T, the number of Jacobi updates (at least 0). T = 0 leaves the latents as plain filler
             tokens; T >= c is the sequential continuous thought.
+        num_iterations_range: the lowest and the highest T that training draws from, anew for each step; `None` trains at
+            `num_iterations` alone. The answers are then about as good at every T between the two.
         loss_alpha: weight of the teacher's cross-entropy (PCCoT, arXiv 2506.18582, section 3.3; CODI, 2502.21074).
         loss_beta: weight of the student's cross-entropy.
         loss_gamma: weight of the hidden-state distillation.
@@ -43,6 +45,7 @@ class PCCoTConfigMixin(PromptConfigMixin):
 
     num_latent_tokens: int = 6
     num_iterations: int = 6
+    num_iterations_range: list[int] | None = None
     loss_alpha: float | int = 1.0
     loss_beta: float | int = 1.0
     loss_gamma: float | int = 1.0
@@ -60,15 +63,36 @@ class PCCoTConfigMixin(PromptConfigMixin):
         positions = self.max_position_embeddings
         check_count("num_latent_tokens", self.num_latent_tokens, 1, positions)
         check_count("num_iterations", self.num_iterations, 0)
+        self.check_range()
         check_count("latents_per_step", self.latents_per_step, 1, positions)
         held = {name: getattr(self, name) for name in self.special_tokens if getattr(self, name) is not None}
         if len(set(held.values())) < len(held):
             raise ValueError(f"{', '.join(held)} must be different tokens, got {list(held.values())}")
 
+    def check_range(self) -> None:
+        """Raises ValueError for a range of T that is none, or that `num_iterations` lies outside."""
+        bounds = self.num_iterations_range
+        if bounds is None:
+            return
+        if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1]:
+            raise ValueError(
+                f"num_iterations_range must be a lower and a higher whole number of at least 0, got {bounds}"
+            )
+        if not bounds[0] <= self.num_iterations <= bounds[1]:
+            raise ValueError(f"num_iterations must lie in num_iterations_range {bounds}, got {self.num_iterations}")
+
+    def was_trained_at(self, iterations: int) -> bool:
+        """Whether training computed what `iterations` passes compute; c and more of them are the same computation."""
+        low, high = self.num_iterations_range or (self.num_iterations, self.num_iterations)
+        most = self.num_latent_tokens
+        return min(low, most) <= min(iterations, most) <= min(high, most)
+
     def describe(self) -> str:
+        trained = self.num_iterations_range
+        also = f" (trained with {trained[0]} to {trained[1]})" if trained else ""
         return (
             f"It thinks in c = {self.num_latent_tokens} latent tokens that are refined in parallel "
-            f"T = {self.num_iterations} times (PCCoT, arXiv 2506.18582) before it answers."
+            f"T = {self.num_iterations} times{also} (PCCoT, arXiv 2506.18582) before it answers."
         )
 
 

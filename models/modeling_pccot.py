@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .answer_modes import DIRECT, EXPLICIT, LATENT, AnswerMode
@@ -32,6 +33,8 @@ from .passes_pccot import static_forward
 from .prompt_checks import check_shape
 from .prompt_suffix import PromptSuffixMixin
 from .spans_pccot import starts_of_spans
+
+logger = logging.get_logger(__name__)
 
 
 class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
@@ -155,6 +158,12 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             inputs = kwargs.pop("input_ids", None)
         check_count("num_iterations", kwargs.get("num_iterations", 0), 0)
         check_flag("latent_thought", latent_thought)
+        asked = kwargs.get("num_iterations")
+        if latent_thought and asked is not None and not self.config.was_trained_at(asked):
+            trained = self.config.num_iterations_range or self.config.num_iterations
+            logger.warning_once(
+                f"num_iterations={asked}: this model was trained with T = {trained} and may answer worse with another"
+            )
         suffix = self.suffix_ids(latent_thought, num_latent_tokens)
         if suffix and inputs is None:
             raise ValueError("a thought is opened in token ids: pass input_ids (or latent_thought=False)")

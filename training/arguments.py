@@ -45,6 +45,19 @@ class ModelArguments:
     trust_remote_code: bool = option(False, "Run code that a checkpoint brings along. Only for sources you trust.")
 
 
+def whole_numbers(name: str, text: str, count: int | None = None) -> list[int]:
+    """The numbers of a flag such as `1,3,6`.
+
+    Raises:
+        InputError: if they are not whole numbers of at least 0, or not `count` of them, or given twice.
+    """
+    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(numbers) != text.count(",") + 1 or count not in (None, len(numbers)) or len(set(numbers)) < len(numbers):
+        wanted = "different whole numbers" if count is None else f"{count} different whole numbers"
+        raise InputError(f"--{name} must be {wanted}, joined by commas, got {text!r}")
+    return numbers
+
+
 @dataclass
 class AnswerPromptArguments:
     answer_prompt: str | None = option(None, "Text before the answer ('The answer is:' for a new model).")
@@ -68,6 +81,9 @@ class ThoughtArguments(AnswerPromptArguments):
     latents_per_step: int | None = option(
         None, "How many latents stand for one step (step supervision, mixed curriculum)."
     )
+    num_iterations_range: str | None = option(
+        None, "LOW,HIGH: draw T anew for each step, so that the model answers as well at every T between the two."
+    )
     teacher_warmup_steps: int = option(0, "Train the explicit chain of thought alone for so many steps first.")
     latent_curriculum: Literal["none", "mixed"] = option(
         "none", "mixed: some batches keep their last steps explicit after <eot>, as Coconut mixes its stages."
@@ -75,6 +91,8 @@ class ThoughtArguments(AnswerPromptArguments):
     curriculum_prob: float = option(0.3, "Share of the batches that the mixed curriculum changes.")
 
     def __post_init__(self):
+        if self.num_iterations_range is not None:
+            whole_numbers("num_iterations_range", self.num_iterations_range, count=2)
         if not 0 <= self.curriculum_prob <= 1:
             raise InputError(f"--curriculum_prob must be between 0 and 1, got {self.curriculum_prob}")
         if self.teacher_warmup_steps < 0:
@@ -202,6 +220,7 @@ class EvaluationArguments:
     max_new_tokens: int = option(32, "Longest answer in tokens.")
     max_cot_tokens: int = option(256, "Longest explicit chain of thought, answer included, in tokens.")
     explicit_cot: bool = option(True, "Also measure the same model's explicit chain of thought.")
+    eval_iterations: str | None = option(None, "Also measure the latent thought at these T: 1,3,6.")
     latent_tolerance: float | None = option(
         None, "End the iteration early once the latents change by less than this, relatively."
     )
@@ -212,6 +231,8 @@ class EvaluationArguments:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.latent_tolerance is not None and not self.latent_tolerance >= 0:
             raise InputError(f"--latent_tolerance must be at least 0, got {self.latent_tolerance}")
+        if self.eval_iterations is not None:
+            whole_numbers("eval_iterations", self.eval_iterations)
 
 
 @dataclass

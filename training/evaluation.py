@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 import torch
 from datasets import Dataset
 
-from models.answer_modes import DIRECT, EXPLICIT, AnswerMode
+from models.answer_modes import DIRECT, EXPLICIT, AnswerMode, mode_named
 
 from .arguments import EvaluationArguments
 from .collators import CoTCollator
@@ -107,7 +107,7 @@ def mode_of(model, name: str) -> AnswerMode:
         InputError: for a mode that the model does not have.
     """
     modes = getattr(model, "answer_modes", (EXPLICIT, DIRECT))
-    found = next((mode for mode in modes if mode.name == name), None)
+    found = mode_named(name, modes)
     if found is None:
         raise InputError(f"{type(model).__name__} cannot answer as {name!r}: there are {[mode.name for mode in modes]}")
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from models import ANSWER_MODES
+from models.answer_modes import ANSWER_MODES, mode_named
 
 SPLITS = {"eval": "validation", "test": "test"}
 TABLE = (
@@ -121,9 +121,10 @@ def measured_modes(metrics: dict) -> list[tuple[str, str]]:
             for name in metrics
             if name.startswith(f"{split}_") and name.endswith("_exact_match")
         ]
-        if unknown := set(names) - set(ANSWER_MODES):
+        if unknown := [name for name in names if mode_named(name) is None]:
             raise KeyError(f"a card has no label for {', '.join(sorted(unknown))}")
-        found += [(split, mode) for mode in ANSWER_MODES if mode in names]
+        order = [*ANSWER_MODES]
+        found += [(split, mode) for mode in sorted(names, key=lambda name: order.index(name.partition("_T")[0]))]
     return found
 
 
@@ -131,7 +132,7 @@ def table_row(metrics: dict, split: str, mode: str) -> str:
     prefix = f"{split}_{mode}"
     low, high = metrics[f"{prefix}_exact_match_low"], metrics[f"{prefix}_exact_match_high"]
     return (
-        f"| {SPLITS[split]} | {ANSWER_MODES[mode].label} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
+        f"| {SPLITS[split]} | {mode_named(mode).label} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
         f"{metrics[f'{prefix}_ms_per_answer']:.1f} | {metrics[f'{prefix}_new_tokens']:.1f} |"
     )
 
@@ -143,7 +144,7 @@ def result(metrics: dict, split: str, mode: str, task: str) -> EvalResult:
         dataset_name=task,
         dataset_split=SPLITS[split],
         metric_type="exact_match",
-        metric_name=f"exact match, {ANSWER_MODES[mode].label}",
+        metric_name=f"exact match, {mode_named(mode).label}",
         metric_value=round(metrics[f"{split}_{mode}_exact_match"], 4),
     )
 

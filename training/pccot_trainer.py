@@ -1,12 +1,14 @@
 """The Trainer of PCCoT: distils the model's own explicit chain of thought into its latent one (arXiv 2506.18582)."""
 
+from random import Random
+
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.answer_modes import EXPLICIT, LATENT
 from models.chunked_cross_entropy import IGNORED
 
-from .arguments import DataArguments, ThoughtArguments
+from .arguments import DataArguments, ThoughtArguments, whole_numbers
 from .collators import PCCoTCollator
 from .cot_trainer import CoTTrainer
 
@@ -20,14 +22,19 @@ class PCCoTTrainer(CoTTrainer):
 
     def configuration_settings(self) -> dict:
         names = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")
-        return {name: getattr(self.method, name) for name in names}
+        settings = {name: getattr(self.method, name) for name in names}
+        if (asked := self.method.num_iterations_range) is not None:
+            settings["num_iterations_range"] = whole_numbers("num_iterations_range", asked, count=2)
+        return settings
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
         return PCCoTCollator(tokenizer, config, self.method.batch_curriculum_prob, self.args.seed)
 
     @property
     def mode_names(self) -> list[str]:
-        return [LATENT.name, EXPLICIT.name] if self.evaluation.explicit_cot else [LATENT.name]
+        asked = self.evaluation.eval_iterations
+        others = [LATENT.at(number).name for number in whole_numbers("eval_iterations", asked)] if asked else []
+        return [LATENT.name, *others, *([EXPLICIT.name] if self.evaluation.explicit_cot else [])]
 
     def describe_method(self) -> str:
         return f"`{self.model_type}` with latent chain of thought, trained by distilling its explicit one."
@@ -38,7 +45,15 @@ class PCCoTTrainer(CoTTrainer):
 
     def model_inputs(self, batch: dict, training: bool) -> dict:
         warming_up = training and self.state.global_step < self.method.teacher_warmup_steps
-        return batch | {"teacher_only": warming_up, "return_logits": False}
+        iterations = {"num_iterations": self.drawn_iterations()} if training else {}
+        return batch | iterations | {"teacher_only": warming_up, "return_logits": False}
+
+    def drawn_iterations(self) -> int | None:
+        """T of this step, from the configuration's range: the same in every process, and again in a resumed run."""
+        bounds = self.unwrapped.config.num_iterations_range
+        if bounds is None:
+            return None
+        return Random(f"{self.args.seed} {self.state.global_step}").randint(*bounds)
 
     def loss_sizes(self, inputs: dict) -> torch.Tensor:
         """Labelled tokens of teacher, student and step supervision, and rows; `(4,)`."""
@@ -50,6 +65,6 @@ class PCCoTTrainer(CoTTrainer):
 
     def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
         options = super().generation_options(name, model, question_length)
-        if name == LATENT.name and self.evaluation.latent_tolerance is not None:
+        if name.startswith(LATENT.name) and self.evaluation.latent_tolerance is not None:
             options["latent_tolerance"] = self.evaluation.latent_tolerance
         return options
