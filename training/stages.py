@@ -15,6 +15,7 @@ from .cot_trainer import CoTTrainer
 from .errors import InputError
 from .hub import push
 from .model_card import Card, write_card
+from .plan import print_plan
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def dataset_label(data: DataArguments) -> str:
 
 
 def run_stages(trainer: CoTTrainer, task: str) -> dict:
-    """Train, evaluate, predict and save, as the arguments ask.
+    """Train, evaluate, predict and save, as the arguments ask; with `--dry_run` only say so.
 
     Args:
         trainer: any of ours.
@@ -93,6 +94,9 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
         All metrics; they are also in `all_results.json`.
     """
     args, splits, folder, metrics = trainer.args, trainer.splits, Path(trainer.args.output_dir), {}
+    if args.dry_run:
+        print_plan(trainer)
+        return metrics
     if args.do_train:
         if args.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
             remove_previous(folder)
