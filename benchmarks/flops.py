@@ -6,49 +6,19 @@ matrix is trained, for that of the weights. Lookups, norms, activations and loss
 although nothing reads what the last one makes of the question and of the last pass's latents (3 % at T = 3).
 """
 
-from dataclasses import dataclass
-
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.workload import Setting
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one example takes.
-
-    Args:
-        passes: (new positions, positions before them) of each pass through the blocks.
-        logits: positions that the output head reads.
-    """
-
-    passes: tuple[tuple[int, int], ...]
-    logits: int
-
-    @property
-    def positions(self) -> int:
-        return sum(new for new, _ in self.passes)
+from training.step_work import Work, thought_work
 
 
 def needed_work(setting: Setting, iterations: int) -> Work:
-    """What no implementation can do without: see `models/jacobi_pccot.py` for the moving window.
-
-    The question is read once for teacher and student, nothing is predicted from the end of sequence, and only what is
-    predicted has logits.
-    """
-    latents, question = setting.latents, setting.question
-    iterations = min(iterations, latents)
-    window = latents - iterations + 1
-    tail = setting.prompt + setting.answer  # <eot>, the answer prompt and the answer without its end
-    passes = [(question, 0), (setting.cot - 1, question)]
-    thought = [(window, question), *((window, question + t) for t in range(1, iterations + 1))]  # pass 0 has <bot>
-    if iterations == 0:
-        thought = [(latents + 1, question)]
-    new, behind = thought.pop()
-    return Work((*passes, *thought, (new + tail, behind)), setting.cot + setting.prompt + setting.answer)
+    """What no implementation can do without: see `training/step_work.py`."""
+    ending = setting.prompt + setting.answer
+    return thought_work(setting.question, setting.cot - ending, ending, setting.latents, iterations)
 
 
 def reference_work(setting: Setting, iterations: int) -> Work:

@@ -251,6 +251,9 @@ class CoTTrainingArguments(TrainingArguments):
     )
     logging_nan_inf_filter: bool = option(False, "Off: looking for NaN in each step would wait for the device.")
 
+    dry_run: bool = option(
+        False, "Print the plan of a run (steps, positions, memory) and stop: nothing is trained or written."
+    )
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
     overwrite_output_dir: bool = option(False, "Train into an output folder that already holds a model.")
     warmup_ratio: float | None = option(None, "Old form of --warmup_steps with a value below 1.")
@@ -304,6 +307,11 @@ class CoTTrainingArguments(TrainingArguments):
     def n_gpu(self) -> int:
         """At most one a process: several are used by `accelerate launch`, not by splitting batches in this one."""
         return min(1, super().n_gpu)
+
+    @property
+    def should_save(self) -> bool:
+        """Whether this process writes: not in a dry run, whose output folder the Trainer would make."""
+        return super().should_save and not self.dry_run
 
     def __getstate__(self) -> dict:
         """What the Trainer pickles into its checkpoints: everything but the token."""

@@ -336,7 +336,7 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
     # --- the Hub: a checkpoint is pushed once, when it is complete (see stages.py) ---
 
     def init_hf_repo(self, token=None):
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and not self.args.dry_run:
             self.hub_model_id = check_access(self.args)
 
     def _push_from_checkpoint(self, checkpoint_folder):

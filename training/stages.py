@@ -15,6 +15,7 @@ from .errors import InputError
 from .find_checkpoint import newest_first
 from .hub import push
 from .model_card import Card, write_card
+from .plan import print_plan
 from .processes import check_launch
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def dataset_label(data: DataArguments) -> str:
 
 
 def run_stages(trainer: CoTTrainer, task: str) -> dict:
-    """Train, evaluate, predict and save, as the arguments ask.
+    """Train, evaluate, predict and save, as the arguments ask; with `--dry_run` only say so.
 
     Args:
         trainer: any of ours.
@@ -102,6 +103,9 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
         All metrics; they are also in `all_results.json`.
     """
     args, splits, folder, results = trainer.args, trainer.splits, Path(trainer.args.output_dir), {}
+    if args.dry_run:
+        print_plan(trainer)
+        return {}
     if args.do_train:
         if args.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
             remove_checkpoints(folder)
