@@ -207,7 +207,12 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             )
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         sources = sources_of_rows(inputs, kwargs.get("attention_mask"), seed)
-        return {"latent_noise": noise, "latent_dropout": dropout, "latent_sources": sources}
+        sampled: dict[str, Any] = {"latent_noise": noise, "latent_dropout": dropout, "latent_sources": sources}
+        several = (first_of("num_return_sequences", self._sources(generation_config, kwargs)) or 1) > 1
+        if several and not first_of("do_sample", self._sources(generation_config, kwargs)):
+            # Greedy answers to several thoughts: transformers allows them by the name of sampling alone.
+            sampled |= {"do_sample": True, "top_k": 1, "top_p": 1.0, "temperature": 1.0}
+        return sampled
 
     def adds_to(self, input_ids: torch.Tensor) -> bool:
         return not self._holds_span(input_ids)
