@@ -13,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 from .complete_weights import CompleteWeightsMixin
 from .configuration_prompt import check_count, is_number
 from .jacobi_pccot import jacobi_until_settled, jacobi_window
+from .latent_noise import LatentNoise, seeds_of_samples
 from .passes_pccot import FastPasses, gather_columns, join_columns
 from .positions import positions_from_mask
 from .prefix_cache import PrefixCache, is_static, take_columns
@@ -49,6 +50,9 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         thought_span: ThoughtSpan | None = None,
         num_iterations: int | None = None,
         latent_tolerance: float | None = None,
+        latent_noise: float = 0.0,
+        latent_dropout: float = 0.0,
+        latent_sources: torch.Tensor | None = None,
         compiled_forward=None,
         **kwargs,
     ):
@@ -64,6 +68,9 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             num_iterations: T for this call; the configuration's if absent.
             latent_tolerance: end a row's iteration once the largest relative change of its latents' inputs is below
                 this. Costs one host synchronisation per pass.
+            latent_noise: standard deviation of Gaussian noise on a latent's input, relative to the input's root mean square.
+            latent_dropout: probability with which an element of a latent's input is dropped.
+            latent_sources: `(batch, 2)`, what the random numbers of a row come from; see `LatentNoise`.
             compiled_forward: see `FastPasses`.
 
         Returns:
@@ -114,7 +121,11 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
 
-        thought = {"iterations": iterations, "tolerance": latent_tolerance, "compiled_forward": compiled_forward}
+        noise = None
+        if latent_noise or latent_dropout:
+            noise = LatentNoise(latent_noise, latent_dropout, seeds_of_samples(latent_sources, len(inputs_embeds)))
+        thought = {"iterations": iterations, "tolerance": latent_tolerance, "noise": noise}
+        thought |= {"compiled_forward": compiled_forward}
         think = self.think_each if len(spans) > 1 else self.think if spans[0].is_aligned else self.think_ragged
         output, cache = think(
             inputs_embeds,
@@ -132,17 +143,18 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             output.past_key_values = cache.append_to(target, past)
         return output
 
-    def think(self, embeds, mask, positions, cache, span, iterations, tolerance, compiled_forward, **options):
+    def think(self, embeds, mask, positions, cache, span, iterations, tolerance, noise, compiled_forward, **options):
         """The Jacobi iteration over `embeds` `(batch, length, hidden)`, whose span is in the same columns in each row.
 
         Returns:
             Outputs for every column, and the cache that covers them.
         """
         run = FastPasses(self, mask, positions, cache, options, compiled_forward=compiled_forward)
+        project = self.project if noise is None else noise.after(self.project, span.num_latents, embeds)
         if tolerance is None:
-            states = jacobi_window(run, embeds, span.bot, span.num_latents, iterations, self.project)
+            states = jacobi_window(run, embeds, span.bot, span.num_latents, iterations, project)
         else:
-            states = jacobi_until_settled(run, embeds, span.bot, span.num_latents, iterations, self.project, tolerance)
+            states = jacobi_until_settled(run, embeds, span.bot, span.num_latents, iterations, project, tolerance)
         return run.output(states), run.cache
 
     def think_each(self, embeds, mask, positions, cache, spans, **thought):
@@ -188,8 +200,8 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         """The backbone's own forward pass: nothing is thought."""
         return super().forward(**kwargs)
 
-    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """A latent's input from the hidden state before it; two `(batch, latents, hidden)`."""
+    def project(self, hidden_states: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """A latent's input from the hidden state before it, whichever latent it is; two `(batch, latents, hidden)`."""
         return self.prj(hidden_states) if self.config.use_projection else hidden_states
 
     def is_checkpointed(self) -> bool:

@@ -4,7 +4,8 @@
     holds     question    <bot>   latents 1 ... c        <eot>, answer prompt, answer
 
 All functions take `embeds` `(batch, length, hidden)`, the column `bot`, the number of `latents` c, the number of
-`iterations` T, `project`, which makes a latent's input of a hidden state, and `run(inputs, start)`, which performs one pass:
+`iterations` T, `project(states, first)`, which makes the inputs of latents `first` (from 0), `first + 1`, ... of the hidden
+states before them, and `run(inputs, start)`, which performs one pass:
 `inputs` are placed from column `start` on, attend to what the latest passes left before it, and become last hidden
 states `(batch, columns of inputs, hidden)`. All return the last hidden states of every column, `(batch, length, hidden)`.
 """
@@ -19,7 +20,7 @@ def jacobi(run, embeds, bot, latents, iterations, project):
     question, states = states[:, :first], states[:, first:]
     for _ in range(iterations):
         previous = torch.cat([question[:, -1:], states[:, :-1]], dim=1)
-        states = run(project(previous), first)  # latent i takes the state of the position before it
+        states = run(project(previous, 0), first)  # latent i takes the state of the position before it
     answer = run(embeds[:, eot:], eot)
     return torch.cat([question, states, answer], dim=1)
 
@@ -44,7 +45,7 @@ def jacobi_window(run, embeds, bot, latents, iterations, project):
     final, states = [states[:, :bot]], states[:, bot:]  # after pass t, `states` are those from column bot + t on
     for t in range(1, iterations + 1):
         final.append(states[:, :1])
-        inputs = project(states)
+        inputs = project(states, t - 1)
         if t == iterations:
             inputs = torch.cat([inputs, embeds[:, eot:]], dim=1)
         states = run(inputs, bot + t)
@@ -63,7 +64,7 @@ def jacobi_until_settled(run, embeds, bot, latents, iterations, project, toleran
     question, states = states[:, :first], states[:, first:]
     inputs, settled = None, torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
     for t in range(1, iterations + 1):
-        last, inputs = inputs, project(torch.cat([question[:, -1:], states[:, :-1]], dim=1))
+        last, inputs = inputs, project(torch.cat([question[:, -1:], states[:, :-1]], dim=1), 0)
         if last is not None:
             change = (inputs - last).float().norm(dim=-1) / last.float().norm(dim=-1).clamp(min=1e-12)
             settled |= change.amax(dim=1) < tolerance

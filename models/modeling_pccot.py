@@ -25,12 +25,13 @@ from transformers.utils.generic import can_return_tuple
 from .answer_modes import DIRECT, EXPLICIT, LATENT, AnswerMode
 from .backbone_pccot import PCCoTModelMixin
 from .configuration_pccot import PCCoTGPT2Config, PCCoTLlamaConfig, PCCoTMistralConfig, PCCoTQwen3Config
-from .configuration_prompt import check_count, check_flag
+from .configuration_prompt import check_count, check_flag, is_number
 from .distillation_pccot import distillation_step, teacher_step
 from .gpt2_activation import FusedGeluMixin
+from .latent_noise import sources_of_rows
 from .own_base_model import OwnBaseModelMixin
 from .passes_pccot import static_forward
-from .prompt_checks import check_shape
+from .prompt_checks import check_shape, first_of
 from .prompt_suffix import PromptSuffixMixin
 from .spans_pccot import starts_of_spans
 
@@ -53,6 +54,9 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_iterations: int | None = None,
         latent_tolerance: float | None = None,
+        latent_noise: float = 0.0,
+        latent_dropout: float = 0.0,
+        latent_sources: torch.Tensor | None = None,
         cot_input_ids: torch.Tensor | None = None,
         cot_attention_mask: torch.Tensor | None = None,
         cot_labels: torch.Tensor | None = None,
@@ -65,7 +69,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             input_ids, attention_mask, labels: as everywhere, `(batch, length)`; for a training step see
                 `distillation_step`, which also names the further arguments of one.
             position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as everywhere.
-            num_iterations, latent_tolerance: see `PCCoTModelMixin.forward`.
+            num_iterations, latent_tolerance, latent_noise, latent_dropout, latent_sources: see `PCCoTModelMixin.forward`.
             cot_input_ids, cot_attention_mask, cot_labels: the teacher's sequence, `(batch, teacher length)`.
             teacher_only: train the explicit chain alone.
             **kwargs: as everywhere.
@@ -97,6 +101,9 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             logits_to_keep=logits_to_keep,
             num_iterations=num_iterations,
             latent_tolerance=latent_tolerance,
+            latent_noise=latent_noise,
+            latent_dropout=latent_dropout,
+            latent_sources=latent_sources,
             **kwargs,
         )
 
@@ -130,6 +137,9 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         *,
         latent_thought: bool = True,
         num_latent_tokens: int | None = None,
+        latent_noise: float = 0.0,
+        latent_dropout: float = 0.0,
+        latent_seed: int | None = None,
         **kwargs,
     ):
         """Think, then answer.
@@ -144,6 +154,9 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             latent_thought: False asks for the explicit chain of thought instead: the prompt is left alone (or gets
                 the `<bot>` that the model's explicit steps open with).
             num_latent_tokens: c for this call; the configuration's if absent.
+            latent_noise, latent_dropout: sample the thought (see `PCCoTModelMixin.forward`): with `num_return_sequences=k`
+                each of the k answers comes from another thought. A question's samples are the same in every batch.
+            latent_seed: of these samples; drawn from torch's random numbers if absent.
             **kwargs: every argument of transformers' `generate()`, and `num_iterations` and `latent_tolerance`
                 (see `PCCoTModelMixin.forward`).
 
@@ -164,6 +177,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             logger.warning_once(
                 f"num_iterations={asked}: this model was trained with T = {trained} and may answer worse with another"
             )
+        if inputs is not None and latent_thought and (latent_noise or latent_dropout):
+            kwargs |= self.sampled_thought(inputs, generation_config, latent_noise, latent_dropout, latent_seed, kwargs)
         suffix = self.suffix_ids(latent_thought, num_latent_tokens)
         if suffix and inputs is None:
             raise ValueError("a thought is opened in token ids: pass input_ids (or latent_thought=False)")
@@ -173,6 +188,31 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         if latent_thought and self._holds_span(inputs):
             return self.generate_with_suffix([], inputs, generation_config, with_bos=False, **kwargs)
         return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
+
+    def sampled_thought(
+        self, inputs, generation_config, noise: float, dropout: float, seed: int | None, kwargs
+    ) -> dict:
+        """Arguments of `forward` for a thought with noise.
+
+        Raises:
+            ValueError: for a noise below 0, a dropout that is no probability below 1, and beams, which share one thought.
+        """
+        if not (is_number(noise) and noise >= 0):
+            raise ValueError(f"latent_noise must be a number of at least 0, got {noise!r}")
+        if not (is_number(dropout) and 0 <= dropout < 1):
+            raise ValueError(f"latent_dropout must be at least 0 and below 1, got {dropout!r}")
+        if (first_of("num_beams", self._sources(generation_config, kwargs)) or 1) > 1:
+            raise ValueError(
+                "latent_noise and latent_dropout need num_beams=1: the beams of a question share its thought"
+            )
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        sources = sources_of_rows(inputs, kwargs.get("attention_mask"), seed)
+        sampled: dict[str, Any] = {"latent_noise": noise, "latent_dropout": dropout, "latent_sources": sources}
+        several = (first_of("num_return_sequences", self._sources(generation_config, kwargs)) or 1) > 1
+        if several and not first_of("do_sample", self._sources(generation_config, kwargs)):
+            # Greedy answers to several thoughts: transformers allows them by the name of sampling alone.
+            sampled |= {"do_sample": True, "top_k": 1, "top_p": 1.0, "temperature": 1.0}
+        return sampled
 
     def adds_to(self, input_ids: torch.Tensor) -> bool:
         return not self._holds_span(input_ids)

@@ -21,6 +21,7 @@ from .evaluation import (
     token_budget,
     warn_of_long_answers,
 )
+from .sampled_answers import sample_metrics
 from .sharding import is_sharded, options_in_step
 
 
@@ -33,7 +34,11 @@ class AnswerEvaluationMixin:
         answers: of the last evaluation, by mode, in the order of its data.
     """
 
+    samples_thoughts = False  # whether there is a latent thought to sample
+
     def __init__(self, *args, **kwargs):
+        if self.evaluation.num_samples > 1 and not self.samples_thoughts:
+            raise InputError("--num_samples samples latent thoughts, which only run_ccot.py's models have")
         self.generation_seconds, self.num_generated = defaultdict(float), 0
         self.answers: dict[str, Answers] = {}
         super().__init__(*args, compute_metrics=self.answer_metrics, **kwargs)
@@ -85,7 +90,21 @@ class AnswerEvaluationMixin:
             counts = count_new_tokens(tokens, self.processing_class.eos_token_id)
             beyond = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
             generated.append(tokens.masked_fill(beyond, IGNORED))
+        if self.evaluation.num_samples > 1:
+            generated.append(self.sampled_tokens(generator, questions, mask))
         return loss, tuple(generated), rows
+
+    def sampled_tokens(self, model: PreTrainedModel, questions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Greedy answers to `--num_samples` thoughts, `(batch, samples x max_new_tokens)`, padded with -100."""
+        asked, limit = self.evaluation, self.evaluation.max_new_tokens
+        options = self.generation_options(self.mode_names[0], model, questions.shape[1])
+        options |= {"latent_noise": asked.latent_noise, "latent_dropout": asked.latent_dropout}
+        options |= {"latent_seed": self.args.seed, "num_return_sequences": asked.num_samples}
+        tokens, _ = timed_generate(model, questions, mask, **options)
+        counts = count_new_tokens(tokens, self.processing_class.eos_token_id)
+        tokens = tokens.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None], IGNORED)
+        tokens = torch.nn.functional.pad(tokens, (0, limit - tokens.shape[1]), value=IGNORED)
+        return tokens.reshape(len(questions), -1)
 
     def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
         """Arguments of `generate()` for one mode."""
@@ -110,7 +129,17 @@ class AnswerEvaluationMixin:
             answers.seconds_per_answer = sum(seconds[name] for seconds, _ in timings) / sum(n for _, n in timings)
             self.answers[name] = answers
             metrics |= answers.metrics(name, golds)
+        if self.evaluation.num_samples > 1:
+            samples = [row for batch in batches for row in batch[-1]]
+            metrics |= self.metrics_of_samples(np.stack(samples)[order], golds)
         return metrics
+
+    def metrics_of_samples(self, tokens: np.ndarray, golds: list[str]) -> dict[str, float]:
+        """Metrics of what `sampled_tokens` gave, in the order of the data."""
+        name, count = self.mode_names[0], self.evaluation.num_samples
+        rows = [[token for token in row.tolist() if token != IGNORED] for row in tokens.reshape(len(golds) * count, -1)]
+        answers = read_answers(self.unwrapped, self.processing_class, mode_of(self.unwrapped, name), rows).answers
+        return sample_metrics(name, [answers[at : at + count] for at in range(0, len(answers), count)], golds)
 
     def predictions(self, split: str, dataset) -> list[dict]:
         """The last evaluation, a row per question: gold, and for each mode the answer, whether right, and the text."""

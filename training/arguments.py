@@ -220,6 +220,9 @@ class EvaluationArguments:
     max_new_tokens: int = option(32, "Longest answer in tokens.")
     max_cot_tokens: int = option(256, "Longest explicit chain of thought, answer included, in tokens.")
     explicit_cot: bool = option(True, "Also measure the same model's explicit chain of thought.")
+    num_samples: int = option(1, "Also sample so many thoughts per question: pass@k, majority vote, distinct answers.")
+    latent_noise: float = option(0.3, "Noise of these samples, relative to a latent's input.")
+    latent_dropout: float = option(0.0, "Dropout of these samples on a latent's input.")
     eval_iterations: str | None = option(None, "Also measure the latent thought at these T: 1,3,6.")
     latent_tolerance: float | None = option(
         None, "End the iteration early once the latents change by less than this, relatively."
@@ -231,6 +234,12 @@ class EvaluationArguments:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.latent_tolerance is not None and not self.latent_tolerance >= 0:
             raise InputError(f"--latent_tolerance must be at least 0, got {self.latent_tolerance}")
+        if self.num_samples < 1:
+            raise InputError(f"--num_samples must be at least 1, got {self.num_samples}")
+        if not (0 <= self.latent_noise < math.inf and 0 <= self.latent_dropout < 1):
+            raise InputError("--latent_noise must be at least 0, and --latent_dropout at least 0 and below 1")
+        if self.num_samples > 1 and not (self.latent_noise or self.latent_dropout):
+            raise InputError("--num_samples: without --latent_noise or --latent_dropout all samples are the same")
         if self.eval_iterations is not None:
             whole_numbers("eval_iterations", self.eval_iterations)
 

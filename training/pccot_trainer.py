@@ -19,6 +19,7 @@ class PCCoTTrainer(CoTTrainer):
     family = "pccot"
     method_class = ThoughtArguments
     data_class = DataArguments
+    samples_thoughts = True
 
     def configuration_settings(self) -> dict:
         names = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")
