@@ -14,7 +14,7 @@ from torch import nn
 
 from .answer_modes import AnswerMode
 from .mixin_base import ModelBase
-from .prompt_checks import check_arguments, check_shape, check_token_ids, first_of, positions_taken
+from .prompt_checks import LENGTHS, check_arguments, check_shape, check_token_ids, first_of, positions_taken
 
 
 class PromptSuffixMixin(ModelBase):
@@ -102,6 +102,8 @@ class PromptSuffixMixin(ModelBase):
                 positions than it has, if an `assistant_model` does not fit, or `prefill_chunk_size`
                 would cut the suffix.
         """
+        # A length of None is one that nobody asked for; transformers would compute with it.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in LENGTHS}
         question = inputs
         self._check_arguments(inputs, kwargs.get("attention_mask"), suffix, generation_config, kwargs)
         if with_bos:

@@ -40,6 +40,7 @@ def test_who_asks_for_no_number_gets_an_answer(kind):
         model.generation_config.max_new_tokens = 50
         assert length < model.generate(prompt(length), do_sample=False, eos_token_id=None).shape[1] <= length + 3
         model.generation_config.max_new_tokens = None
+        assert model.generate(prompt(length), max_length=None, max_new_tokens=None, do_sample=False).shape[1] > length
         assert model.generate(prompt(length), do_sample=False).shape[1] > length
     with pytest.raises(ValueError, match="more than the model's 128 positions"):
         model.generate(prompt(129 - added))
