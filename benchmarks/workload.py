@@ -145,6 +145,7 @@ def build_model(fields: dict, setting: Setting, lora: bool = False) -> PreTraine
     fields = dict(fields)
     model_type, size = fields.pop("model_type"), fields.pop("vocab_size")
     thought = {"num_latent_tokens": setting.latents, "num_iterations": setting.iterations}
+    thought |= {"num_iterations_range": [0, setting.latents]}  # a random model is as good at every T
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **fields, **Tokens(size, setting.prompt).special, **thought)
     model = AutoModelForCausalLM.from_config(config)
