@@ -1,0 +1,59 @@
+"""How a Trainer saves: complete checkpoints, and one push to the Hub when the model is complete (see stages.py)."""
+
+import copy
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from .checkpoint import save_model
+from .hub import check_access
+
+
+class ModelSavingMixin:
+    """For a Trainer with `replacing_model` (`ResumableTrainingMixin`) and `lora` (`LoraArguments`)."""
+
+    @property
+    def unwrapped(self) -> PreTrainedModel:
+        """The model without what distributes it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def record_progress(self) -> None:
+        """Write what training has changed about how to ask the model into `model.config`, where `generate()` reads it."""
+
+    def plot(self, folder: Path) -> None:
+        """Plots of the run, where a method has one."""
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """Write a complete checkpoint: weights, configuration, code, tokenizer, `example.py` (`checkpoint.save_model`).
+
+        What transformers itself saves on the way (`_internal_call`) is what resuming needs.
+        """
+        broken = [name for name, weight in self.unwrapped.named_parameters() if not torch.isfinite(weight).all()]
+        if broken:
+            raise FloatingPointError(
+                f"step {self.state.global_step}: {broken[0]} (of {len(broken)} such weights) is not finite, so it is not saved"
+            )
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        with self.replacing_model(folder) as new:
+            self.write_model(new)
+
+    def write_model(self, folder: Path) -> None:
+        """What `save_model` writes, into a folder as it is."""
+        weights = self.accelerator.get_state_dict(self.model)  # every process takes part where they are spread
+        if self.is_world_process_zero():
+            # The adapters of a LoRA model are taken out to save it: of a copy, since training may go on.
+            model = copy.deepcopy(self.unwrapped) if self.lora.use_peft else self.unwrapped
+            save_model(model, self.processing_class, folder, self.lora, weights)
+
+    # --- the Hub: a checkpoint is pushed once, when it is complete (see stages.py) ---
+
+    def init_hf_repo(self, token=None):
+        if self.is_world_process_zero():
+            self.hub_model_id = check_access(self.args)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        pass
