@@ -118,6 +118,26 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             return self.thought_ids(num_latent_tokens)
         return [self.config.bot_token_id] if self.config.open_steps_with_bot else []
 
+    def open_thought(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        num_latent_tokens: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """`open_prompt` for a latent thought: BOS, question, thought span, answer prompt; `hide_prompt` is the inverse.
+
+        Args:
+            input_ids, attention_mask: questions `(batch, length)`, left padded.
+            num_latent_tokens: c; the configuration's if absent.
+
+        Returns:
+            `input_ids` and `attention_mask`, both `(batch, opened length)`.
+
+        Raises:
+            ValueError: as `open_prompt`.
+        """
+        return self.open_prompt(input_ids, attention_mask, num_latent_tokens=num_latent_tokens)
+
     def thought_ids(self, num_latent_tokens: int | None = None) -> list[int]:
         """`<bot>`, the latents, `<eot>` and the answer prompt: what stands between a question and its answer."""
         config = self.config
@@ -185,7 +205,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         if inputs is None:
             return super().generate(inputs, generation_config, **kwargs)
         check_shape(inputs)
-        if latent_thought and self._holds_span(inputs):
+        if self.is_open(inputs, latent_thought):
             return self.generate_with_suffix([], inputs, generation_config, with_bos=False, **kwargs)
         return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
 
@@ -214,12 +234,13 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             sampled |= {"do_sample": True, "top_k": 1, "top_p": 1.0, "temperature": 1.0}
         return sampled
 
-    def adds_to(self, input_ids: torch.Tensor) -> bool:
-        return not self._holds_span(input_ids)
+    def is_open(self, input_ids: torch.Tensor, latent_thought: bool = True, **_) -> bool:
+        """Whether the rows already hold a thought span.
 
-    def _holds_span(self, input_ids: torch.Tensor) -> bool:
-        """Whether the rows already hold a thought span."""
-        if input_ids.shape[1] < 2:
+        Raises:
+            ValueError: if some do and some do not.
+        """
+        if not latent_thought or input_ids.shape[1] < 2:
             return False
         held = starts_of_spans(input_ids, self.config).any(dim=1)
         if held.any() and not held.all():

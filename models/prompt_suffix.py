@@ -41,9 +41,9 @@ class PromptSuffixMixin(ModelBase):
         """Positions that `generate(**options)` leaves free between a question and its answer."""
         return 0
 
-    def adds_to(self, input_ids: torch.Tensor) -> bool:
-        """Whether `generate()` adds anything after this prompt: not where it is complete already."""
-        return True
+    def is_open(self, input_ids: torch.Tensor, **options) -> bool:
+        """Whether these prompts `(batch, length)` already hold what `generate(**options)` would add."""
+        return False
 
     def check_prompt(
         self,
@@ -64,6 +64,51 @@ class PromptSuffixMixin(ModelBase):
         self._new_tokens_that_fit(
             input_ids, prompt, mask, len(suffix), self.gap_of(**options), generation_config, options
         )
+
+    def open_prompt(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options
+    ) -> dict[str, torch.Tensor]:
+        """Prompts as the model sees them: with the BOS that it was trained with, and with what follows a question.
+
+        For whoever calls `forward` on prompt and answer, to score them or to train by reward: `generate()` does this by
+        itself, and leaves a prompt that is open as it is.
+
+        Args:
+            input_ids: questions `(batch, length)`, left padded.
+            attention_mask: `(batch, length)`; by default 0 where there is padding, as for `generate()`.
+            **options: those of an answer mode (`latent_thought`, `num_latent_tokens`; `explicit_steps`, `num_fillers`).
+
+        Returns:
+            `input_ids` and `attention_mask`, both `(batch, opened length)`, left padded; the arguments of `forward` and
+            of `generate()`.
+
+        Raises:
+            ValueError: if the prompts are not of token ids that the model has, or hold what opens them in some rows only; if
+                the model leaves positions free after them (`keep_position`), which token ids do not say.
+        """
+        check_shape(input_ids)
+        check_token_ids(input_ids, attention_mask, self.config.vocab_size)
+        if attention_mask is None:
+            attention_mask = self._mask_of(input_ids)
+        if gap := self.gap_of(**options):
+            raise ValueError(f"this model leaves {gap} positions free after a question, which only generate() does")
+        if self.is_open(input_ids, **options):
+            return {"input_ids": input_ids, "attention_mask": attention_mask}
+        prompt, mask = self._open(input_ids, attention_mask, self.suffix_ids(**options))
+        return {"input_ids": prompt, "attention_mask": mask}
+
+    def hide_prompt(self, sequences: torch.Tensor, input_ids: torch.Tensor, opened: torch.Tensor) -> torch.Tensor:
+        """The inverse of `open_prompt`: questions as the caller wrote them, and what came after the opened prompts.
+
+        Args:
+            sequences: `(batch x returned sequences, opened length + new tokens)`, which begin with the opened prompts.
+            input_ids: the questions `(batch, length)`.
+            opened: the `input_ids` that `open_prompt` made of them, `(batch, opened length)`.
+
+        Returns:
+            `(batch x returned sequences, length + new tokens)`, as `generate()` returns them.
+        """
+        return strip_suffix(sequences, input_ids, opened.shape[1])
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refused: transformers' batch engine calls `forward` on the bare prompt, and so answers without the suffix.
@@ -106,19 +151,22 @@ class PromptSuffixMixin(ModelBase):
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in LENGTHS}
         question = inputs
         self._check_arguments(inputs, kwargs.get("attention_mask"), suffix, generation_config, kwargs)
-        if with_bos:
-            inputs, kwargs["attention_mask"] = self._with_bos(inputs, kwargs.get("attention_mask"))
-        if inputs is not question:
+        prompt, mask = self._open(inputs, kwargs.get("attention_mask"), suffix, with_bos)
+        added, gap = len(suffix), kwargs.get("position_gap", 0)
+        length, hidden = prompt.shape[1] - added, prompt.shape[1] - question.shape[1]
+        if length > question.shape[1]:
             kwargs.pop("position_ids", None)
-        length, added = inputs.shape[1], len(suffix)
-        hidden = length - question.shape[1] + added
-        mask, gap = kwargs.get("attention_mask"), kwargs.get("position_gap", 0)
-        kwargs |= self._new_tokens_that_fit(question, inputs, mask, added, gap, generation_config, kwargs)
-        end = torch.tensor(suffix, dtype=inputs.dtype, device=inputs.device).expand(inputs.shape[0], -1)
-        prompt = torch.cat([inputs, end], dim=1)
+        before = None if mask is None else mask[:, :length]
+        kwargs |= self._new_tokens_that_fit(question, prompt[:, :length], before, added, gap, generation_config, kwargs)
         check_assistant(kwargs.get("assistant_model"), prompt, gap)
         if hidden == 0:
             return super().generate(inputs, generation_config, **kwargs)
+        if self.training and is_scored_by_trl(self):
+            raise ValueError(
+                "TRL would score this prompt without what generate() adds to it, and so train another distribution than it "
+                "samples: pass prompts of open_prompt() (run_grpo.py does), or call eval() to see answers only"
+            )
+        kwargs["attention_mask"] = mask
 
         chunk = kwargs.get("prefill_chunk_size") or getattr(generation_config, "prefill_chunk_size", None)
         if added and chunk is not None and length // chunk != (prompt.shape[1] - 1) // chunk:
@@ -133,10 +181,8 @@ class PromptSuffixMixin(ModelBase):
         if positions is not None and positions.shape[1] == length:
             after = torch.arange(1, added + 1, device=positions.device)
             kwargs["position_ids"] = torch.cat([positions, positions[:, -1:] + after], dim=1)
-        for name, fill in (("attention_mask", 1), ("token_type_ids", 0)):
-            if kwargs.get(name) is not None:
-                given = nn.functional.pad(kwargs[name], (length - kwargs[name].shape[1], 0))  # the BOS
-                kwargs[name] = nn.functional.pad(given, (0, added), value=fill)
+        if (types := kwargs.get("token_type_ids")) is not None:
+            kwargs["token_type_ids"] = nn.functional.pad(types, (length - types.shape[1], added))
         # Limits are the caller's, who does not count what is hidden.
         for name in ("max_length", "min_length"):
             if (value := first_of(name, self._sources(generation_config, kwargs))) is not None:
@@ -204,17 +250,26 @@ class PromptSuffixMixin(ModelBase):
             )
         return {"max_new_tokens": max(1, room)}
 
+    def _open(self, inputs: torch.Tensor, mask: torch.Tensor | None, suffix: list[int], with_bos: bool = True):
+        """The prompt with a BOS before it, where it lacks one, and `suffix` after it; and its mask (None may stay None)."""
+        if with_bos:
+            inputs, mask = self._with_bos(inputs, mask)
+        end = torch.tensor(suffix, dtype=inputs.dtype, device=inputs.device).expand(inputs.shape[0], -1)
+        mask = None if mask is None else nn.functional.pad(mask, (0, len(suffix)), value=1)
+        return torch.cat([inputs, end], dim=1), mask
+
+    def _mask_of(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The mask that `generate()` would assume for a prompt that comes without."""
+        pad = self.config.pad_token_id
+        if pad is not None and pad != self.config.eos_token_id:
+            return (inputs != pad).long()
+        return torch.ones_like(inputs)
+
     def _with_bos(self, inputs: torch.Tensor, mask: torch.Tensor | None):
         """The prompt and its mask, one column wider if a row lacks the BOS that the model's questions start with."""
-        config, bos = self.config, self.config.bos_token_id
-        if not config.questions_start_with_bos:
+        if not self.config.questions_start_with_bos:
             return inputs, mask
-        if mask is not None:
-            full = mask
-        elif config.pad_token_id is not None and config.pad_token_id != config.eos_token_id:
-            full = (inputs != config.pad_token_id).long()  # what generate() would assume
-        else:
-            full = torch.ones_like(inputs)
+        bos, full = self.config.bos_token_id, self._mask_of(inputs) if mask is None else mask
         first = full.argmax(dim=1, keepdim=True)  # the column of each row's first token
         lacking = inputs.gather(1, first) != bos
         if not lacking.any():
@@ -231,11 +286,17 @@ def check_assistant(assistant, prompt: torch.Tensor, gap: int) -> None:
         return
     if gap:
         raise ValueError("assistant_model cannot be used where positions are left free (keep_position, position_gap)")
-    if isinstance(assistant, PromptSuffixMixin) and assistant.adds_to(prompt):
+    if isinstance(assistant, PromptSuffixMixin) and not assistant.is_open(prompt):
         raise ValueError(
             f"assistant_model is a {assistant.config.model_type}, which would add tokens of its own to this prompt: only a "
             "plain backbone can assist here"
         )
+
+
+def is_scored_by_trl(model) -> bool:
+    """Whether a trainer of TRL has replaced the model's `forward` by one that scores tokens (`add_fused_lm_head`)."""
+    code = getattr(getattr(model.forward, "__func__", None), "__code__", None)
+    return code is not None and "fused_lm_head" in code.co_varnames
 
 
 class HidingStreamer:

@@ -9,13 +9,11 @@
 Here is what all of them share, which by itself trains an explicit chain of thought, or none.
 """
 
-import copy
 import logging
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -43,16 +41,15 @@ from .arguments import (
     ModelArguments,
     StepwiseDataArguments,
 )
-from .checkpoint import save_model
 from .collators import CoTCollator
 from .data import as_dataset
 from .errors import InputError
-from .hub import check_access
 from .liger import register_with_liger
 from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
 from .lora import add_adapters
+from .model_saving import ModelSavingMixin
 from .resumable_training import ResumableTrainingMixin
-from .sharding import gather_model, is_sharded, names_of_broken_weights, prepare_sharding
+from .sharding import prepare_sharding
 from .streaming import endless
 from .tokenization import set_special_ids, tokenize, tokenize_split
 
@@ -62,7 +59,7 @@ LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
 Rows = Dataset | IterableDataset | list[dict]
 
 
-class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
+class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
     """Trains and evaluates an explicit chain of thought, or (`ChainArguments(no_cot=True)`) answers without one.
 
     Args:
@@ -230,11 +227,6 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
             return None
         return getattr(config, "use_projection", False)  # no latent, no projection
 
-    @property
-    def unwrapped(self) -> PreTrainedModel:
-        """The model without what distributes it."""
-        return self.accelerator.unwrap_model(self.model)
-
     # --- training ---
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -293,51 +285,3 @@ class CoTTrainer(ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
             logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
             self._part_sums, self._part_counts = {}, defaultdict(float)
         super().log(logs, *args, **kwargs)
-
-    def record_progress(self) -> None:
-        """Write what training has changed about how to ask the model into `model.config`, where `generate()` reads it."""
-
-    def plot(self, folder: Path) -> None:
-        """Plots of the run, where a method has one."""
-
-    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
-        """Write a complete checkpoint: weights, configuration, code, tokenizer, `example.py` (`checkpoint.save_model`).
-
-        What transformers itself saves on the way (`_internal_call`) is what resuming needs; of sharded weights it saves that
-        elsewhere.
-        """
-        if not _internal_call:
-            with self.replacing_model(Path(output_dir or self.args.output_dir)) as new:
-                self.write_model(new)
-            return
-        self.check_weights()
-        if not is_sharded(self.unwrapped):
-            super().save_model(output_dir, _internal_call=True)
-
-    def write_model(self, folder: Path) -> None:
-        """What `save_model` writes, into a folder as it is."""
-        self.check_weights()
-        if is_sharded(self.unwrapped):
-            model = gather_model(self.unwrapped, self.model_wrapped, self.accelerator, self.lora)
-        elif self.is_world_process_zero():
-            # The adapters of a LoRA model are taken out to save it: of a copy, since training may go on.
-            model = copy.deepcopy(self.unwrapped) if self.lora.use_peft else self.unwrapped
-        if self.is_world_process_zero():
-            save_model(model, self.processing_class, folder, self.lora)
-
-    def check_weights(self) -> None:
-        """Raises FloatingPointError for a weight that is not finite, so that none is saved."""
-        broken = names_of_broken_weights(self.unwrapped, self.accelerator)
-        if broken:
-            raise FloatingPointError(
-                f"step {self.state.global_step}: {broken[0]} (of {len(broken)} such weights) is not finite, so it is not saved"
-            )
-
-    # --- the Hub: a checkpoint is pushed once, when it is complete (see stages.py) ---
-
-    def init_hf_repo(self, token=None):
-        if self.is_world_process_zero() and not self.args.dry_run:
-            self.hub_model_id = check_access(self.args)
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        pass

@@ -33,11 +33,31 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
         A `PeftModel`; only the adapters, the rows of the family's tokens (which no pretrained model knows), of padding and
         of the end of sequence (the original's choice), and `modules_to_save` require gradients.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise InputError("--use_peft needs: pip install peft")
-    from peft import LoraConfig, get_peft_model
+    adapters = lora_config(model, args)
+    from peft import get_peft_model
 
     from .lora_fast import FASTER_LINEAR, use_fast_trainable_tokens
+
+    if fast:
+        adapters._register_custom_module(FASTER_LINEAR)  # PEFT's door for layers of one's own
+    try:
+        adapted = get_peft_model(model, adapters)
+    except ValueError as error:
+        raise InputError(f"--lora_target_modules {'-'.join(adapters.target_modules)}: {error}") from error
+    if fast:
+        use_fast_trainable_tokens(adapted)
+    return adapted
+
+
+def lora_config(model: PreTrainedModel, args: LoraArguments, with_rows: bool = True):
+    """PEFT's configuration of the adapters that `add_adapters` describes.
+
+    Args:
+        with_rows: False leaves out the rows of the family's tokens, of padding and of the end of sequence.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise InputError("--use_peft needs: pip install peft")
+    from peft import LoraConfig
 
     targets = args.lora_target_modules.split("-") if args.lora_target_modules else linear_names(model)
     saved = args.lora_modules_to_save.split("-") if args.lora_modules_to_save else []
@@ -51,25 +71,16 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
     rows = {names[model.get_input_embeddings()].rpartition(".")[2]: token_ids}
     if not config.tie_word_embeddings:
         rows[names[model.get_output_embeddings()].rpartition(".")[2]] = token_ids
-    adapters = LoraConfig(
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=targets,
         modules_to_save=saved or None,
-        trainable_token_indices=rows if token_ids else None,
+        trainable_token_indices=rows if token_ids and with_rows else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    if fast:
-        adapters._register_custom_module(FASTER_LINEAR)  # PEFT's door for layers of one's own
-    try:
-        adapted = get_peft_model(model, adapters)
-    except ValueError as error:
-        raise InputError(f"--lora_target_modules {'-'.join(targets)}: {error}") from error
-    if fast:
-        use_fast_trainable_tokens(adapted)
-    return adapted
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
