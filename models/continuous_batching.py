@@ -102,7 +102,7 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
             continuous_batching_config=continuous_batching_config,
             workload_hints=workload_hints,
         )
-        self.output_router = QuestionRouter()
+        self.output_router = self.questions = QuestionRouter()
         if thinks:
             settings = self.continuous_batching_config  # a copy
             settings.scheduler_type = whole_spans(settings.scheduler_type)
@@ -150,13 +150,13 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
                 raise
             self._fail(request_id, input_ids, error)
             return request_id
-        self.output_router.expect(request_id, list(input_ids), self.num_return_sequences)
+        self.questions.expect(request_id, list(input_ids), self.num_return_sequences)
         added = None
         try:
             added = super().add_request(prompt, request_id, limit, *args, **kwargs)
         finally:
             if added is None:
-                self.output_router.forget(request_id)
+                self.questions.forget(request_id)
         return added
 
     def add_requests(self, inputs, *args, **kwargs) -> list[str]:
@@ -165,7 +165,7 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
 
     def cancel_request(self, request_id: str) -> None:
         super().cancel_request(request_id)
-        self.output_router.forget(request_id)
+        self.questions.forget(request_id)
 
     def stop(self, *args, keep_for_next_session: bool = False, **kwargs) -> None:
         started = self._generation_thread is not None

@@ -37,24 +37,24 @@ class PackedThinker(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("model"), name)
 
-    def forward(self, input_ids, cu_seq_lens_q, max_length_q, logits_to_keep=slice(None), **batch) -> CausalLMOutput:
+    def forward(self, input_ids, logits_to_keep=slice(None), **batch) -> CausalLMOutput:
         """Logits for the next tokens.
 
         Args:
             input_ids: `(1, tokens)`.
-            cu_seq_lens_q: `(requests + 1,)`: where each request begins.
-            max_length_q: how many tokens the longest request has here, a number of the host.
             logits_to_keep: `(requests,)`: for which tokens there are logits.
-            **batch: what else the engine gives to a model.
+            **batch: what else the engine gives to a model: `cu_seq_lens_q` `(requests + 1,)`, where each request begins,
+                `write_index`, `cache`, and the number of tokens of the longest request among them.
         """
-        base, batch = self.model.base_model, batch | {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+        base = self.model.base_model
         embeds = base.get_input_embeddings()(input_ids)
         # Where every request has one token, no span can be: all are writing their answers.
-        again = 0 if max_length_q == 1 else self.iterations
+        longest = batch["max_length_q"] if "max_length_q" in batch else batch["max_seqlen_q"]  # before transformers 5.23
+        again = 0 if longest == 1 else self.iterations
         rewritten = batch | {"write_index": spare_indices(batch)} if again else batch
         states = base.plain_forward(inputs_embeds=embeds, **rewritten).last_hidden_state
         if again:
-            latents = latents_of_spans(input_ids, cu_seq_lens_q, self.model.config)[..., None]
+            latents = latents_of_spans(input_ids, batch["cu_seq_lens_q"], self.model.config)[..., None]
         for left in reversed(range(again)):
             inputs = torch.where(latents, base.project(states.roll(1, dims=1)), embeds)
             states = base.plain_forward(inputs_embeds=inputs, **(rewritten if left else batch)).last_hidden_state
