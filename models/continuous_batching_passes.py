@@ -49,7 +49,9 @@ class PackedThinker(nn.Module):
         base = self.model.base_model
         embeds = base.get_input_embeddings()(input_ids)
         # Where every request has one token, no span can be: all are writing their answers.
-        longest = batch["max_length_q"] if "max_length_q" in batch else batch["max_seqlen_q"]  # before transformers 5.23
+        longest = (
+            batch["max_length_q"] if "max_length_q" in batch else batch["max_seqlen_q"]
+        )  # before transformers 5.23
         again = 0 if longest == 1 else self.iterations
         rewritten = batch | {"write_index": spare_indices(batch)} if again else batch
         states = base.plain_forward(inputs_embeds=embeds, **rewritten).last_hidden_state
