@@ -2,6 +2,7 @@
 """transformers' own command line, which can also serve these models and chat with them.
 
     python serve.py serve checkpoints/pccot-gpt2-chain --port 8000
+    python serve.py serve checkpoints/pccot-gpt2-chain --continuous-batching
     python serve.py chat checkpoints/pccot-gpt2-chain http://localhost:8000
 
 The server speaks the OpenAI protocol. Needs: pip install "transformers[serving]"
@@ -9,6 +10,8 @@ The server speaks the OpenAI protocol. Needs: pip install "transformers[serving]
 
 import functools
 import sys
+
+import torch
 
 import models
 
@@ -20,9 +23,8 @@ def answer_bad_requests():
     from fastapi.responses import JSONResponse
     from transformers.cli.serving import chat_completion, server, utils
 
-    manager, handler = utils.GenerateManager, chat_completion.ChatCompletionHandler
+    handler = chat_completion.ChatCompletionHandler
     build, handle = server.build_server, handler.handle_request
-    stream, answer = manager.generate_streaming, manager.generate_non_streaming
 
     @functools.wraps(build)
     def build_server(*args, **kwargs):
@@ -48,22 +50,30 @@ def answer_bad_requests():
         """Before the answer begins: later, a stream has said 200 already."""
         if not hasattr(model, "check_prompt"):
             return
-        ids = inputs["input_ids"]
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        if isinstance(ids, list):  # for continuous batching, one prompt
+            ids, mask = torch.tensor([ids]), None
         room, unasked = model.room_for_answer(ids.shape[-1]), max(UNASKED, model.generation_config.max_new_tokens or 0)
         if config.max_new_tokens == unasked and room is not None:
             config.max_new_tokens = max(1, min(unasked, room))
-        model.check_prompt(ids, inputs.get("attention_mask"), config)
+        model.check_prompt(ids, mask, config)
 
-    def generate_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
-        check(model, inputs, gen_config)
-        return stream(self, model, processor, inputs, gen_config, *args, **kwargs)
+    def checking(manager):
+        stream, answer = manager.generate_streaming, manager.generate_non_streaming
 
-    async def generate_non_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
-        check(model, inputs, gen_config)
-        return await answer(self, model, processor, inputs, gen_config, *args, **kwargs)
+        def generate_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
+            check(model, inputs, gen_config)
+            return stream(self, model, processor, inputs, gen_config, *args, **kwargs)
+
+        async def generate_non_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
+            check(model, inputs, gen_config)
+            return await answer(self, model, processor, inputs, gen_config, *args, **kwargs)
+
+        manager.generate_streaming, manager.generate_non_streaming = generate_streaming, generate_non_streaming
 
     server.build_server, handler.handle_request = build_server, handle_request
-    manager.generate_streaming, manager.generate_non_streaming = generate_streaming, generate_non_streaming
+    checking(utils.GenerateManager)
+    checking(utils.CBGenerateManager)
 
 
 def main():

@@ -74,6 +74,17 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             suffix += [config.pause_token_id] * fillers
         return [*suffix, config.ready_token_id, *(config.answer_prompt_ids or [])]
 
+    batch_options = ("explicit_steps", "num_fillers")
+
+    def check_batching(self, generation_config, explicit_steps: bool | None = None, **options) -> None:
+        super().check_batching(generation_config, explicit_steps=explicit_steps, **options)
+        ready = self.config.ready_token_id
+        if self.writes_chain(explicit_steps) and generation_config.eos_token_id in (ready, [ready]):
+            raise ValueError(
+                "continuous batching would end an answer at the end of its chain, which this model writes with the same token: "
+                "use generate() on left-padded batches"
+            )
+
     def writes_chain(self, explicit_steps: bool | None = None) -> bool:
         """Whether the model is to write (the rest of) its chain itself."""
         return not self.answers_at_once if explicit_steps is None else explicit_steps

@@ -118,6 +118,15 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             return self.thought_ids(num_latent_tokens)
         return [self.config.bot_token_id] if self.config.open_steps_with_bot else []
 
+    batch_options = ("num_iterations", "num_latent_tokens", "latent_thought")
+
+    def batch_iterations(self, latent_thought=True, num_latent_tokens=None, num_iterations=None, **_) -> int:
+        iterations = self.config.num_iterations if num_iterations is None else num_iterations
+        latents = self.config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
+        check_count("num_iterations", iterations, 0)
+        check_flag("latent_thought", latent_thought)
+        return min(iterations, latents) if latent_thought else 0
+
     def open_thought(
         self,
         input_ids: torch.Tensor,

@@ -7,6 +7,7 @@ What the model sees, and how it maps to what the caller sees (BOS and suffix are
                                     <bot> ... "The answer is:"
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -110,17 +111,69 @@ class PromptSuffixMixin(ModelBase):
         """
         return strip_suffix(sequences, input_ids, opened.shape[1])
 
-    def init_continuous_batching(self, *args, **kwargs):
-        """Refused: transformers' batch engine calls `forward` on the bare prompt, and so answers without the suffix.
+    # The arguments of `generate_batch()`, or attributes of a batch engine's generation configuration, that a family adds.
+    batch_options: tuple[str, ...] = ()
+
+    def batch_iterations(self, **options) -> int | None:
+        """How many passes over a packed batch follow the first one; None where the model itself does all that is needed."""
+        return None
+
+    def check_batching(self, generation_config, **options) -> None:
+        """Raises ValueError where a batch engine would answer otherwise than `generate(**options)`."""
+        if self.gap_of(**options):
+            raise ValueError(
+                "continuous batching cannot leave positions free (keep_position, position_gap): use generate() on "
+                "left-padded batches"
+            )
+
+    @torch.no_grad()
+    def init_continuous_batching(self, generation_config=None, *args, **kwargs):
+        """transformers' batch engine with a manager that completes prompts and thinks, as `generate()` does.
+
+        Args:
+            generation_config: may name the options that `generate_batch()` takes, for all requests alike.
+            *args, **kwargs: as everywhere.
 
         Raises:
-            NotImplementedError: always; `generate_batch`, `cache_implementation="paged"` and `serve --continuous-batching`
-                come through here.
+            ValueError: for what the engine cannot do for this model, or where a manager is kept for other options.
         """
-        raise NotImplementedError(
-            f"continuous batching would ask a {self.config.model_type} model without what follows a question (its thought "
-            "span, its answer prompt), so it is refused: use generate() on left-padded batches"
-        )
+        from .continuous_batching import make_manager, options_of
+
+        kept = getattr(self, "_cached_continuous_batching_manager", None)
+        if kept is None:
+            return make_manager(self, generation_config, *args, **kwargs)
+        kept.check_same(options_of(self, generation_config or self.generation_config))
+        return super().init_continuous_batching(generation_config, *args, **kwargs)
+
+    @torch.no_grad()
+    def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
+        """transformers' own, as `generate()` answers.
+
+        Args:
+            inputs: questions, each a list of token ids.
+            generation_config, *args: as everywhere.
+            **kwargs: those of transformers' `generate_batch()`; for PCCoT models `num_iterations`, `num_latent_tokens` and
+                `latent_thought`, for iCoT models `explicit_steps` and `num_fillers`.
+
+        Returns:
+            As everywhere: a dictionary of outputs by request, with the questions as `prompt_ids`. A question that
+            `generate()` would refuse has an `error`.
+
+        Raises:
+            ValueError: for an argument that is none, and for what the engine cannot do for this model.
+        """
+        from .continuous_batching import config_with_options
+
+        known = {*inspect.signature(super().generate_batch).parameters, "max_new_tokens", *self.batch_options} - {
+            "kwargs"
+        }
+        if unknown := [name for name in kwargs if name not in known]:
+            raise ValueError(
+                f"generate_batch() of a {self.config.model_type} model has no argument {unknown[0]}: what transformers' "
+                "generation_config holds belongs there"
+            )
+        config = config_with_options(self, generation_config, kwargs)
+        return super().generate_batch(inputs, config, *args, **kwargs)
 
     def generate_with_suffix(
         self,
@@ -204,8 +257,13 @@ class PromptSuffixMixin(ModelBase):
 
     def _check_arguments(self, inputs, mask, suffix: list[int], generation_config, kwargs: dict) -> None:
         """Raises ValueError for a prompt that is not of the model's token ids, and for lengths that are none."""
+        sources = self._sources(generation_config, kwargs)
+        if first_of("cache_implementation", sources) == "paged":
+            raise ValueError(
+                'cache_implementation="paged" would answer padding as if it were text: use generate_batch()'
+            )
         check_token_ids(inputs, mask, self.config.vocab_size)
-        check_arguments(self._sources(generation_config, kwargs), suffix, inputs.shape[0], self.config.vocab_size)
+        check_arguments(sources, suffix, inputs.shape[0], self.config.vocab_size)
 
     def _new_tokens_that_fit(
         self, question, prompt, mask, added: int, gap: int, generation_config, kwargs: dict

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CONFIGS, make_any, make_model, question_batch, with_span
+from conftest import CONFIGS, make_model, question_batch, with_span
 from torch._dynamo.utils import counters
 from transformers import (
     CompileConfig,
@@ -309,16 +309,3 @@ def test_a_static_cache_that_is_not_wanted_stays_empty(gpt2, prompt):
     with torch.no_grad():
         output = gpt2.base_model(ids, attention_mask=mask, past_key_values=cache, use_cache=False)
     assert output.past_key_values is None and int(cache.get_seq_length()) == 0
-
-
-@pytest.mark.parametrize("family", ["pccot", "icot"])
-def test_batch_engines_that_would_not_think_are_refused(family):
-    """Every door to continuous batching says so in one sentence."""
-    model = make_any(f"{family}-gpt2")
-    inputs = [[9, 10, 11], [12, 13]]
-    with pytest.raises(
-        NotImplementedError, match=r"continuous batching would ask a .* without what follows a question"
-    ):
-        model.generate_batch(inputs)
-    with pytest.raises(NotImplementedError, match="continuous batching"):
-        model.generate(torch.tensor([inputs[0]]), cache_implementation="paged", max_new_tokens=2)

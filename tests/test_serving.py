@@ -8,6 +8,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,14 +113,13 @@ def test_chat_template(answers):
     assert not set(ids) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@contextmanager
+def serving(log: Path, *flags: str):
     """`python serve.py serve`, on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, "serve.py", "serve", str(SHIPPED), "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "serve.py", "serve", str(SHIPPED), "--port", str(port), "--device", "cpu", *flags]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=os.environ | LOOPBACK)
     address = f"http://localhost:{port}"
@@ -125,7 +127,7 @@ def server(tmp_path_factory):
         for _ in range(240):
             assert process.poll() is None, log.read_text()[-3000:]
             try:
-                request(f"{address}/health")
+                send(f"{address}/health")
                 break
             except OSError:
                 time.sleep(0.5)
@@ -137,7 +139,21 @@ def server(tmp_path_factory):
         process.wait(20)
 
 
-def request(address: str, body: dict | None = None) -> bytes:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("serve") / "log") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def batch_server(tmp_path_factory):
+    """With continuous batching, in a cache that suits a test."""
+    flags = ["--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "256", "--cb-block-size", "32"]
+    with serving(tmp_path_factory.mktemp("serve") / "log", *flags) as address:
+        yield address
+
+
+def send(address: str, body: dict | None = None) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
     with opener.open(urllib.request.Request(address, data, {"Content-Type": "application/json"}), timeout=60) as reply:
@@ -148,25 +164,58 @@ def chat(question: str, **options) -> dict:
     return {"model": str(SHIPPED), "messages": user(question), "max_tokens": 6, "temperature": 0, **options}
 
 
+def streamed(reply: str) -> str:
+    """The text of a stream's pieces, whose last one must say that the answer is complete."""
+    lines = reply.splitlines()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+
+
 def test_server_answers(server, answers):
     for question, answer in zip(QUESTIONS[:3], answers, strict=False):
-        reply = json.loads(request(f"{server}/v1/chat/completions", chat(question)))
+        reply = json.loads(send(f"{server}/v1/chat/completions", chat(question)))
         assert reply["choices"][0]["message"]["content"].strip() == answer
         assert reply["choices"][0]["finish_reason"] == "stop"
         assert reply["usage"]["prompt_tokens"] == len(question)
 
 
 def test_server_streams(server, answers):
-    lines = request(f"{server}/v1/chat/completions", chat(QUESTIONS[1], stream=True)).decode().splitlines()
-    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
-    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
-    assert text.strip() == answers[1]
-    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    reply = send(f"{server}/v1/chat/completions", chat(QUESTIONS[1], stream=True))
+    assert streamed(reply.decode()).strip() == answers[1]
+
+
+@pytest.mark.slow
+def test_batch_server_answers_many_at_once(batch_server):
+    """200 concurrent requests, every other one a stream, as `generate()` answers each of them alone."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    source = torch.Generator().manual_seed(0)
+    digits = torch.randint(0, 10, (200, 5), generator=source).tolist()
+    signs = torch.randint(0, 3, (200, 4), generator=source).tolist()
+    asked = []
+    for numbers, kinds in zip(digits, signs, strict=True):
+        asked.append("".join(f"{a}{'+-*'[b]}" for a, b in zip(numbers, [*kinds, 0], strict=True))[:-1] + "=")
+    wanted = []
+    for question in asked:
+        inputs = tokenizer([question], return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        wanted.append(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip())
+
+    def ask(number: int) -> str:
+        body = chat(asked[number], stream=bool(number % 2))
+        reply = send(f"{batch_server}/v1/chat/completions", body).decode()
+        return streamed(reply) if number % 2 else json.loads(reply)["choices"][0]["message"]["content"]
+
+    with ThreadPoolExecutor(200) as pool:
+        found = [answer.strip() for answer in pool.map(ask, range(200))]
+    assert found == wanted
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_server_refuses_in_one_sentence(server, answers, stream):
+@pytest.mark.parametrize("which", ["server", pytest.param("batch_server", marks=pytest.mark.slow)])
+def test_server_refuses_in_one_sentence(which, answers, stream, request):
     """400 and the sentence that `generate()` says, before a stream begins; the next request is answered as ever."""
+    server = request.getfixturevalue(which)
     right = chat(QUESTIONS[0])
     for changes, words in (
         ({"messages": []}, "messages must be a list of at least one message"),
@@ -179,14 +228,14 @@ def test_server_refuses_in_one_sentence(server, answers, stream):
         ({"max_tokens": "many"}, "many"),
     ):
         with pytest.raises(urllib.error.HTTPError) as refusal:
-            request(f"{server}/v1/chat/completions", right | changes | {"stream": stream})
+            send(f"{server}/v1/chat/completions", right | changes | {"stream": stream})
         error = json.loads(refusal.value.read())["error"]
         assert refusal.value.code == 400 and words in error["message"] and "\n" not in error["message"]
     without = {
         name: value for name, value in right.items() if name != "max_tokens"
     }  # transformers' server asks for 1024
     for body in (right, without):
-        reply = json.loads(request(f"{server}/v1/chat/completions", body))
+        reply = json.loads(send(f"{server}/v1/chat/completions", body))
         assert reply["choices"][0]["message"]["content"].strip() == answers[0]
 
 
