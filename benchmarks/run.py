@@ -23,11 +23,23 @@ sys.path[0] = str(ROOT)
 import torch  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from benchmarks import compare, report, table_answering, table_limit, table_scaling, table_tolerance, table_training  # noqa: E402
+from benchmarks import (  # noqa: E402
+    compare,
+    report,
+    table_answering,
+    table_batching,
+    table_limit,
+    table_scaling,
+    table_tolerance,
+    table_training,
+)
 from benchmarks.measure import keep_memory  # noqa: E402
 from benchmarks.workload import Bench, Setting, machine  # noqa: E402
 
-TABLES = {table.NAME: table for table in (table_training, table_answering, table_scaling, table_limit, table_tolerance)}
+TABLES = {
+    table.NAME: table
+    for table in (table_training, table_answering, table_batching, table_scaling, table_limit, table_tolerance)
+}
 
 
 def main():

@@ -144,13 +144,13 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
             for name in (*self.causal_lm.batch_options, *UNKNOWN):
                 if name in kwargs:
                     raise ValueError(f"{name} is that of the whole manager: a single request cannot have its own")
-            prompt, limit = self._open(input_ids, max_new_tokens)
+            question, prompt, limit = self._open(input_ids, max_new_tokens)
         except ValueError as error:
             if not deliver_errors:
                 raise
             self._fail(request_id, input_ids, error)
             return request_id
-        self.questions.expect(request_id, list(input_ids), self.num_return_sequences)
+        self.questions.expect(request_id, question, self.num_return_sequences)
         added = None
         try:
             added = super().add_request(prompt, request_id, limit, *args, **kwargs)
@@ -185,8 +185,8 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
                 f"got {max_batch_tokens}"
             )
 
-    def _open(self, input_ids, max_new_tokens: int | None) -> tuple[list[int], int]:
-        """The prompt as the model is to see it, and the limit of new tokens.
+    def _open(self, input_ids, max_new_tokens: int | None) -> tuple[list[int], list[int], int]:
+        """The question, the prompt as the model is to see it, and the limit of new tokens.
 
         Raises:
             ValueError: for what `generate()` would refuse.
@@ -211,7 +211,7 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
             limit = 20 if length is None else length - question.shape[1]  # transformers' own default
         if limit < 1:
             raise ValueError(f"max_length={length} leaves no new tokens after a question of {question.shape[1]}")
-        return [*prompt[0].tolist(), *suffix], limit
+        return question[0].tolist(), [*prompt[0].tolist(), *suffix], limit
 
     def _check_own_span(self, question: torch.Tensor) -> None:
         """Raises ValueError for a span in a prompt that would not be thought as `generate()` does it."""
@@ -258,7 +258,7 @@ def make_manager(model, generation_config=None, continuous_batching_config=None,
 
 
 def options_of(model, generation_config) -> dict[str, Any]:
-    """Those of the model's `batch_options` that a generation configuration names."""
+    """Those of the model's `batch_options` that a complete generation configuration names."""
     options = {name: getattr(generation_config, name, None) for name in model.batch_options}
     return {name: value for name, value in options.items() if value is not None}
 

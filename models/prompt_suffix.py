@@ -142,7 +142,7 @@ class PromptSuffixMixin(ModelBase):
         kept = getattr(self, "_cached_continuous_batching_manager", None)
         if kept is None:
             return make_manager(self, generation_config, *args, **kwargs)
-        kept.check_same(options_of(self, generation_config or self.generation_config))
+        kept.check_same(options_of(self, self._prepare_generation_config(generation_config)[0]))
         return super().init_continuous_batching(generation_config, *args, **kwargs)
 
     @torch.no_grad()

@@ -1,52 +1,16 @@
 """transformers' batch engine answers as `generate()` does, row by row, whatever its settings."""
 
-import dataclasses
-from types import SimpleNamespace
-
 import pytest
 import torch
-from conftest import SHIPPED, THOUGHT, make_any, make_model, question_batch
+from batching import LIMIT, SPAN, batched, generated, questions_of, settings
+from conftest import SHIPPED, make_any, make_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
-from transformers.generation.continuous_batching.scheduler import Scheduler
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from models.continuous_batching_passes import PackedThinker, latents_of_spans
-from models.continuous_batching_scheduler import WholeSpansFIFOScheduler, find_span
 
 KINDS = ["pccot-gpt2", "pccot-llama", "pccot-mistral", "pccot-qwen3", "icot-gpt2", "icot-llama", "icot-mistral"]
-SPAN = THOUGHT["num_latent_tokens"] + 1  # <bot> and the latents: what must not be divided
 LONGEST = 128 - 10 - 6  # positions but for span, answer prompt and six new tokens
-
-
-def settings(**changes) -> ContinuousBatchingConfig:
-    known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
-    fields = {"page_size" if "page_size" in known else "block_size": 8, "num_blocks": 128, "max_batch_tokens": 64}
-    fields |= {"max_requests_per_batch": 32} | (
-        {"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}
-    )
-    return ContinuousBatchingConfig(**(fields | changes))
-
-
-def questions_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
-    ids, mask = question_batch(lengths, seed)
-    return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
-
-
-def generated(model, questions, **options) -> list[list[int]]:
-    """Question and answer of each question alone, without padding after the end."""
-    return [model.generate(torch.tensor([question]), **(LIMIT | options))[0].tolist() for question in questions]
-
-
-LIMIT = {"max_new_tokens": 6, "do_sample": False}
-
-
-def batched(model, questions, config=None, generation_config=None, **options) -> list[list[int]]:
-    options = options if generation_config is not None else {"max_new_tokens": 6} | options
-    outputs = list(model.generate_batch(questions, generation_config, config or settings(), **options).values())
-    assert [output.error for output in outputs] == [None] * len(questions)
-    assert [output.prompt_ids for output in outputs] == questions
-    return [output.prompt_ids + output.generated_tokens for output in outputs]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -236,60 +200,6 @@ def test_a_kept_manager_answers_for_its_own_options_alone(gpt2):
     assert batched(gpt2, questions) == generated(gpt2, questions)
 
 
-@pytest.mark.parametrize("scheduler", ["fifo", "prefill_first"])
-@pytest.mark.parametrize("sharing", [True, False])
-def test_no_span_is_divided(gpt2, monkeypatch, scheduler, sharing):
-    """Nor is a request without tokens in a batch, or a shared prefix longer than what comes before the span."""
-    chunks, shared = [], []
-    process, infer = Scheduler._process_candidates, Scheduler._infer_request_tokens
-
-    def note_chunks(self, *args):
-        result = process(self, *args)
-        chunks.extend(list(future.state.tokens_to_process) for future in result[0])
-        return result
-
-    def note_shared(self, state, removed):
-        before = state.position_offset
-        tokens = infer(self, state, removed)
-        shared.append(state.position_offset - before)
-        return tokens
-
-    monkeypatch.setattr(Scheduler, "_process_candidates", note_chunks)
-    monkeypatch.setattr(Scheduler, "_infer_request_tokens", note_shared)
-    head = questions_of([24])[0]
-    questions = [head + tail for tail in questions_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])] + [head[:1], head]
-    wanted = generated(gpt2, questions)
-    for tokens in (SPAN, SPAN + 1, 11, 19):
-        config = settings(max_batch_tokens=tokens, scheduler_type=scheduler, allow_block_sharing=sharing)
-        assert batched(gpt2, questions, config) == wanted
-    assert all(chunks) and max(shared) == (24 if sharing else 0)
-    thoughts = [chunk for chunk in chunks if len(chunk) > 1 and (36 in chunk or 38 in chunk)]
-    spans = [find_span(chunk, gpt2.config) for chunk in thoughts]
-    assert len(spans) == 4 * len(questions) and all(end - start == SPAN for start, end in spans)
-
-
-def test_a_long_queue_comes_to_its_end(gpt2):
-    """More requests than a batch has room for, in a cache that is too small for all of them."""
-    questions = questions_of([1 + number * 7 % 40 for number in range(30)])
-    config = settings(max_batch_tokens=SPAN + 2, num_blocks=24, max_requests_per_batch=6)
-    assert batched(gpt2, questions, config) == generated(gpt2, questions)
-
-
-def test_none_is_begun_while_one_waits_for_room(gpt2):
-    """Or requests with less to do could go ahead of it for ever."""
-    scheduler = object.__new__(WholeSpansFIFOScheduler)
-    scheduler.cache, scheduler.tokens_left = SimpleNamespace(config=gpt2.config), SPAN - 1
-    states = [RequestState(request_id=name, initial_tokens=[9]) for name in ("writing", "halfway", "fits", "new")]
-    for state, status in zip(
-        states, (RequestStatus.DECODING, RequestStatus.PREFILLING, RequestStatus.PREFILLING), strict=False
-    ):
-        state.status = status
-    states[1].remaining_prefill_tokens = gpt2.thought_ids()
-    assert [state.request_id for state in scheduler._those_with_room(states)] == ["writing", "fits"]
-    scheduler.tokens_left = SPAN
-    assert [state.request_id for state in scheduler._those_with_room(states)] == ["writing", "halfway", "fits", "new"]
-
-
 @pytest.mark.parametrize("kind", ["pccot-mistral", "pccot-gpt2"])
 def test_a_step_reads_nothing_on_the_host(kind, monkeypatch):
     """As CUDA graphs demand."""
@@ -346,6 +256,8 @@ def test_shipped_checkpoint():
     source = torch.Generator().manual_seed(0)
     rows = torch.randint(1, model.config.vocab_size - 3, (40, 10), generator=source).tolist()
     assert batched(model, rows) == generated(model, rows)
+    (output,) = model.generate_batch([torch.tensor(rows[0])], None, settings(), max_new_tokens=2).values()
+    assert output.prompt_ids == rows[0]
 
 
 @pytest.mark.slow
