@@ -28,7 +28,7 @@ def mixed_questions(bench: Bench, count: int) -> list[list[int]]:
 def measure(bench: Bench) -> list[dict]:
     setting = bench.setting
     model = bench.model("GPT-2 small", dtype=torch.bfloat16 if bench.on_gpu else torch.float32)
-    questions = mixed_questions(bench, 6 if bench.quick else 1000 if bench.on_gpu else 48)
+    questions = mixed_questions(bench, 6 if bench.quick else 1000 if bench.on_gpu else 24)
     size, pad = 128 if bench.on_gpu else 8, model.config.pad_token_id
 
     def in_batches(tokens: int, **options):
@@ -41,7 +41,7 @@ def measure(bench: Bench) -> list[dict]:
                 model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, **options)
 
     # As a server has it: the engine runs already. (`generate_batch()` takes about a second to start and stop it.)
-    settings = None if bench.on_gpu else ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=512)
+    settings = None if bench.on_gpu else ContinuousBatchingConfig(page_size=32, num_blocks=128, max_batch_tokens=512)
     managers = [
         model.init_continuous_batching(GenerationConfig(do_sample=False, max_new_tokens=tokens, **options), settings)
         for tokens, options in ((setting.answer, {}), (setting.cot, {"latent_thought": False}))
