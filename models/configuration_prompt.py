@@ -70,7 +70,10 @@ def is_whole(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    """Whether a value is a finite number, and none that is beyond what a tensor can be compared with."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+    )
 
 
 def check_count(name: str, value: object, least: int, most: int | None = None) -> None:
