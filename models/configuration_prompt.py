@@ -1,6 +1,5 @@
 """What the configurations of every family share: how a prompt is completed before the model answers, and what is checked."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -71,9 +70,7 @@ def is_whole(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite number, and none that is beyond what a tensor can be compared with."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def check_count(name: str, value: object, least: int, most: int | None = None) -> None:
