@@ -17,8 +17,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Where supervised training stops: the first evaluation (every 25 steps) that finds more than half of the answers right.
-STOPS = {0: 400, 1: 425, 2: 375}
+# Where supervised training stops: the last evaluation (every 25 steps) that finds less than 0.7 of the answers right.
+STOPS = {0: 425, 1: 425, 2: 375}
 EARLY = "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --lr_scheduler_type constant_with_warmup"
 REWARDED = "run_grpo.py configs/recipes/chain_grpo_gpt2-2x64.yaml --eval_on_start"
 
