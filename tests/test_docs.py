@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,10 @@ from transformers import (
 import models
 import run_ccot
 import run_cot
+import run_grpo
 import run_icot
 import tasks
-from training.arguments import CoTTrainingArguments, StepwiseDataArguments
+from training.arguments import CoTTrainingArguments, RewardArguments, StepwiseDataArguments
 from training.cli import parse
 from training.small_tokenizers import byte_tokenizer
 
@@ -134,7 +136,11 @@ def as_run(command: str, text_of_script: str = "") -> str | None:
         if name in words:
             assert test_exists(test)
             return None
-    if not re.search(r"\brun_i?c?cot\.(py|sh)", command) or words[0] == "cp":
+    if "run_grpo.py" in words:
+        if find_spec("trl") is None:
+            return None
+        command += " --num_generations 2"
+    elif not re.search(r"\brun_i?c?cot\.(py|sh)", command) or words[0] == "cp":
         return command
     command += f" {FEW_STEPS}"
     if "icot" not in whole:
@@ -242,7 +248,7 @@ def test_new_backbone_from_the_document():
 
 def test_every_flag_and_field_is_described():
     reference = (ROOT / "docs" / "reference.md").read_text()
-    scripts = {*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS}
+    scripts = {*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS, RewardArguments}
     for group in scripts - {
         CoTTrainingArguments,
         StepwiseDataArguments,
@@ -280,7 +286,7 @@ def test_every_row_about_the_originals_names_its_test():
 def test_what_reference_describes_exists():
     known = {
         field.name
-        for group in (*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS)
+        for group in (*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS, RewardArguments)
         for field in fields(group)
     }
     rows = re.findall(r"^\| `--(\w+)`", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
@@ -331,8 +337,18 @@ def test_extras_exist():
 def test_recipe(path, tmp_path):
     """A recipe is read by its script's arguments, says what it is, and is in the index."""
     method = path.stem.split("_")[1].partition("-")[0]
-    script = {"pccot": run_ccot, "cot": run_cot, "nocot": run_cot, "icot": run_icot, "fillers": run_icot}[method]
-    parse(script.ARGUMENTS, [str(path), "--use_cpu", "--output_dir", str(tmp_path / "out")])
+    script = {
+        "pccot": run_ccot,
+        "cot": run_cot,
+        "nocot": run_cot,
+        "icot": run_icot,
+        "fillers": run_icot,
+        "grpo": run_grpo,
+    }[method]
+    if method == "grpo":
+        pytest.importorskip("trl", reason="trl is not installed: pip install -r requirements-rl.txt")
+    arguments = run_grpo.argument_classes() if method == "grpo" else script.ARGUMENTS
+    parse(arguments, [str(path), "--use_cpu", "--output_dir", str(tmp_path / "out")])
     assert path.read_text().startswith("# ")
     assert f"| `{path.name}` |" in (path.parent / "README.md").read_text()
 

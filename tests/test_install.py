@@ -1,5 +1,6 @@
 """`pip install .`: the models under an import name of their own, away from the repository."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+import run_grpo
+from training.errors import InputError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -39,9 +43,16 @@ def test_requirements_are_the_projects():
     extras = PROJECT["optional-dependencies"]
     assert lines(ROOT / "requirements.txt") == {*PROJECT["dependencies"], *extras["training"]}
     assert lines(ROOT / "requirements-gpu.txt") == set(extras["gpu"])
+    assert lines(ROOT / "requirements-rl.txt") == set(extras["rl"])
     assert lines(ROOT / "requirements-dev.txt") == {*extras["dev"], *extras["serving"]}
     pinned = {re.split("[=><]", line)[0] for line in lines(ROOT / "constraints" / "newest.txt")}
     assert pinned >= {re.split("[=><]", line)[0] for line in lines(ROOT / "requirements.txt")}
+
+
+def test_training_by_reward_names_what_it_needs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs: pip install -r requirements-rl\.txt"):
+        run_grpo.main([])
 
 
 @pytest.mark.slow

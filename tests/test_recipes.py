@@ -11,13 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import run_ccot
 import run_cot
+import run_grpo
 import run_icot
 from training.cli import parse, read_recipe
 from training.errors import InputError
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 LOCAL = [path for path in RECIPES if "tokenizer_name" in read_recipe(path)]  # the others name the Hub or data files
-SCRIPTS = {"pccot": run_ccot, "cot": run_cot, "nocot": run_cot, "icot": run_icot, "fillers": run_icot}
+SCRIPTS = {"pccot": run_ccot, "cot": run_cot, "nocot": run_cot, "icot": run_icot, "fillers": run_icot, "grpo": run_grpo}
 
 
 def script_of(path: Path):

@@ -245,6 +245,27 @@ class EvaluationArguments:
 
 
 @dataclass
+class RewardArguments:
+    """What is rewarded (`run_grpo.py`)."""
+
+    reward_function: str | None = option(
+        None,
+        "A reward of your own beside exact match, as module:function; --reward_weights weighs the two (0 1: yours alone).",
+    )
+    max_logprob_difference: float = option(
+        1e-4,
+        "Stop at the first step if the log-probabilities that answers were sampled with and those that training computes "
+        "differ by more (in bfloat16 they do, by rounding).",
+    )
+
+    def __post_init__(self):
+        if not self.max_logprob_difference > 0:
+            raise InputError(f"--max_logprob_difference must be above 0, got {self.max_logprob_difference}")
+        if self.reward_function is not None and not all(self.reward_function.partition(":")):
+            raise InputError(f"--reward_function {self.reward_function}: expected module:function")
+
+
+@dataclass
 class CoTTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments, with defaults that fit and flags that the library has since renamed."""
 
