@@ -177,4 +177,4 @@ def test_every_table_runs(tmp_path):
         assert {"processor", "torch", "transformers", "peft", "threads", "date"} <= set(result["machine"])
         assert result["rows"]
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
-    assert done.stdout.count("###") == 5
+    assert done.stdout.count("###") == 6

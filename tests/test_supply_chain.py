@@ -29,9 +29,10 @@ def test_the_lock_fits_the_requirements():
         if line and not line.startswith("#"):
             requirement = Requirement(line)
             assert requirement.specifier.contains(packages[canonical(requirement.name)]), line
+    optional = (ROOT / "requirements-rl.txt").read_text()  # not in the lock, which is of what every run needs
     for line in (ROOT / "constraints" / "newest.txt").read_text().splitlines():
-        if not line.startswith("#"):
-            name, _, version = line.partition("==")
+        name, _, version = line.partition("==")
+        if not line.startswith("#") and f"\n{name}>" not in optional:
             assert packages[canonical(name)] == version, line
     assert not {"pytest", "ruff", "mypy", "pip-audit", "cyclonedx-bom", "lm-eval"} & set(packages)
 
