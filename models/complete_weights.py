@@ -82,8 +82,8 @@ def check_files(model: torch.nn.Module, files: list[Path]) -> None:
 def check_names(model, info, folder: Path | None) -> None:
     """Raises ValueError for tensors that a checkpoint lacks, or has too many.
 
-    A backbone's own checkpoint may lack the projection, which is new, and may hold what is not used. So may an adapter of
-    trained rows, which transformers before 5.23 does not find.
+    A checkpoint may lack the projection if its own configuration has none, and a backbone's may hold what is not used. So
+    may an adapter of trained rows, which transformers before 5.23 does not find.
 
     Args:
         info: transformers' `LoadStateDictInfo`; not changed.
@@ -99,8 +99,11 @@ def check_names(model, info, folder: Path | None) -> None:
         for name, source in getattr(model, "all_tied_weights_keys", {}).items():
             if not {name, source} <= missing:
                 missing -= {name, source}
-        if folder is not None and model_type(folder) != model.config.model_type:
+        own = {} if folder is None else config_of(folder)
+        foreign = folder is not None and own.get("model_type") != model.config.model_type
+        if foreign or not own.get("use_projection"):
             missing = {name for name in missing if not is_projection(name)}
+        if foreign:
             unexpected = set()
         if not hasattr(model, "base_model_class"):
             unexpected.discard("lm_head.weight")  # a base model from a whole model's checkpoint
@@ -120,9 +123,10 @@ def is_projection(name: str) -> bool:
     return "prj" in name.split(".")
 
 
-def model_type(folder: Path) -> str | None:
-    """The type that a folder's `config.json` gives; None where there is none to read."""
+def config_of(folder: Path) -> dict:
+    """What a folder's `config.json` holds; nothing where there is none to read."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return None
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}

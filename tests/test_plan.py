@@ -100,7 +100,7 @@ def test_refused_arguments_are_refused_and_a_model_stays(tmp_path):
 
 
 def test_a_dry_run_makes_no_repository(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.cot_trainer.check_access", lambda args: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("training.model_saving.check_access", lambda args: pytest.fail("the Hub was asked"))
     command = [
         *TINY,
         *CHAIN,

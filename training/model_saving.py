@@ -30,17 +30,16 @@ class ModelSavingMixin:
         What transformers itself saves on the way (`_internal_call`) is what resuming needs; of sharded weights it saves that
         elsewhere.
         """
+        self.check_weights()
         if not _internal_call:
             with self.replacing_model(Path(output_dir or self.args.output_dir)) as new:
                 self.write_model(new)
             return
-        self.check_weights()
         if not is_sharded(self.unwrapped):
             super().save_model(output_dir, _internal_call=True)
 
     def write_model(self, folder: Path) -> None:
-        """What `save_model` writes, into a folder as it is."""
-        self.check_weights()
+        """What `save_model` writes, into a folder as it is; `check_weights` first."""
         if is_sharded(self.unwrapped):
             model = gather_model(self.unwrapped, self.model_wrapped, self.accelerator, self.lora)
         elif self.is_world_process_zero():

@@ -129,6 +129,7 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
             folder.mkdir(parents=True, exist_ok=True)
             write_results(folder, results, predictions)
         return metrics
+    trainer.check_weights()
     with trainer.replacing_model(folder) as new:
         trainer.write_model(new)
         if trainer.is_world_process_zero():
