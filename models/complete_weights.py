@@ -101,7 +101,7 @@ def check_names(model, info, folder: Path | None) -> None:
                 missing -= {name, source}
         own = {} if folder is None else config_of(folder)
         foreign = folder is not None and own.get("model_type") != model.config.model_type
-        if foreign or not own.get("use_projection"):
+        if foreign or (folder is not None and not own.get("use_projection")):
             missing = {name for name in missing if not is_projection(name)}
         if foreign:
             unexpected = set()
