@@ -14,7 +14,7 @@ class SkipNonfiniteSteps(TrainerCallback):
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.skipped = torch.zeros((), device=trainer.args.device)
-        self.steps = 0  # since the last `take`
+        self.steps = 0  # since the last log
         self.all_steps = self.all_skipped = 0
         self.loss_before = self.skipped
         self.before: dict[str, torch.Tensor] = {}

@@ -93,7 +93,7 @@ class ResumableTrainingMixin:
         sampler = super()._get_train_sampler(*args, **kwargs)
         if isinstance(sampler, LengthGroupedSampler):
             # Its order would come from random numbers that a resumed run has not drawn.
-            sampler = OrderByEpoch(sampler, self.args.data_seed or self.args.seed)
+            sampler = OrderByEpoch(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
         return sampler
 
     def _load_best_model(self):
