@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from training.cli import leave_process_group
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,6 +33,7 @@ def launch_runs(runs: list[tuple[str, list[str]]], folder: Path) -> str:
 def main() -> None:
     for script, argv in json.loads(Path(sys.argv[1]).read_text()):
         importlib.import_module(script).main([*argv, "--ddp_backend", "gloo"])
+    leave_process_group()
 
 
 if __name__ == "__main__":

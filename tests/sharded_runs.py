@@ -26,6 +26,7 @@ from training import (
     PCCoTTrainer,
     ThoughtArguments,
 )
+from training.cli import leave_process_group
 
 CONFIGS = {"pccot-gpt2": "pccot_gpt2_tiny", "pccot-llama": "pccot_llama_tiny", "icot-gpt2": "icot_gpt2_chain"}
 DATA = tasks.generate("chain", "train=32,validation=5,test=4")
@@ -164,6 +165,7 @@ def main() -> None:
     for fields in json.loads((folder / "cases.json").read_text()):
         run_case(Case(**fields), folder, sharded=True)
     refuse_broken_weights(folder)
+    leave_process_group()
 
 
 if __name__ == "__main__":

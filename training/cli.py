@@ -145,6 +145,12 @@ def interrupt(signum: int, frame) -> None:
     raise Interrupted(signum)
 
 
+def leave_process_group() -> None:
+    """End what the processes of a run share. Left to the interpreter's exit, its threads can abort a run that is done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a script: an exception becomes one line on standard error and exit code 1, unless `--debug` is given."""
     argv = sys.argv[1:]
@@ -161,12 +167,12 @@ def run(main: Callable[[list[str]], None]) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     try:
         main(argv)
-        # Left to the interpreter's exit, a process group's threads can abort a run that has done everything.
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave_process_group()
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":  # all processes stop together
             print(str(error) or "SIGINT: stopped", file=sys.stderr)
+        if isinstance(error, Interrupted):
+            leave_process_group()
         sys.exit(128 + getattr(error, "signum", signal.SIGINT))
     except Exception as error:
         source = wait_for_main_process()
