@@ -71,7 +71,14 @@ def pytest_unconfigure(config):
 
 # What these files set up once (a server, trained checkpoints) is shared by many of their tests: one process runs all of
 # a file. (`--dist loadgroup` is meant for that; pytest-xdist 3.8 under pytest 9 groups nothing.)
-TOGETHER = ("test_example.py", "test_hub.py", "test_published.py", "test_serving.py", "test_tokenizer_worlds.py")
+TOGETHER = (
+    "test_example.py",
+    "test_hub.py",
+    "test_published.py",
+    "test_serving.py",
+    "test_sharding.py",
+    "test_tokenizer_worlds.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
