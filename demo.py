@@ -94,7 +94,7 @@ def main(argv: list[str]) -> list[tuple[str, float, float]]:
     no_cot = measure(direct, direct_tokenizer, examples, DIRECT.name, **limits)
     latent = {
         iterations: measure(thinker, tokenizer, examples, LATENT.name, num_iterations=iterations, **limits)
-        for iterations in range(thinker.config.num_latent_tokens + 1)
+        for iterations in range(2 * thinker.config.num_latent_tokens + 1)
     }
     rows = [(EXPLICIT.label, *cot), (DIRECT.label, *no_cot)]
     rows += [(f"{LATENT.label}, T = {iterations}", *result) for iterations, result in latent.items()]

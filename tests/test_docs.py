@@ -203,7 +203,7 @@ def test_templates(kind, clone):
 def test_demo(clone):
     """`make demo`, a few steps of it."""
     printed = run(clone, [ACTIVATE, "python demo.py --output_dir outputs/demo --max_steps 2 --use_cpu"])
-    for row in ("explicit chain of thought", "no chain of thought", *(f"latent thought, T = {t}" for t in range(4))):
+    for row in ("explicit chain of thought", "no chain of thought", *(f"latent thought, T = {t}" for t in range(7))):
         assert re.search(rf"^{row} +[01]\.\d\d\d +\d+\.\d$", printed, flags=re.MULTILINE)
     assert printed.count("  ->  ") == 3
     assert (clone / "outputs" / "demo" / "accuracy_against_T.png").stat().st_size > 5_000
