@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench export quality lock sbom audit clean
+.PHONY: help demo test test-all test-oldest bench results export quality lock sbom audit clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test-oldest: $(OLDEST)/installed ## all tests on the oldest versions that requir
 
 bench: $(VENV)/installed ## measure speed and memory, and compare with the last recorded run (10 minutes)
 	$(RUN) benchmarks/run.py
+
+results: $(VENV)/installed ## compare all methods on a task and write docs/results.md's tables (TASK=chain; all tasks: hours)
+	$(RUN) benchmarks/results/grid.py $(if $(TASK),--task $(TASK))
 
 export: $(VENV)/installed ## the shipped checkpoint as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain

@@ -1,0 +1,200 @@
+#!/usr/bin/env python
+"""Compare methods on a task: train each from the task's recipes, write one JSON file per run, and the tables of docs/results.md.
+
+    make results TASK=chain
+    python benchmarks/results/grid.py --task chain --methods none explicit pccot --seeds 0 1 2
+    python benchmarks/results/grid.py --tables                       # only write the tables again
+
+All methods of a task see the same examples, in models of the same size. A run whose file is already in `results/` is not
+made again; a cell without a file is empty in the table.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+
+from training.cli import read_recipe  # noqa: E402
+
+RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- grid: benchmarks/results/grid.py writes this part -->", "<!-- end of the grid -->"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to reason.
+
+    Args:
+        label: in the table.
+        recipe: which of a task's recipes it starts from: "cot", "pccot" or "icot".
+        mode: the answer mode that is measured (`models/answer_modes.py`).
+        flags: added to the recipe; `{c}` is its number of latent tokens.
+        overrides: of the configuration, added to the recipe's own.
+    """
+
+    label: str
+    recipe: str
+    mode: str
+    flags: str = ""
+    overrides: str = ""
+
+
+SCRIPTS = {"cot": "run_cot.py", "pccot": "run_ccot.py", "icot": "run_icot.py"}
+METHODS = {
+    "none": Method("no chain of thought", "cot", "no_cot", "--no_cot true"),
+    "explicit": Method("explicit chain of thought", "cot", "cot", "--no_cot false"),
+    "fillers": Method("fillers (T = 0)", "pccot", "ccot", overrides="num_iterations=0"),
+    "pccot-T1": Method("PCCoT, T = 1", "pccot", "ccot", overrides="num_iterations=1"),
+    "pccot-T3": Method("PCCoT, T = 3", "pccot", "ccot", overrides="num_iterations=3"),
+    "pccot": Method("PCCoT, T = c (sequential)", "pccot", "ccot"),
+    "pccot-unsupervised": Method("PCCoT, T = c, no step supervision", "pccot", "ccot", overrides="loss_delta=0"),
+    "pccot-range": Method(
+        "PCCoT, T from c to 2c, two latents per step",
+        "pccot",
+        "ccot",
+        "--num_iterations_range {c},{twice}",
+        "num_latent_tokens={twice},latents_per_step=2",
+    ),
+    "mixed": Method("PCCoT, T = c, mixed curriculum", "pccot", "ccot", "--latent_curriculum mixed"),
+    "icot": Method("iCoT", "icot", "icot"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A comparison: what it is about, and its recipes below `configs/recipes/` by `Method.recipe`."""
+
+    title: str
+    recipes: dict[str, str]
+
+
+TASKS = {
+    "chain": Task(
+        "Chains of four operations",
+        {"pccot": "chain_pccot_gpt2-2x64", "cot": "chain_nocot_gpt2-2x64", "icot": "chain_icot_gpt2-4x96"},
+    ),
+    "chain16": Task("Chains of 16 operations", {"pccot": "chain16_pccot_gpt2-2x64", "cot": "chain16_cot_gpt2-2x64"}),
+}
+
+
+def pairs(overrides: str) -> dict[str, str]:
+    """`a=1,b=2` by name."""
+    return dict(pair.split("=") for pair in overrides.split(",") if pair)
+
+
+def command_of(task: Task, method: Method, seed: int, folder: Path) -> list[str]:
+    """The command line of a run, from the repository's root."""
+    recipe = f"configs/recipes/{task.recipes[method.recipe]}.yaml"
+    entries = read_recipe(ROOT / recipe)
+    own = pairs(entries.get("config_overrides", ""))
+    config = json.loads((ROOT / entries["config_name"]).read_text()) | own
+    latents = int(config.get("num_latent_tokens", 0))
+    sizes = {"c": latents, "twice": 2 * latents}
+    overrides = own | pairs(method.overrides.format(**sizes))
+    command = [SCRIPTS[method.recipe], recipe, *method.flags.format(**sizes).split()]
+    if overrides != own:
+        command += ["--config_overrides", ",".join(f"{key}={value}" for key, value in overrides.items())]
+    return [*command, "--seed", str(seed), "--output_dir", str(folder)]
+
+
+def run(name: str, method_name: str, seed: int, outputs: Path) -> None:
+    """Train and measure one cell's run, in a process of its own on one thread, and write its file."""
+    path = RESULTS / name / method_name / f"seed-{seed}.json"
+    if path.exists():
+        return
+    task, method = TASKS[name], METHODS[method_name]
+    folder = outputs / name / method_name / f"seed-{seed}"
+    command = command_of(task, method, seed, folder)
+    if not (folder / "all_results.json").exists():
+        words = [sys.executable, *command, "--disable_tqdm", "true", "--overwrite_output_dir", "true"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(words, cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
+    measured = json.loads((folder / "all_results.json").read_text())
+    recipe, test = read_recipe(ROOT / command[1]), f"test_{method.mode}_"
+    row = {
+        "task": name,
+        "method": method_name,
+        "seed": seed,
+        "recipe": command[1],
+        "command": " ".join(["python", *command[:-2]]),
+        "exact_match": measured[f"{test}exact_match"],
+        "low": measured[f"{test}exact_match_low"],
+        "high": measured[f"{test}exact_match_high"],
+        "examples_seen": recipe["max_steps"] * recipe["per_device_train_batch_size"],
+        "train_seconds": measured["train_runtime"],
+        "ms_per_answer_in_batches": measured[f"{test}ms_per_answer"],
+        "new_tokens": measured[f"{test}new_tokens"],
+        "versions": {package: version(package) for package in ("torch", "transformers")},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def rows_of(name: str) -> dict[str, list[dict]]:
+    """What has been run on a task, by method."""
+    files = sorted((RESULTS / name).glob("*/seed-*.json"))
+    found: dict[str, list[dict]] = {method: [] for method in METHODS}
+    for path in files:
+        found[path.parent.name].append(json.loads(path.read_text()))
+    return found
+
+
+def table(name: str) -> str:
+    """A task's table in Markdown: mean and range over the seeds."""
+    task = TASKS[name]
+    lines = [f"### {task.title}", ""]
+    lines += [
+        "| method | recipe | seeds | exact match, mean | lowest | highest | training, s | ms per answer | tokens |"
+    ]
+    lines += ["|---" * 9 + "|"]
+    for method, rows in rows_of(name).items():
+        cells = [""] * 7
+        if rows:
+            matches = [row["exact_match"] for row in rows]
+            cells = [
+                str(len(rows)),
+                *(f"{value:.4f}" for value in (statistics.mean(matches), min(matches), max(matches))),
+            ]
+            cells += [f"{statistics.median(row['train_seconds'] for row in rows):.0f}"]
+            cells += [f"{statistics.median(row['ms_per_answer_in_batches'] for row in rows):.2f}"]
+            cells += [f"{statistics.mean(row['new_tokens'] for row in rows):.1f}"]
+        elif METHODS[method].recipe not in task.recipes:
+            continue
+        recipe = f"`{task.recipes[METHODS[method].recipe]}`"
+        lines.append("| " + " | ".join([METHODS[method].label, recipe, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def write_tables() -> None:
+    """Put the tables of all tasks into the page, between its two marks."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    tables = "\n\n".join(table(name) for name in TASKS)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, nargs="+", default=list(TASKS))
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "results")
+    parser.add_argument("--tables", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    cells = [(task, method, seed) for task in args.task for seed in args.seeds for method in args.methods]
+    for task, method, seed in [] if args.tables else cells:
+        if METHODS[method].recipe in TASKS[task].recipes:
+            run(task, method, seed, args.output_dir.resolve())
+    write_tables()
+
+
+if __name__ == "__main__":
+    main()
