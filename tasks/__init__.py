@@ -6,9 +6,15 @@ settings (docs/tasks.md describes them).
 
 import inspect
 
-from . import chain, multiplication
+from . import affine, chain, multiplication, parity, permutations
 
-TASKS = {"chain": chain.splits, "multiplication": multiplication.splits}
+TASKS = {
+    "chain": chain.splits,
+    "affine": affine.splits,
+    "permutations": permutations.splits,
+    "parity": parity.splits,
+    "multiplication": multiplication.splits,
+}
 
 
 def generate(name: str, settings: str | None = None) -> dict[str, list[dict]]:

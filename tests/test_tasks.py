@@ -5,11 +5,12 @@ import json
 import re
 from math import gcd
 
+import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT
 
 import tasks
-from tasks import multiplication
+from tasks import multiplication, parity
 from training.rows import format_line
 
 SMALL = "train=40,validation=10,test=20"
@@ -160,6 +161,93 @@ def test_impossible_settings(settings, message):
 def test_half_of_all_questions_is_possible():
     found = tasks.generate("chain", "operations=1,train=140,validation=5,test=5")
     assert sum(map(len, found.values())) == 150
+
+
+# --- affine maps, permutations, parity ---
+
+
+@pytest.mark.parametrize("settings", ["maps=5", "maps=4,modulus=10", "maps=1,modulus=97"])
+def test_affine_steps_are_the_numbers(settings):
+    """By evaluating the maps' text; a map is invertible: it takes different numbers to different ones."""
+    modulus = int((re.findall(r"modulus=(\d+)", settings) or [7])[0])
+    for row in rows_of("affine", f"{settings},train=60,validation=5,test=5"):
+        first, *maps = row["question"].split()
+        x, found = int(first), []
+        for each in maps:
+            formula = each.replace("x", "*x")
+            assert len({eval(formula, {"x": other}) % modulus for other in range(modulus)}) == modulus
+            x = eval(formula, {"x": x}) % modulus
+            found.append(str(x))
+        assert (row["steps"], row["answer"]) == (found, found[-1])
+
+
+def test_affine_maps_without_numbers():
+    """A step acts on every number as the maps so far do, one after the other."""
+    for row in rows_of("affine", "maps=5,values=0,train=60,validation=5,test=5"):
+        maps = [each.replace("x", "*x") for each in row["question"].split()]
+        assert len(row["steps"]) == len(maps) - 1 == 4 and row["answer"] == row["steps"][-1]
+        for count, step in enumerate(row["steps"], start=2):
+            for number in range(7):
+                x = number
+                for formula in maps[:count]:
+                    x = eval(formula, {"x": x}) % 7
+                assert eval(step.replace("x", "*x"), {"x": number}) % 7 == x
+
+
+@pytest.mark.parametrize("settings", ["items=5", "items=3,length=7", "items=9,length=3", "items=5,swaps=1"])
+def test_permutations_move_items(settings):
+    """By products of permutation matrices."""
+    for row in rows_of("permutations", f"{settings},train=60,validation=5,test=5"):
+        words = row["question"].split()
+        items = np.arange(1, len(words[0]) + 1)
+        product, found = np.eye(len(items), dtype=int), []
+        for word in words:
+            assert sorted(word) == [str(item) for item in items]
+            assert (
+                "swaps" not in settings or sum(int(place) != item for place, item in zip(word, items, strict=True)) == 2
+            )
+            product = (np.array([int(place) for place in word])[:, None] == items).astype(int) @ product
+            found.append("".join(map(str, product @ items)))
+        assert (row["steps"], row["answer"]) == (found[1:], found[-1])
+
+
+@pytest.mark.parametrize("settings, relevant", [("bits=16,relevant=5", 5), ("bits=12,relevant=0", 12)])
+def test_parity_is_of_the_same_places(settings, relevant):
+    rows = rows_of("parity", f"{settings},train=200,validation=5,test=5")
+    bits = np.array([[int(bit) for bit in row["question"]] for row in rows])
+    steps = np.array([[int(step) for step in row["steps"]] for row in rows])
+    places = parity.relevant_places(bits.shape[1], relevant % bits.shape[1], 0)
+    assert len(set(places)) == relevant and places == sorted(places)
+    assert (steps == bits[:, places].cumsum(axis=1) % 2).all()
+    assert [row["answer"] for row in rows] == [row["steps"][-1] for row in rows]
+
+
+def test_the_relevant_places_have_a_seed_of_their_own():
+    """Data of another seed asks for the same places; `places` moves them."""
+
+    def parities(settings: str) -> set[bool]:
+        chosen = parity.relevant_places(16, 5, 0)
+        rows = rows_of("parity", f"bits=16,relevant=5,train=50,validation=0,test=0,{settings}")
+        return {str(sum(int(row["question"][place]) for place in chosen) % 2) == row["answer"] for row in rows}
+
+    assert parities("seed=1") == {True} and parities("places=1") == {True, False}
+
+
+@pytest.mark.parametrize(
+    "task, settings, message",
+    [
+        ("affine", "modulus=1", "modulus at least 2"),
+        ("affine", "maps=1,values=0", "maps at least 1"),
+        ("permutations", "items=10", "items must be from 2 to 9"),
+        ("permutations", "length=1", "length at least 2"),
+        ("parity", "bits=4,relevant=5", "relevant from 0 to bits"),
+        ("parity", "bits=3,relevant=0,train=9,validation=0,test=0", "give little more than 8 questions; ask for fewer"),
+        ("permutations", "items=2,length=2,swaps=1", "give little more than 1 questions"),
+    ],
+)
+def test_other_impossible_settings(task, settings, message):
+    with pytest.raises(ValueError, match=f"^{task}: .*{message}"):
+        tasks.generate(task, settings)
 
 
 # --- multiplication ---
