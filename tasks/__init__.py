@@ -1,14 +1,20 @@
 """Synthetic data sets, seeded and reproducible, by name.
 
 A task is a function that returns `{split: [{question, steps, answer}, ...]}` and whose keyword arguments are its
-settings.
+settings (docs/tasks.md describes them).
 """
 
 import inspect
 
-from . import chain, multiplication
+from . import affine, chain, multiplication, parity, permutations
 
-TASKS = {"chain": chain.splits, "multiplication": multiplication.splits}
+TASKS = {
+    "chain": chain.splits,
+    "affine": affine.splits,
+    "permutations": permutations.splits,
+    "parity": parity.splits,
+    "multiplication": multiplication.splits,
+}
 
 
 def generate(name: str, settings: str | None = None) -> dict[str, list[dict]]:

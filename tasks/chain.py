@@ -1,6 +1,9 @@
 """Chains of arithmetic, worked from left to right: `7+3*4-2+9=`, steps 0, 0, 8, 7, answer 7 (mod 10)."""
 
 import random
+from math import gcd
+
+from .drawing import draw_splits
 
 OPERATORS = "+-*"
 
@@ -8,6 +11,8 @@ OPERATORS = "+-*"
 def splits(
     operations: int = 4,
     modulus: int = 10,
+    min_operations: int = 0,
+    invertible: int = 0,
     train: int = 40_000,
     validation: int = 500,
     test: int = 2_000,
@@ -16,9 +21,13 @@ def splits(
     """Train, validation and test, which share no question.
 
     Args:
-        operations: operators a question.
+        operations: operators per question.
         modulus: values are taken modulo this; 0 for plain integers.
-        train, validation, test: examples a split.
+        min_operations: questions have from so many to `operations` operators, each number equally often as long as there
+            are new questions; 0 for `operations` in every question.
+        invertible: 1 to multiply only by digits that share no factor with the modulus (without a modulus: not by 0), so
+            that no operation forgets what came before it.
+        train, validation, test: examples per split.
         seed: of the random numbers.
 
     Raises:
@@ -26,30 +35,27 @@ def splits(
     """
     if operations < 1 or modulus < 0:
         raise ValueError("chain: operations must be at least 1 and modulus at least 0")
-    if min(train, validation, test) < 0:
-        raise ValueError("chain: train, validation and test must be at least 0")
+    if not 0 <= min_operations <= operations or invertible not in (0, 1):
+        raise ValueError("chain: min_operations must be from 0 to operations, and invertible 0 or 1")
+    factors = [digit for digit in range(10) if not invertible or gcd(digit, modulus) == 1 or (not modulus and digit)]
     wanted = train + validation + test
-    if wanted > 10 * (10 * len(OPERATORS)) ** operations // 2:
+    if wanted > 10 * (20 + len(factors)) ** operations // 2:
         raise ValueError(f"chain: {wanted} examples are more than half of all questions with {operations} operations")
-    source, seen, examples = random.Random(seed), set(), []
-    while len(examples) < wanted:
-        example = draw(source, operations, modulus)
-        if example["question"] not in seen:
-            seen.add(example["question"])
-            examples.append(example)
-    return {
-        "test": examples[:test],
-        "validation": examples[test : test + validation],
-        "train": examples[test + validation :],
-    }
+
+    def draw_one(source: random.Random) -> dict:
+        count = source.randint(min_operations, operations) if min_operations else operations
+        return draw(source, count, modulus, factors)
+
+    return draw_splits("chain", draw_one, train, validation, test, seed)
 
 
-def draw(source: random.Random, operations: int, modulus: int) -> dict:
+def draw(source: random.Random, operations: int, modulus: int, factors: list[int]) -> dict:
     """One example; the last step is the answer."""
     value = source.randrange(10)
     question, steps = str(value), []
     for _ in range(operations):
-        operator, operand = source.choice(OPERATORS), source.randrange(10)
+        operator = source.choice(OPERATORS)
+        operand = source.choice(factors) if operator == "*" else source.randrange(10)
         question += f"{operator}{operand}"
         value = {"+": value + operand, "-": value - operand, "*": value * operand}[operator]
         value = value % modulus if modulus else value
