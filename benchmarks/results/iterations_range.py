@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent.parent
 RANGE = "run_ccot.py configs/recipes/chain_pccot-range_gpt2-2x64.yaml"
 FIXED = (
-    "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --max_steps 1000 --eval_strategy no --do_predict "
+    "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --max_steps 1500 --eval_strategy no --do_predict "
     "--eval_iterations 0,1,2,4,5,6,8,12 "
     "--config_overrides num_latent_tokens=6,num_iterations=3,latents_per_step=2"
 )
