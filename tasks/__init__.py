@@ -6,7 +6,7 @@ settings (docs/tasks.md describes them).
 
 import inspect
 
-from . import affine, chain, multiplication, parity, permutations, word_problems
+from . import affine, chain, graph, multiplication, parity, permutations, word_problems
 
 TASKS = {
     "chain": chain.splits,
@@ -14,6 +14,7 @@ TASKS = {
     "permutations": permutations.splits,
     "parity": parity.splits,
     "word_problems": word_problems.splits,
+    "graph": graph.splits,
     "multiplication": multiplication.splits,
 }
 
