@@ -6,13 +6,15 @@ settings (docs/tasks.md describes them).
 
 import inspect
 
-from . import affine, chain, multiplication, parity, permutations
+from . import affine, chain, graph, multiplication, parity, permutations, word_problems
 
 TASKS = {
     "chain": chain.splits,
     "affine": affine.splits,
     "permutations": permutations.splits,
     "parity": parity.splits,
+    "word_problems": word_problems.splits,
+    "graph": graph.splits,
     "multiplication": multiplication.splits,
 }
 
