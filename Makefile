@@ -12,10 +12,10 @@ PIP := -m pip install --quiet --disable-pip-version-check
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(VENV)/installed: requirements.txt requirements-dev.txt requirements-rl.txt constraints/newest.txt
+$(VENV)/installed: requirements.txt requirements-dev.txt requirements-rl.txt requirements-gguf.txt constraints/newest.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) $(PIP) torch -c constraints/newest.txt
-	$(RUN) $(PIP) -r requirements-dev.txt -r requirements-rl.txt -c constraints/newest.txt
+	$(RUN) $(PIP) -r requirements-dev.txt -r requirements-rl.txt -r requirements-gguf.txt -c constraints/newest.txt
 	touch $@
 
 $(OLDEST)/installed: requirements.txt requirements-dev.txt constraints/oldest.txt
