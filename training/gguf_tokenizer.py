@@ -62,9 +62,12 @@ def gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> GGUFTokeniz
     if kind == "WordLevel" and pre.get("type") == "WhitespaceSplit":
         words = [f"{SENTENCEPIECE_SPACE}{t}" if kind == NORMAL else t for t, kind in zip(tokens, types, strict=True)]
         return unigram(words, types, space_prefix=True, single_spaces=True)
-    if kind == "BPE" and content["model"].get("byte_fallback"):
+    if kind == "BPE" and content["model"].get("byte_fallback") and pre.get("type") in (None, "Metaspace"):
         return sentencepiece(content, tokens, types)
-    if kind == "BPE" and (name := pre_tokenizer_name(pre, content["model"]["merges"])):
+    name = pre_tokenizer_name(pre, content["model"]["merges"]) if kind == "BPE" else None
+    # With Llama 3's, and only there, llama.cpp looks a word up as a whole before it merges.
+    whole_words = bool(content["model"].get("ignore_merges")) == (name == "llama-bpe")
+    if name and whole_words and normalizers_of(content) <= {"NFC", "Prepend"}:  # the latter is written into the prompt
         # Without merges at all llama.cpp refuses a file: this one joins what no text holds.
         merges = [" ".join(pair) for pair in content["model"]["merges"]] or ["<> <>"]
         return GGUFTokenizer("gpt2", name, tokens, types, merges=merges)
@@ -84,6 +87,12 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str],
     if tokenizer.unk_token_id is not None:
         types[tokenizer.unk_token_id] = UNKNOWN
     return tokens, types
+
+
+def normalizers_of(content: dict) -> set[str]:
+    """The types of a tokenizer's normalizers; llama.cpp does without Qwen's NFC."""
+    normalizer = content["normalizer"] or {"type": "Sequence", "normalizers": []}
+    return {part["type"] for part in normalizer.get("normalizers", [normalizer])}
 
 
 def is_by_character(pre: dict) -> bool:
@@ -116,7 +125,8 @@ def sentencepiece(content: dict, tokens: list[str], types: list[int]) -> GGUFTok
         if (place := index.get(f"<0x{byte:02X}>")) is None:
             raise InputError("GGUF cannot express a sentencepiece tokenizer without a token for each byte")
         types[place] = BYTE
-    prefix = '"Prepend"' in json.dumps(content["normalizer"]) or '"prepend_scheme": "first"' in json.dumps(content)
+    pre = content["pre_tokenizer"] or {}
+    prefix = "Prepend" in normalizers_of(content) or pre.get("prepend_scheme", "never") != "never"
     return GGUFTokenizer("llama", "default", tokens, types, scores=list(scores.values()), space_prefix=prefix)
 
 
