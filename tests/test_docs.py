@@ -21,6 +21,8 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -42,6 +44,7 @@ GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT 
 # What a printed command would start, download or install is asked by these tests instead.
 COVERED = {
     "serve.py": "tests/test_serving.py::test_server_answers",
+    "training.export_gguf": "tests/test_gguf.py::test_the_command_prints_the_prompt",
     "training.convert_icot": "tests/test_icot.py::test_an_original_checkpoint_is_converted",
 }
 FEW_STEPS = (
@@ -101,6 +104,9 @@ def clone(tmp_path) -> Path:
     shape = ROPE | {"vocab_size": len(tokenizer), "max_position_embeddings": 1024} | ends
     MistralForCausalLM(MistralConfig(**shape)).save_pretrained(mistral)
     tokenizer.save_pretrained(mistral)
+    smollm = folder / "outputs" / "smollm2"
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(smollm)
+    tokenizer.save_pretrained(smollm)
     small = folder / "configs" / "pccot_gpt2_small.json"
     small.write_text(json.dumps(json.loads(small.read_text()) | size))
 

@@ -12,9 +12,10 @@ import venv
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHIPPED
 
 import run_grpo
+from training import export_gguf
 from training.errors import InputError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -44,6 +45,7 @@ def test_requirements_are_the_projects():
     assert lines(ROOT / "requirements.txt") == {*PROJECT["dependencies"], *extras["training"]}
     assert lines(ROOT / "requirements-gpu.txt") == set(extras["gpu"])
     assert lines(ROOT / "requirements-rl.txt") == set(extras["rl"])
+    assert lines(ROOT / "requirements-gguf.txt") == set(extras["gguf"])
     assert lines(ROOT / "requirements-dev.txt") == {*extras["dev"], *extras["serving"]}
     pinned = {re.split("[=><]", line)[0] for line in lines(ROOT / "constraints" / "newest.txt")}
     assert pinned >= {re.split("[=><]", line)[0] for line in lines(ROOT / "requirements.txt")}
@@ -53,6 +55,12 @@ def test_training_by_reward_names_what_it_needs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs: pip install -r requirements-rl\.txt"):
         run_grpo.main([])
+
+
+def test_gguf_names_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs: pip install -r requirements-gguf\.txt"):
+        export_gguf.main([str(SHIPPED), str(tmp_path / "model.gguf")])
 
 
 @pytest.mark.slow

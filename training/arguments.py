@@ -26,6 +26,10 @@ class ModelArguments:
     """Which model."""
 
     model_name_or_path: str | None = option(None, "Checkpoint to start from: a name on the Hub or a folder.")
+    gguf_file: str | None = option(
+        None,
+        "A GGUF file in the folder or repository --model_name_or_path: its backbone, dequantised, and its tokenizer.",
+    )
     config_name: str | None = option(
         None, "Configuration file (configs/*.json) or name. Without --model_name_or_path the weights are random."
     )

@@ -21,6 +21,7 @@ import models
 from .arguments import ModelArguments
 from .checkpoint import check_reachable, load_weights, read_config, read_tokenizer
 from .errors import InputError
+from .load_gguf import gguf_config, load_gguf, load_gguf_tokenizer, open_gguf
 from .small_tokenizers import byte_tokenizer, character_tokenizer, word_tokenizer
 from .text_format import family_tokens, write_spaces
 from .tokenization import prepare_tokenizer, set_special_ids, starts_with_bos, tokenize_answer_prompt
@@ -50,6 +51,8 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
     if name == "bytes":
         return byte_tokenizer()
     check_reachable(name, "tokenizer")
+    if args.gguf_file is not None and args.tokenizer_name is None:
+        return load_gguf_tokenizer(open_gguf(name, args.gguf_file, args.model_revision))
     return read_tokenizer(name, args.model_revision, args.trust_remote_code)
 
 
@@ -75,7 +78,12 @@ def load_config(args: ModelArguments, family: str | None = None, settings: dict 
     if source is None:
         raise InputError("no model: pass --model_name_or_path, or --config_name for random weights")
     check_reachable(source, "model" if args.config_name is None else "configuration")
-    config = read_config(source, args.model_revision, args.trust_remote_code)
+    if args.gguf_file is not None and args.model_name_or_path is None:
+        raise InputError("--gguf_file names a file in --model_name_or_path: pass both")
+    if args.gguf_file is not None and args.config_name is None:
+        config = gguf_config(open_gguf(source, args.gguf_file, args.model_revision))
+    else:
+        config = read_config(source, args.model_revision, args.trust_remote_code)
     if family is not None and not config.model_type.startswith(f"{family}-"):
         config = family_config(config, family)
     apply_overrides(config, args.config_overrides)
@@ -160,14 +168,22 @@ def load_model(
         config._name_or_path = ""  # a file of the repository is no base model
         options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
         model = AutoModelForCausalLM.from_config(config, **options)
+    elif args.gguf_file is not None:
+        options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
+        model = load_gguf(open_gguf(args.model_name_or_path, args.gguf_file, args.model_revision), config, **options)
+        extend_vocabulary(model, tokenizer)
     else:
         model = load_weights(args.model_name_or_path, config, args.model_revision, args.trust_remote_code, **options)
-        rows = model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > rows:
-            # New rows start as draws around the mean of the old ones, which keeps the model's predictions as they are.
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        extend_vocabulary(model, tokenizer)
     set_special_ids(model, tokenizer)
     return model
+
+
+def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the rows that a tokenizer's new tokens lack."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        # New rows start as draws around the mean of the old ones, which keeps the model's predictions as they are.
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
 
 
 def is_set_up(config: PreTrainedConfig) -> bool:
