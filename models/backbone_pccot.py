@@ -18,6 +18,7 @@ from .passes_pccot import FastPasses, gather_columns, join_columns
 from .positions import positions_from_mask
 from .prefix_cache import PrefixCache, is_static, take_columns
 from .spans_pccot import Alignment, ThoughtSpan, find_thought_spans
+from .thought_trace import put_latents
 
 
 class PCCoTModelMixin(CompleteWeightsMixin):
@@ -53,6 +54,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         latent_noise: float = 0.0,
         latent_dropout: float = 0.0,
         latent_sources: torch.Tensor | None = None,
+        latent_embeds: torch.Tensor | None = None,
         compiled_forward=None,
         **kwargs,
     ):
@@ -71,6 +73,9 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             latent_noise: standard deviation of Gaussian noise on a latent's input, relative to the input's root mean square.
             latent_dropout: probability with which an element of a latent's input is dropped.
             latent_sources: `(batch, 2)`, what the random numbers of a row come from; see `LatentNoise`.
+            latent_embeds: `(batch, c, hidden)`, a thought to go on from instead of thinking one: the inputs of the latents
+                in the last pass, which is then the only one. That pass alone is what the tokens after the thought attend
+                to; a latent that is changed in an earlier pass, later passes would compute anew from the question.
             compiled_forward: see `FastPasses`.
 
         Returns:
@@ -78,8 +83,8 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             from the last pass that computed it (attention over keys that a pass did not see yet is 0).
 
         Raises:
-            ValueError: for T < 0, ragged or cut spans, a 4-dimensional mask together with a span, or a cache that
-                has dropped positions.
+            ValueError: for T < 0, ragged or cut spans, a 4-dimensional mask together with a span, a cache that has dropped
+                positions, or `latent_embeds` without a span that they fit.
         """
         iterations = self.config.num_iterations if num_iterations is None else num_iterations
         check_count("num_iterations", iterations, 0)
@@ -92,7 +97,11 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         spans = [thought_span] if thought_span is not None else []
         if not spans and input_ids is not None and length > 1:
             has_past = past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
-            spans = find_thought_spans(input_ids, self.config, has_past) if iterations else []
+            wanted = iterations > 0 or latent_embeds is not None
+            spans = find_thought_spans(input_ids, self.config, has_past) if wanted else []
+            if latent_embeds is not None and not has_past:
+                inputs_embeds = put_latents(self.get_input_embeddings()(input_ids), spans, latent_embeds)
+                input_ids, spans = None, []  # nothing is left to think
         if not spans or iterations == 0:  # T = 0: the latents stay filler tokens
             if self.training and self.is_checkpointed():
                 if past_key_values is not None:

@@ -34,6 +34,7 @@ from .passes_pccot import static_forward
 from .prompt_checks import check_shape, first_of
 from .prompt_suffix import PromptSuffixMixin
 from .spans_pccot import starts_of_spans
+from .thought_trace import ThoughtTrace, check_given, trace_thought
 
 logger = logging.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         latent_noise: float = 0.0,
         latent_dropout: float = 0.0,
         latent_sources: torch.Tensor | None = None,
+        latent_embeds: torch.Tensor | None = None,
         cot_input_ids: torch.Tensor | None = None,
         cot_attention_mask: torch.Tensor | None = None,
         cot_labels: torch.Tensor | None = None,
@@ -69,7 +71,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             input_ids, attention_mask, labels: as everywhere, `(batch, length)`; for a training step see
                 `distillation_step`, which also names the further arguments of one.
             position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as everywhere.
-            num_iterations, latent_tolerance, latent_noise, latent_dropout, latent_sources: see `PCCoTModelMixin.forward`.
+            num_iterations, latent_tolerance, latent_noise, latent_dropout, latent_sources, latent_embeds: see
+                `PCCoTModelMixin.forward`.
             cot_input_ids, cot_attention_mask, cot_labels: the teacher's sequence, `(batch, teacher length)`.
             teacher_only: train the explicit chain alone.
             **kwargs: as everywhere.
@@ -104,6 +107,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             latent_noise=latent_noise,
             latent_dropout=latent_dropout,
             latent_sources=latent_sources,
+            latent_embeds=latent_embeds,
             **kwargs,
         )
 
@@ -147,6 +151,28 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         """
         return self.open_prompt(input_ids, attention_mask, num_latent_tokens=num_latent_tokens)
 
+    @torch.no_grad()
+    def trace_thought(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        num_iterations: int | None = None,
+        num_latent_tokens: int | None = None,
+    ) -> ThoughtTrace:
+        """What the latents are fed in each pass of `generate()` with these arguments; see `ThoughtTrace`.
+
+        Args:
+            input_ids, attention_mask: questions `(batch, length)`, left padded.
+            num_iterations, num_latent_tokens: T and c; the configuration's if absent.
+
+        Raises:
+            ValueError: as `open_thought`, and for T < 0.
+        """
+        iterations = self.config.num_iterations if num_iterations is None else num_iterations
+        check_count("num_iterations", iterations, 0)
+        opened = self.open_thought(input_ids, attention_mask, num_latent_tokens)
+        return trace_thought(self.base_model, opened["input_ids"], opened["attention_mask"], iterations)
+
     def thought_ids(self, num_latent_tokens: int | None = None) -> list[int]:
         """`<bot>`, the latents, `<eot>` and the answer prompt: what stands between a question and its answer."""
         config = self.config
@@ -169,6 +195,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         latent_noise: float = 0.0,
         latent_dropout: float = 0.0,
         latent_seed: int | None = None,
+        latent_embeds: torch.Tensor | None = None,
         **kwargs,
     ):
         """Think, then answer.
@@ -186,6 +213,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             latent_noise, latent_dropout: sample the thought (see `PCCoTModelMixin.forward`): with `num_return_sequences=k`
                 each of the k answers comes from another thought. A question's samples are the same in every batch.
             latent_seed: of these samples; drawn from torch's random numbers if absent.
+            latent_embeds: `(batch, c, hidden)`, a thought to answer from, such as a changed one of `trace_thought`, instead
+                of thinking (see `PCCoTModelMixin.forward`).
             **kwargs: every argument of transformers' `generate()`, and `num_iterations` and `latent_tolerance`
                 (see `PCCoTModelMixin.forward`).
 
@@ -200,6 +229,10 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             inputs = kwargs.pop("input_ids", None)
         check_count("num_iterations", kwargs.get("num_iterations", 0), 0)
         check_flag("latent_thought", latent_thought)
+        if latent_embeds is not None:
+            check_given(latent_embeds, latent_thought, sampled=bool(latent_noise or latent_dropout))
+            num_latent_tokens = num_latent_tokens or latent_embeds.shape[1]
+            kwargs["latent_embeds"] = latent_embeds
         asked = kwargs.get("num_iterations")
         if latent_thought and asked is not None and not self.config.was_trained_at(asked):
             trained = self.config.num_iterations_range or self.config.num_iterations

@@ -33,7 +33,7 @@ import run_cot
 import run_grpo
 import run_icot
 import tasks
-from training.arguments import CoTTrainingArguments, RewardArguments, StepwiseDataArguments
+from training.arguments import CoTTrainingArguments, FaithfulnessArguments, RewardArguments, StepwiseDataArguments
 from training.cli import parse
 from training.small_tokenizers import byte_tokenizer
 
@@ -45,6 +45,7 @@ GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT 
 COVERED = {
     "serve.py": "tests/test_serving.py::test_server_answers",
     "training.export_gguf": "tests/test_gguf.py::test_the_command_prints_the_prompt",
+    "training.faithfulness": "tests/test_faithfulness.py::test_the_command",
     "training.convert_icot": "tests/test_icot.py::test_an_original_checkpoint_is_converted",
 }
 FEW_STEPS = (
@@ -254,7 +255,7 @@ def test_new_backbone_from_the_document():
 
 def test_every_flag_and_field_is_described():
     reference = (ROOT / "docs" / "reference.md").read_text()
-    scripts = {*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS, RewardArguments}
+    scripts = {*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS, RewardArguments, FaithfulnessArguments}
     for group in scripts - {
         CoTTrainingArguments,
         StepwiseDataArguments,
@@ -292,7 +293,13 @@ def test_every_row_about_the_originals_names_its_test():
 def test_what_reference_describes_exists():
     known = {
         field.name
-        for group in (*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS, RewardArguments)
+        for group in (
+            *run_ccot.ARGUMENTS,
+            *run_cot.ARGUMENTS,
+            *run_icot.ARGUMENTS,
+            RewardArguments,
+            FaithfulnessArguments,
+        )
         for field in fields(group)
     }
     rows = re.findall(r"^\| `--(\w+)`", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)

@@ -50,6 +50,23 @@ class AnswerEvaluationMixin:
                 mode, features = mode_of(self.unwrapped, name), self.splits[split]
                 warn_of_long_answers(split, features, mode, self.data_collator, self.evaluation)
 
+    def check_faithfulness(self) -> None:
+        """Raises InputError, before a run, where `--faithfulness` could not be measured at its end."""
+        if not self.evaluation.faithfulness:
+            return
+        if not self.samples_thoughts:
+            raise InputError("--faithfulness changes latent thoughts, which only run_ccot.py's models have")
+        if self.model.config.num_iterations == 0:
+            raise InputError("--faithfulness: at T = 0 the latents are filler tokens, so there is no thought to change")
+        if len(self.rows.get("test", ())) < 2:
+            raise InputError(
+                "--faithfulness asks the questions of the test data: pass --do_predict, with two rows or more"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise InputError(
+                "--faithfulness needs whole weights: run python -m training.faithfulness on the checkpoint"
+            )
+
     def check_metric(self, args) -> None:
         """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give.
 

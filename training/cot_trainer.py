@@ -149,6 +149,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_counts, self._batches_per_step = defaultdict(float), 1
         self.warn_of_long_answers()
+        self.check_faithfulness()
 
     # --- what is prepared; the other trainers override these ---
 

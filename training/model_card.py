@@ -44,6 +44,7 @@ def write_card(
     config,
     metrics: dict,
     questions: list[str],
+    sections: list[str] | None = None,
 ) -> None:
     """Write `README.md` into a checkpoint's folder.
 
@@ -58,6 +59,7 @@ def write_card(
         config: the model's configuration.
         metrics: as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`.
         questions: examples to try.
+        sections: further ones, each with its heading.
     """
     measured = measured_modes(metrics)
     rows = [table_row(metrics, split, mode) for split, mode in measured]
@@ -104,8 +106,17 @@ the time of an answer is that of one process. Numbers are compared as numbers. T
 ```
 {command}
 ```
-"""
+{"".join(f"{chr(10)}{section}" for section in sections or [])}"""
     ModelCard(text).save(folder / "README.md")
+
+
+def replace_section(card: Path, section: str) -> None:
+    """Write a section into a card: in the place of the one with the same heading, or at the end."""
+    text, heading = card.read_text(encoding="utf-8"), section.splitlines()[0]
+    before, found, rest = text.partition(f"\n{heading}\n")
+    _, next_heading, after = rest.partition("\n## ")
+    after = f"\n## {after}" if found and next_heading else ""
+    card.write_text(f"{before.rstrip()}\n\n{section.rstrip()}\n{after}", encoding="utf-8")
 
 
 def measured_modes(metrics: dict) -> list[tuple[str, str]]:

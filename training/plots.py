@@ -1,4 +1,4 @@
-"""Plots of a training run."""
+"""Plots of a training run, and of what was measured after it."""
 
 from pathlib import Path
 
@@ -29,3 +29,41 @@ def plot_internalization(log_history: list[dict], path: Path) -> None:
     lines = axes.get_lines() + removed.get_lines()
     axes.legend(lines, [line.get_label() for line in lines], loc="lower right")
     figure.savefig(path, dpi=120)
+
+
+def plot_faithfulness(report, path: Path) -> None:
+    """Exact match under every intervention, against T and c, and how often latents are read as their steps.
+
+    Args:
+        report: a `faithfulness_report.Report`.
+        path: of the PNG.
+    """
+    rows, panels = report.interventions, [("iterations T", report.iterations), ("latents c", report.latents)]
+    panels = [panel for panel in [*panels, ("latents read as their steps", report.reading)] if panel[1]]
+    figure = Figure(figsize=(8, 2.4 + 0.3 * len(rows) + 2.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[0.9 + 0.3 * len(rows), 2.6])
+    above.suptitle(f"exact match, {report.data} ({report.chance.count} questions)", fontsize="medium")
+    axes = above.subplots()
+    axes.barh([row.label for row in rows], [row.rate for row in rows], xerr=errors(rows), capsize=3, color="tab:blue")
+    axes.axvline(
+        report.chance.rate, color="tab:red", linestyle=":", label=f"most frequent answer ({report.chance.rate:.2f})"
+    )
+    for place, row in enumerate(rows):
+        axes.text(1.12, place, f"{row.rate:.3f}", va="center", ha="right")
+    axes.set(xlim=(0, 1.13), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.invert_yaxis()
+    axes.legend(loc="lower right", bbox_to_anchor=(0.92, 0))
+    for axes, (title, held) in zip(below.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        numbers = [int(row.label.rpartition(" ")[2]) for row in held]
+        axes.errorbar(numbers, [row.rate for row in held], yerr=errors(held), marker="o", capsize=3)
+        if held is not report.reading:
+            axes.axhline(report.chance.rate, color="tab:red", linestyle=":")
+        axes.set(title=title, ylim=(0, 1.05), xticks=numbers)
+        axes.title.set_fontsize("medium")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def errors(rows) -> list[list[float]]:
+    """Distances to the ends of the rows' intervals, below and above."""
+    return [[max(0, row.rate - row.low) for row in rows], [max(0, row.high - row.rate) for row in rows]]

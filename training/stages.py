@@ -12,6 +12,7 @@ from pathlib import Path
 from .arguments import CoTTrainingArguments, DataArguments
 from .cot_trainer import CoTTrainer
 from .errors import InputError
+from .faithfulness_report import Report, write_report
 from .find_checkpoint import newest_first
 from .hub import push
 from .model_card import Card, write_card
@@ -123,11 +124,14 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
         results["test"] = trainer.predict(splits["test"], metric_key_prefix="test").metrics
         trainer.log_metrics("test", results["test"])
         predictions += trainer.predictions("test", splits["test"])
+    report = measure_faithfulness(trainer, task) if trainer.evaluation.faithfulness else None
     metrics = {name: value for stage in results.values() for name, value in stage.items()}
     if not args.do_train:
         if trainer.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)
             write_results(folder, results, predictions)
+            if report is not None:
+                write_report(folder, report)
         return metrics
     trainer.check_weights()
     with trainer.replacing_model(folder) as new:
@@ -147,11 +151,33 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
                 config=trainer.unwrapped.config,
                 metrics=metrics,
                 questions=[] if examples is None else examples["question_text"][:3],
+                sections=[] if report is None else [report.section()],
             )
+            if report is not None:
+                write_report(new, report)
             trainer.plot(new)
     if args.push_to_hub and trainer.is_world_process_zero():
         logger.info("pushed to %s", push(folder, trainer.hub_model_id, args))
     return metrics
+
+
+def measure_faithfulness(trainer: CoTTrainer, task: str) -> Report:
+    """The faithfulness test of a run (`--faithfulness`), on its test data; every process measures the same."""
+    from .faithfulness import measure  # not above: `python -m training.faithfulness` would find itself imported
+
+    report = measure(
+        trainer.unwrapped.eval(),
+        trainer.processing_class,
+        trainer.rows["test"],
+        data=f"{task}, test",
+        seed=trainer.args.seed,
+        batch_size=trainer.args.per_device_eval_batch_size,
+        max_new_tokens=trainer.evaluation.max_new_tokens,
+        keep_last_step=trainer.data.keep_last_step,
+    )
+    if trainer.is_world_process_zero():
+        print(report.text())
+    return report
 
 
 def write_results(folder: Path, results: dict[str, dict], predictions: list[dict]) -> None:

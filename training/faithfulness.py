@@ -1,0 +1,241 @@
+"""Is the answer read from the thought? Thoughts are changed before they are answered from (docs/faithfulness.md).
+
+python -m training.faithfulness checkpoints/pccot-gpt2-chain --dataset_name chain
+python -m training.faithfulness outputs/model --test_file test.jsonl --output_dir outputs/faithfulness
+"""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.answer_modes import LATENT
+from models.chunked_cross_entropy import IGNORED
+
+from .arguments import DataArguments, FaithfulnessArguments
+from .checkpoint import load
+from .cli import parse, run
+from .collators import PCCoTCollator
+from .data import load_splits
+from .errors import InputError
+from .evaluation import Answers, answer_questions
+from .faithfulness_report import Report, Row, majority_row, write_report
+from .interventions import AS_THEY_ARE, LABELS, change_thoughts, partners
+from .model_card import replace_section
+from .stages import dataset_label
+from .tokenization import tokenize
+
+ARGUMENTS = (DataArguments, FaithfulnessArguments)
+MOST_SWEPT = 9  # values of T, and of c
+
+
+def answers_under(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[str],
+    intervention: str = AS_THEY_ARE,
+    *,
+    golds: list[str] | None = None,
+    latent: int | None = None,
+    num_iterations: int | None = None,
+    num_latent_tokens: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_new_tokens: int = 32,
+) -> Answers:
+    """Greedy answers to questions whose thoughts were changed after they were thought.
+
+    The inputs of the latents in the last pass are what is changed, and that pass is run with them: its keys and values
+    are what an answer reads. What is changed in an earlier pass, the later ones compute anew from the question.
+
+    Args:
+        model: a `pccot-*` model.
+        questions: in text. A question's answer is the same in every batch.
+        intervention, golds, latent, seed: see `interventions.change_thoughts`.
+        num_iterations, num_latent_tokens: T and c; the model's if absent.
+
+    Raises:
+        InputError: for a model without latents, T = 0 with an intervention, and what `change_thoughts` refuses.
+    """
+    given = {"num_iterations": num_iterations, "num_latent_tokens": num_latent_tokens}
+    asked = {name: value for name, value in given.items() if value is not None}
+    check_thinks(model, num_iterations if intervention != AS_THEY_ARE else None, intervention != AS_THEY_ARE)
+    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    if intervention == AS_THEY_ARE:
+        return answers_from(model, tokenizer, questions, None, **limits, **asked)
+    thoughts, _ = think(model, tokenizer, questions, batch_size=batch_size, **asked)
+    changed = change_thoughts(thoughts, questions, intervention, golds=golds, latent=latent, seed=seed)
+    return answers_from(model, tokenizer, questions, changed, **limits)
+
+
+def check_thinks(model: PreTrainedModel, num_iterations: int | None = None, changed: bool = True) -> None:
+    """Raises InputError for a model without latent thoughts, and (where they are to be `changed`) at T = 0."""
+    kind = model.config.model_type
+    if getattr(model.config, "family", None) != "pccot":
+        raise InputError(f"a {kind} model has no latent thoughts that could be changed: pass a pccot-* model")
+    iterations = model.config.num_iterations if num_iterations is None else num_iterations
+    if changed and iterations == 0:
+        raise InputError("at T = 0 the latents are filler tokens, the same for every question: nothing to change")
+
+
+@torch.inference_mode()
+def think(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[str], *, batch_size: int, **options
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The thoughts that answers are read from, and the hidden states that became them; both `(questions, c, hidden)`.
+
+    Args:
+        **options: `num_iterations` and `num_latent_tokens` of `trace_thought`.
+    """
+    inputs, sources = [], []
+    for start in range(0, len(questions), batch_size):
+        batch = tokenizer(questions[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
+        trace = model.trace_thought(batch.input_ids, batch.attention_mask, **options)
+        inputs.append(trace.inputs[-1].cpu())
+        sources.append(trace.sources[-1].cpu())
+    return torch.cat(inputs), torch.cat(sources)
+
+
+def answers_from(
+    model, tokenizer, questions: list[str], thoughts: torch.Tensor | None, *, batch_size: int, **options
+) -> Answers:
+    """Answers read from given thoughts `(questions, c, hidden)`; None lets the model think."""
+    together = Answers()
+    for start in range(0, len(questions), batch_size):
+        here = slice(start, start + batch_size)
+        given = {} if thoughts is None else {"latent_embeds": thoughts[here].to(model.device)}
+        some = answer_questions(
+            model, tokenizer, questions[here], mode=LATENT.name, batch_size=batch_size, **given, **options
+        )
+        together.texts += some.texts
+        together.answers += some.answers
+        together.new_tokens += some.new_tokens
+        together.seconds += some.seconds
+    return together
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset | list[dict],
+    *,
+    data: str,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_new_tokens: int = 32,
+    keep_last_step: bool = False,
+) -> Report:
+    """Every intervention, T and c swept, and each latent read as the step that it should hold.
+
+    Args:
+        examples: rows of `question`, `steps` and `answer`.
+        data: their name, for the report.
+        keep_last_step: the model's teacher was shown the last step too.
+
+    Raises:
+        InputError: for a model without latent thoughts, T = 0, or fewer than two examples.
+    """
+    check_thinks(model)
+    config, examples = model.config, list(examples)
+    questions, golds = ([row[name] for row in examples] for name in ("question", "answer"))
+    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    partner = partners(questions, golds, seed)
+    thoughts, sources = think(model, tokenizer, questions, batch_size=batch_size)
+    plain = answers_from(model, tokenizer, questions, None, **limits).answers
+    rows = [Row.of(AS_THEY_ARE, LABELS[AS_THEY_ARE], plain, golds)]
+
+    latents = config.num_latent_tokens
+    planned = [(name, None) for name in LABELS if name not in (AS_THEY_ARE, "removed", "shuffled" * (latents == 1))]
+    for name, latent in planned + [("removed", latent) for latent in range(1, latents + 1)]:
+        changed = change_thoughts(thoughts, questions, name, golds=golds, latent=latent, seed=seed)
+        answers = answers_from(model, tokenizer, questions, changed, **limits).answers
+        label = LABELS[name] if latent is None else f"latent {latent} removed"
+        others = [golds[row] for row in partner] if name == "swapped" else None
+        rows.append(Row.of(name, label, answers, golds, plain=plain, others=others))
+
+    def swept(name: str, label: str, values: list[int]) -> list[Row]:
+        asked = [answers_from(model, tokenizer, questions, None, **limits, **{name: value}) for value in values]
+        return [
+            Row.of(f"{label}{value}", f"{label} = {value}", some.answers, golds, plain=plain)
+            for value, some in zip(values, asked, strict=True)
+        ]
+
+    return Report(
+        model_type=config.model_type,
+        data=data,
+        num_latent_tokens=latents,
+        num_iterations=config.num_iterations,
+        seed=seed,
+        chance=majority_row(golds),
+        interventions=rows,
+        iterations=swept("num_iterations", "T", spread(0, latents)),
+        latents=swept("num_latent_tokens", "c", spread(1, latents)),
+        reading=read_steps(model, tokenizer, examples, sources, keep_last_step),
+    )
+
+
+def spread(low: int, high: int) -> list[int]:
+    """The whole numbers from `low` to `high`, or some evenly among them where there are many."""
+    count = min(high - low + 1, MOST_SWEPT)
+    return sorted({round(low + (high - low) * place / max(1, count - 1)) for place in range(count)})
+
+
+@torch.inference_mode()
+def read_steps(model, tokenizer, examples: list[dict], sources: torch.Tensor, keep_last_step: bool) -> list[Row]:
+    """How often the output head reads each latent as the token of the step that it stands for; see `step_labels`.
+
+    Args:
+        sources: `(questions, c, hidden)`, of `think`.
+    """
+    columns = {name: [row[name] for row in examples] for name in ("question", "steps", "answer")}
+    steps = tokenize(columns, tokenizer, keep_last_step)["steps"]
+    collator = PCCoTCollator(tokenizer, model.config)
+    labels = torch.tensor([collator.step_labels(row, sources.shape[1]) for row in steps])
+    read = torch.cat([model.lm_head(some.to(model.device)).argmax(dim=-1).cpu() for some in sources.split(64)])
+    rows = []
+    for latent in range(sources.shape[1]):
+        known = labels[:, latent] != IGNORED
+        if known.any():
+            right = int((read[known, latent] == labels[known, latent]).sum())
+            rows.append(Row.counted(f"latent{latent + 1}", f"latent {latent + 1}", right, int(known.sum())))
+    return rows
+
+
+def main(argv: list[str]) -> Report:
+    """Run with command line arguments (see `--help`); prints and returns the report."""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model_name_or_path", *argv]
+    data, args = parse(ARGUMENTS, argv)
+    if args.model_name_or_path is None:
+        raise InputError("no model: python -m training.faithfulness MODEL --dataset_name ...")
+    if data.streaming:
+        raise InputError("--streaming: the questions are needed all at once; --max_predict_samples takes fewer")
+    card = Path(args.model_name_or_path) / "README.md"
+    if args.update_card and not card.is_file():
+        raise InputError(f"--update_card: there is no {card}")
+    model, tokenizer = load(args.model_name_or_path, args.model_revision, trust_remote_code=args.trust_remote_code)
+    check_thinks(model)
+    if not args.use_cpu and torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    examples = load_splits(data, [args.split])[args.split]
+    report = measure(
+        model,
+        tokenizer,
+        examples,
+        data=f"{dataset_label(data)}, {args.split}",
+        seed=args.seed,
+        batch_size=args.per_device_eval_batch_size,
+        max_new_tokens=args.max_new_tokens,
+        keep_last_step=data.keep_last_step,
+    )
+    print(report.text())
+    if args.output_dir is not None:
+        write_report(Path(args.output_dir), report)
+    if args.update_card:
+        replace_section(card, report.section())
+    return report
+
+
+if __name__ == "__main__":
+    run(main)
