@@ -14,6 +14,22 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks.workload import Setting
 from training.step_work import Work, thought_work
 
+# Dense FLOP/s in bf16 of the vendor's data sheets; a name further up is looked for first.
+BF16_PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+
+
+def bf16_peak(device_name: str) -> float | None:
+    """What a GPU's data sheet promises, in FLOP/s; None for one that is not in the table."""
+    return next((peak for name, peak in BF16_PEAKS.items() if name in device_name), None)
+
 
 def needed_work(setting: Setting, iterations: int) -> Work:
     """What no implementation can do without: see `training/step_work.py`."""

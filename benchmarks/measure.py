@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from training.evaluation import synchronize
+from training.devices import synchronize
 
 MIB = 2**20
 

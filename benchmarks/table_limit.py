@@ -1,6 +1,8 @@
 """How far a training step is from what the machine's matrix products allow."""
 
-from benchmarks.flops import needed_work, step_flops
+import torch
+
+from benchmarks.flops import bf16_peak, needed_work, step_flops
 from benchmarks.measure import alternate, make_gradients, matrix_product, ratio, summary
 from benchmarks.report import Column, draw, panels
 from benchmarks.table_training import contestants
@@ -18,7 +20,6 @@ COLUMNS = [
     Column("step / (FLOPs / rate)", "over_limit", "{:.2f}"),
     Column("model FLOP utilisation", "utilisation", "{:.3f}"),
 ]
-H200_BF16 = 989e12  # dense FLOP/s, NVIDIA's data sheet
 
 
 def measure(bench: Bench) -> list[dict]:
@@ -47,8 +48,9 @@ def measure(bench: Bench) -> list[dict]:
             "seconds": summary(times["step"]),
             "over_limit": ratio(times["step"], limits),
         }
-        if bench.on_gpu:
-            row["utilisation"] = summary([flops / seconds / H200_BF16 for seconds in times["step"]])
+        peak = bf16_peak(torch.cuda.get_device_name(bench.device)) if bench.on_gpu else None
+        if peak is not None:
+            row["utilisation"] = summary([flops / seconds / peak for seconds in times["step"]])
         rows.append(row)
     return rows
 

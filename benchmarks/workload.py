@@ -5,7 +5,7 @@ import datetime
 import os
 import platform
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,13 +204,21 @@ def machine(device: torch.device) -> dict:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    record |= {name: version(name) for name in ("torch", "transformers", "peft")}
+    record |= {name: installed(name) for name in ("torch", "transformers", "peft")}
     if device.type == "cuda":
         record |= {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
         record |= {"training": "autocast to bf16, weights in float32", "answering": "weights in bf16"}
     else:
         record |= {"device": "cpu", "training": "float32", "answering": "float32"}
     return record
+
+
+def installed(package: str) -> str | None:
+    """A package's version."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def processor_name() -> str:

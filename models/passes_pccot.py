@@ -97,8 +97,10 @@ class FastPasses(Passes):
 
     def __init__(self, backbone, *args, compiled_forward: Callable | None = None, **kwargs):
         super().__init__(backbone, *args, **kwargs)
-        self.compiled_forward = None if isinstance(self.cache, PrefixCache) else compiled_forward
         device, attention = self.position_ids.device.type, backbone.config._attn_implementation
+        # Flash attention takes the mask of the queries from the end of the mask, which a compiled pass would lengthen.
+        in_prefix, flashes = isinstance(self.cache, PrefixCache), "flash" in (attention or "")
+        self.compiled_forward = None if in_prefix or flashes else compiled_forward
         # On a CPU there is no device to wait for, and a mask that hides nothing is better left out.
         self.makes_masks = backbone.training and attention == "sdpa" and device != "cpu"
 

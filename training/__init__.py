@@ -1,34 +1,32 @@
 """Trainers, their arguments, and all that the `run_*.py` scripts share.
 
-Named here is what a notebook needs; everything else is imported from its file.
+Named here is what a notebook needs; everything else is imported from its file. A name is imported when it is asked for, so
+that a file of this folder needs only the packages that it uses.
 """
 
-from .arguments import (
-    ChainArguments,
-    CoTTrainingArguments,
-    DataArguments,
-    EvaluationArguments,
-    InternalizationArguments,
-    LoraArguments,
-    ModelArguments,
-    StepwiseDataArguments,
-    ThoughtArguments,
-)
-from .cot_trainer import CoTTrainer
-from .icot_trainer import ICoTTrainer
-from .pccot_trainer import PCCoTTrainer
+from importlib import import_module
 
-__all__ = [
-    "ChainArguments",
-    "CoTTrainer",
-    "CoTTrainingArguments",
-    "DataArguments",
-    "EvaluationArguments",
-    "ICoTTrainer",
-    "InternalizationArguments",
-    "LoraArguments",
-    "ModelArguments",
-    "PCCoTTrainer",
-    "StepwiseDataArguments",
-    "ThoughtArguments",
-]
+_FILES = {
+    "arguments": (
+        "ChainArguments",
+        "CoTTrainingArguments",
+        "DataArguments",
+        "EvaluationArguments",
+        "InternalizationArguments",
+        "LoraArguments",
+        "ModelArguments",
+        "StepwiseDataArguments",
+        "ThoughtArguments",
+    ),
+    "cot_trainer": ("CoTTrainer",),
+    "icot_trainer": ("ICoTTrainer",),
+    "pccot_trainer": ("PCCoTTrainer",),
+}
+_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
+__all__ = sorted(_FILE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_FILE_OF[name]}", __name__), name)

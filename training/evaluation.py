@@ -14,6 +14,7 @@ from models.answer_modes import DIRECT, EXPLICIT, AnswerMode, mode_named
 
 from .arguments import EvaluationArguments
 from .collators import CoTCollator
+from .devices import synchronize
 from .errors import InputError
 from .tokenization import column
 
@@ -176,12 +177,6 @@ def answer_questions(
         rows += [row[:count] for row, count in zip(tokens.tolist(), counts, strict=True)]
         seconds += taken
     return read_answers(model, tokenizer, asked, rows, seconds)
-
-
-def synchronize(device: torch.device):
-    """Wait for the device, so that a clock read on the host tells its time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def count_new_tokens(new_tokens: torch.Tensor, eos_token_id: int) -> torch.Tensor:
