@@ -227,7 +227,7 @@ def test_file_of_another_encoding(name, tmp_path):
         ({"train_file": __file__}, "test_data.py: cannot read '.py' files; use one of .json, .jsonl, .csv, .txt"),
         (
             {"dataset_name": "chian"},
-            r"data set 'chian' is neither a task \(chain, multiplication\) nor a DatasetDict folder",
+            r"data set 'chian' is neither a task \(affine, chain, graph, multiplication, parity, permutations, word_problems\) nor a DatasetDict folder",
         ),
         ({"dataset_name": "chain", "task_args": "size=3"}, "--task_args: task chain has no setting 'size'"),
         ({"dataset_name": "chain", "task_args": "train=0,test=1"}, "chain, split train: no rows"),
@@ -292,6 +292,27 @@ def test_columns_of_the_stepwise_data_sets(tmp_path):
     assert examples == [
         {"question": "5 6 * 7 4", "steps": ["5 5 + 0 6"], "answer": "8 0"},
         {"question": "How many?", "steps": ["<<1+1=2>>"], "answer": "2"},
+    ]
+
+
+def test_gsm8k_as_published(tmp_path):
+    """`answer` holds sentences with equations and, after ####, the answer; a row with `steps` is read as it is."""
+    rows = [
+        {
+            "question": "How many?",
+            "answer": "Tom has 1+1=<<1+1=2>>2 pears.\nAnn has 2*600=<<2*600=1200>>1200.\n#### 1,200",
+        },
+        {"question": "And now?", "answer": "None is left.\n#### 0"},
+        {"question": "Why?", "answer": "#### 7"},
+        {"question": "Else?", "steps": ["s"], "answer": "a #### b"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_splits(DataArguments(train_file=str(path)), ["train"])["train"].to_list() == [
+        {"question": "How many?", "steps": ["<<1+1=2>>", "<<2*600=1200>>"], "answer": "1,200"},
+        {"question": "And now?", "steps": ["None is left."], "answer": "0"},
+        {"question": "Why?", "steps": [], "answer": "7"},
+        {"question": "Else?", "steps": ["s"], "answer": "a #### b"},
     ]
 
 

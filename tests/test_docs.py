@@ -119,6 +119,8 @@ def clone(tmp_path) -> Path:
         (folder / "data" / f"{name}.txt").parent.mkdir(parents=True, exist_ok=True)
         (folder / "data" / f"{name}.txt").write_text("How many are 1 and 1?||<<1+1=2>> #### 2\n" * 8)
     shutil.copytree(folder / "data" / "9_by_9_mult", folder / "data" / "gsm8k")
+    row = {"question": "How many are 1 and 1?", "answer": "They are <<1+1=2>>2.\n#### 2"}
+    (folder / "data" / "gsm8k" / "train.jsonl").write_text(f"{json.dumps(row)}\n" * 8)
     return folder
 
 

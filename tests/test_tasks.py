@@ -265,3 +265,26 @@ def test_multiplication_is_the_published_format():
     assert len(multiplication.published_pairs()) > 2990
     with pytest.raises(ValueError, match="too many"):
         tasks.generate("multiplication", "digits=1,train=100")
+
+
+@pytest.mark.parametrize("digits", [1, 3, 5])
+def test_a_multiplication_is_worked_out_right(digits):
+    """Partial products and running sums, by reading the text back."""
+
+    def number(text: str) -> int:
+        return int("".join(reversed(text.split())))
+
+    train = {1: 10}.get(digits, 100)
+    for row in rows_of("multiplication", f"digits={digits},train={train},validation=5,test=5"):
+        a, b = map(number, row["question"].split("*"))
+        (chain,) = row["steps"]
+        total, parts = 0, chain.split(" + ")
+        assert len(parts) == digits
+        for place, part in enumerate(parts):
+            product, running = re.fullmatch(r"([\d ]+?)(?: \( ([\d ]+) \))?", part).groups()
+            assert number(product) == a * (b // 10**place % 10) * 10**place
+            total += number(product)
+            assert (running is not None) == (0 < place < digits - 1)
+            assert running is None or number(running) == total
+        assert total == number(row["answer"]) == a * b
+        assert len(row["answer"].split()) == 2 * digits

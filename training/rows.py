@@ -20,7 +20,8 @@ FEATURES = datasets.Features(
         "answer": datasets.Value("string"),
     }
 )
-EQUATIONS = re.compile(r"(<<[^<>]*>>\s*)+")
+EQUATION = re.compile(r"<<[^<>]*>>")
+EQUATIONS = re.compile(rf"({EQUATION.pattern}\s*)+")
 NAMED = 5  # bad rows that are named; the others are counted
 Rows = Iterable[tuple[str, object]]  # each with the place it came from; one that could not be read is its InputError
 
@@ -46,10 +47,16 @@ def parse_chain(text: str, line: str) -> dict:
         raise InputError(f"no '####' in {line[:60]!r}")
     chain = chain.strip()
     if EQUATIONS.fullmatch(chain):
-        steps = re.findall(r"<<[^<>]*>>", chain)
+        steps = EQUATION.findall(chain)
     else:
         steps = [chain] if chain else []
     return {"steps": steps, "answer": answer.strip()}
+
+
+def parse_rationale(text: str) -> dict:
+    """GSM8K's `answer` as `steps` and `answer`: the equations among its sentences, or, without any, the text, are steps."""
+    chain, _, answer = text.rpartition("####")
+    return {"steps": EQUATION.findall(chain) or [chain.strip()] * bool(chain.strip()), "answer": answer.strip()}
 
 
 def format_line(example: dict) -> str:
@@ -102,6 +109,8 @@ def check_row(row: object) -> dict:
     if "question" not in row and {"input", "output"} <= row.keys():  # as published for stepwise internalisation
         question, output = (check_text(name, field_of(row, name)) for name in ("input", "output"))
         row = {"question": question, **parse_chain(output, output)}
+    if "steps" not in row and isinstance(row.get("answer"), str) and "####" in row["answer"]:  # as GSM8K is published
+        row = {"question": field_of(row, "question"), **parse_rationale(check_text("answer", row["answer"]))}
     question, steps, answer = (field_of(row, name) for name in ("question", "steps", "answer"))
     if isinstance(answer, int | float | Decimal | np.integer | np.floating) and not isinstance(answer, bool):
         answer = number_text(answer)
