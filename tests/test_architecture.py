@@ -12,7 +12,19 @@ import tasks
 from training.arguments import CoTTrainingArguments, LoraArguments, ThoughtArguments
 from training.pccot_trainer import PCCoTTrainer
 
-OURS = {"benchmarks", "evals", "latent_cot", "models", "tasks", "tests", "training", "example", "demo", "serve"}
+OURS = {
+    "benchmarks",
+    "evals",
+    "latent_cot",
+    "models",
+    "tasks",
+    "tests",
+    "training",
+    "example",
+    "demo",
+    "inspect_latents",
+    "serve",
+}
 OURS |= {path.stem for path in ROOT.glob("run_*.py")}
 MODELS = sorted((ROOT / "models").glob("*.py"))
 TASKS = sorted((ROOT / "tasks").glob("*.py"))

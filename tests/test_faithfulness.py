@@ -240,24 +240,24 @@ def test_the_command(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_measures_it_for_its_card(tmp_path):
+@pytest.mark.parametrize("lora", [[], ["--use_peft", "--lora_r", "2"]], ids=["all weights", "LoRA"])
+def test_a_run_measures_it_for_its_card(lora, tmp_path):
     """`--faithfulness`: beside the results, and in the card; without training beside the predictions alone."""
-    chain = [
-        "--dataset_name",
-        "chain",
-        "--task_args",
-        "train=32,validation=4,test=6",
-        "--use_cpu",
-        "--report_to",
-        "none",
-    ]
-    tiny = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters", "--no_explicit_cot"]
-    short = ["--max_steps", "1", "--save_strategy", "no", "--max_new_tokens", "2", "--faithfulness", "--do_predict"]
-    run_ccot.main([*tiny, *chain, *short, "--do_train", "--output_dir", str(tmp_path / "one")])
-    assert json.loads((tmp_path / "one" / "faithfulness.json").read_text())["chance"]["count"] == 6
+    rows = tasks.generate("chain", "train=32,validation=1,test=6")
+    rows["test"][2] |= {"question": "1+" * 20}  # more than there are positions for
+    files = []
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
+        files += [f"--{name}_file", str(tmp_path / f"{name}.jsonl")]
+    asked = [*files, "--drop_long", "--no_explicit_cot", "--use_cpu", "--report_to", "none"]
+    asked += ["--do_predict", "--faithfulness"]
+    tiny = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters", "--answer_prompt", "#"]
+    tiny += ["--config_overrides", "n_positions=24"]
+    train = ["--do_train", "--max_steps", "1", "--save_strategy", "no", "--output_dir", str(tmp_path / "one")]
+    run_ccot.main([*tiny, *asked, *train, *lora])
+    assert json.loads((tmp_path / "one" / "faithfulness.json").read_text())["chance"]["count"] == 5
     assert "## Is the answer read from the thought?" in (tmp_path / "one" / "README.md").read_text()
-    asked = ["--model_name_or_path", str(tmp_path / "one"), "--output_dir", str(tmp_path / "two")]
-    run_ccot.main([*asked, *chain, "--no_explicit_cot", "--max_new_tokens", "2", "--faithfulness", "--do_predict"])
+    run_ccot.main(["--model_name_or_path", str(tmp_path / "one"), *asked, "--output_dir", str(tmp_path / "two")])
     one, two = (json.loads((tmp_path / name / "faithfulness.json").read_text()) for name in ("one", "two"))
     assert one["interventions"] == two["interventions"]
 

@@ -19,7 +19,7 @@ from .cli import parse, run
 from .collators import PCCoTCollator
 from .data import load_splits
 from .errors import InputError
-from .evaluation import Answers, answer_questions
+from .evaluation import Answers, answer_questions, mode_of, token_budget
 from .faithfulness_report import Report, Row, majority_row, write_report
 from .interventions import AS_THEY_ARE, LABELS, change_thoughts, partners
 from .model_card import replace_section
@@ -98,15 +98,31 @@ def think(
 
 
 def answers_from(
-    model, tokenizer, questions: list[str], thoughts: torch.Tensor | None, *, batch_size: int, **options
+    model,
+    tokenizer,
+    questions: list[str],
+    thoughts: torch.Tensor | None,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    **options,
 ) -> Answers:
-    """Answers read from given thoughts `(questions, c, hidden)`; None lets the model think."""
+    """Answers read from given thoughts `(questions, c, hidden)`; None lets the model think. They end where positions do."""
     together = Answers()
+    longest = max(map(len, tokenizer(questions)["input_ids"]))
+    limit = token_budget(model, mode_of(model, LATENT.name), longest, max_new_tokens, max_new_tokens)
     for start in range(0, len(questions), batch_size):
         here = slice(start, start + batch_size)
         given = {} if thoughts is None else {"latent_embeds": thoughts[here].to(model.device)}
         some = answer_questions(
-            model, tokenizer, questions[here], mode=LATENT.name, batch_size=batch_size, **given, **options
+            model,
+            tokenizer,
+            questions[here],
+            mode=LATENT.name,
+            batch_size=batch_size,
+            max_new_tokens=limit,
+            **given,
+            **options,
         )
         together.texts += some.texts
         together.answers += some.answers

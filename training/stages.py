@@ -168,7 +168,7 @@ def measure_faithfulness(trainer: CoTTrainer, task: str) -> Report:
     report = measure(
         trainer.unwrapped.eval(),
         trainer.processing_class,
-        trainer.rows["test"],
+        trainer.rows["test"].select(trainer.splits["test"]["row"]),  # without what --drop_long has left out
         data=f"{task}, test",
         seed=trainer.args.seed,
         batch_size=trainer.args.per_device_eval_batch_size,

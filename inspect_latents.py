@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Look inside a thought: one page that shows what each latent holds, how it moves, and what the answer attends to.
+
+python inspect_latents.py "7+3*4-2+9=" "2-9+4*6-3=" --html latents.html
+python inspect_latents.py --model outputs/chain --dataset_name chain --html latents.html
+"""
+
+import argparse
+from pathlib import Path
+
+from training.arguments import DataArguments
+from training.checkpoint import load
+from training.cli import run
+from training.data import load_splits
+from training.errors import InputError
+from training.inspection import check_inspectable, inspect, read_data
+from training.inspection_page import render_page
+from training.stages import dataset_label
+
+SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "pccot-gpt2-chain"
+SHOWN = 3  # questions of a data set, where none are asked
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="*", help="in text; of a data set the first ones if there are none here")
+    parser.add_argument("--model", default=str(SHIPPED), help="a folder or a name on the Hub")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that the checkpoint brings")
+    parser.add_argument("--html", type=Path, required=True, help="the page to write")
+    parser.add_argument("--dataset_name", help="also how often each latent reads as its step, across this data set")
+    parser.add_argument("--task_args", help="settings of a task")
+    parser.add_argument("--test_file", help="a file instead of --dataset_name")
+    parser.add_argument("--max_predict_samples", type=int, default=500, help="rows of the data set's test split")
+    parser.add_argument("--max_new_tokens", type=int, default=32, help="longest answer in tokens")
+    args = parser.parse_args(argv)
+    has_data = args.dataset_name is not None or args.test_file is not None
+    if not args.questions and not has_data:
+        raise InputError("nothing to look at: ask a question, or pass --dataset_name or --test_file")
+    if not args.html.parent.is_dir():
+        raise InputError(f"--html {args.html}: there is no folder {args.html.parent}")
+    model, tokenizer = load(args.model, trust_remote_code=args.trust_remote_code)
+    check_inspectable(model)
+
+    rows: list[dict] = [{"question": question} for question in args.questions]
+    readings = None
+    if has_data:
+        names = ("dataset_name", "task_args", "test_file", "max_predict_samples")
+        data = DataArguments(**{name: getattr(args, name) for name in names})
+        examples = list(load_splits(data, ["test"])["test"])
+        rows = rows or examples[:SHOWN]
+        if model.config.family == "pccot":
+            readings = read_data(
+                model, tokenizer, examples, data=dataset_label(data), max_new_tokens=args.max_new_tokens
+            )
+    views = [inspect(model, tokenizer, row, max_new_tokens=args.max_new_tokens) for row in rows]
+    name = Path(args.model).name if Path(args.model).is_dir() else args.model
+    args.html.write_text(render_page(views, readings, name=name, config=model.config), encoding="utf-8")
+    print(f"wrote {args.html}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,25 @@
+"""One self-contained page of what `inspection.py` found: nothing is loaded from elsewhere, and all text in it is escaped."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .inspection import Readings, View
+
+TEMPLATE = "inspection.html.jinja"
+
+
+def render_page(views: list[View], readings: Readings | None, *, name: str, config) -> str:
+    """The page, as HTML.
+
+    Args:
+        views: one per question.
+        readings: across a data set, if there is one.
+        name: of the model.
+        config: its configuration.
+    """
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(TEMPLATE).render(views=views, readings=readings, name=name, config=config)
