@@ -6,7 +6,7 @@ from gpu_cases import DEVICES, make_model, questions
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-CASES = [("Llama, 4 layers", 3), ("Llama, 4 layers", 6), ("GPT-2 small", 3), ("GPT-2 small", 6)]
+CASES = [("Llama, 4 layers", 3), ("GPT-2 small", 6)]
 # The CPU, where compiling takes its time, has tests with more passes and every backbone: tests/test_generation.py.
 on_a_device = [pytest.param("cpu", "Llama, 4 layers", 1)]
 on_a_device += [pytest.param("cuda", *case, marks=DEVICES[1].marks) for case in CASES]
