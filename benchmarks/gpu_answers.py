@@ -87,9 +87,10 @@ def measure_batch(part: Part, bench: Bench, model, setting: Setting):
         row = {"batch": setting.batch, "way": name, "seconds": summary(seconds), "first_call_seconds": first[name]}
         row["answers_per_second"] = summary([setting.batch / one for one in seconds])
         plain = name.removesuffix(", compiled")
-        for key, other in (("over_plain", plain), ("over_explicit", EXPLICIT)):
-            if other != name and other in times:
-                row[key] = ratio(seconds, times[other])
+        if name != plain and plain in times:
+            row["over_plain"] = ratio(seconds, times[plain])
+        if plain != EXPLICIT and EXPLICIT in times:
+            row["over_explicit"] = ratio(seconds, times[EXPLICIT])
         yield row
     yield from notes
 

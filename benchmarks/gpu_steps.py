@@ -122,6 +122,8 @@ def measure_case(part: Part, bench: Bench, model, case: Case, peak: float) -> di
             del runs[name]
             row["note"] = f"out of memory: {name}" if "note" not in row else "out of memory"
             free_memory(bench.device)
+    if not runs:
+        return row
     patience = {"rounds": 2, "least": 2} if part.rehearse else {"rounds": 9, "budget": min(8.0, part.seconds_left / 2)}
     times = {name: values["seconds"] for name, values in alternate(runs, bench.device, **patience).items()}
     row |= {f"{name}_seconds": summary(seconds) for name, seconds in times.items()}

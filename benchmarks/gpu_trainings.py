@@ -25,9 +25,9 @@ def task(name: str) -> Callable[[], str | None]:
     return lambda: None if name in tasks.TASKS else f"the task {name!r} of tasks/"
 
 
-def folder(path: str) -> Callable[[], str | None]:
-    """What lacks for a training from a folder: the folder."""
-    return lambda: None if (ROOT / path).is_dir() else f"the folder {path}"
+def files(*paths: str) -> Callable[[], str | None]:
+    """What lacks for a training from files and folders: the first that is not there."""
+    return lambda: next((path for path in paths if not (ROOT / path).exists()), None)
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,15 @@ CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", "1000", "--save_total
 FEW_STEPS = ("--use_cpu", "--bf16", "false", "--max_steps", "2", "--save_steps", "1", "--logging_steps", "1")
 FEW_STEPS += ("--per_device_train_batch_size", "4", "--eval_strategy", "no", "--max_cot_tokens", "4")
 TINY = "n_layer=1,n_embd=32,n_head=2"
-SMOLLM, GSM8K = "outputs/smollm2-135m", "data/gsm8k"
 RECIPES = "configs/recipes/"
+SMOLLM_FILES = ("outputs/smollm2", "data/gsm8k/train.txt", "data/gsm8k/valid.txt")  # `make smollm`; docs/training.md
 SMOLLM_RUN = (
-    *("--model_name_or_path", SMOLLM, "--train_file", f"{GSM8K}/train.jsonl", "--test_file", f"{GSM8K}/test.jsonl"),
-    *("--do_train", "--do_predict", "--bf16", "--num_train_epochs", "10", "--per_device_train_batch_size", "64"),
-    *("--learning_rate", "1e-4", "--warmup_steps", "0.03", "--lr_scheduler_type", "cosine", "--max_new_tokens", "16"),
+    *("--model_name_or_path", SMOLLM_FILES[0], "--train_file", SMOLLM_FILES[1], "--validation_file", SMOLLM_FILES[2]),
+    *("--block_size", "384", "--drop_long", "--do_train", "--do_eval", "--bf16", "--num_train_epochs", "10"),
+    *("--per_device_train_batch_size", "32", "--learning_rate", "1e-4", "--lr_scheduler_type", "cosine"),
+    *("--warmup_steps", "0.03", "--max_cot_tokens", "128", "--max_new_tokens", "16", "--logging_steps", "10"),
 )
+SMOLLM_THOUGHT = ("--num_latent_tokens", "12", "--config_overrides", "num_iterations=3")
 GRAPH = "graph"
 GRAPH_RUN = (
     *("--config_name", "configs/pccot_gpt2_small.json", "--config_overrides", "n_layer=2,n_head=8,n_positions=1024"),
@@ -89,11 +91,14 @@ TRAININGS = (
         ("--config_overrides", f"{TINY},n_positions=1024", "--task_args", "train=16,validation=4,test=4", *FEW_STEPS),
         task(GRAPH),
     ),
-    Training("smollm2-gsm8k-explicit", "–", ("run_cot.py", *SMOLLM_RUN, *CHECKPOINTS), FEW_STEPS, folder(SMOLLM)),
-    Training(
-        "smollm2-gsm8k-none", "–", ("run_cot.py", "--no_cot", *SMOLLM_RUN, *CHECKPOINTS), FEW_STEPS, folder(SMOLLM)
+    *(
+        Training(f"smollm2-gsm8k-{way}", "–", (*command, *SMOLLM_RUN, *CHECKPOINTS), FEW_STEPS, files(*SMOLLM_FILES))
+        for way, command in {
+            "explicit": ("run_cot.py",),
+            "none": ("run_cot.py", "--no_cot"),
+            "pccot": ("run_ccot.py", *SMOLLM_THOUGHT),
+        }.items()
     ),
-    Training("smollm2-gsm8k-pccot", "–", ("run_ccot.py", *SMOLLM_RUN, *CHECKPOINTS), FEW_STEPS, folder(SMOLLM)),
 )
 
 

@@ -363,6 +363,9 @@ class CoTTrainingArguments(TrainingArguments):
         if self.accelerator_config.dispatch_batches is None:
             # Otherwise one process reads a stream and cuts its batches up for the others, as if all were tensors.
             self.accelerator_config.dispatch_batches = False
+        if self.dataloader_pin_memory:
+            # Otherwise the copy of the next batch to the device waits for all that the device has still to do.
+            self.accelerator_config.non_blocking = True
 
     @property
     def n_gpu(self) -> int:
