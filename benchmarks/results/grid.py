@@ -82,7 +82,7 @@ TASKS = {
         {"pccot": "chain_pccot_gpt2-2x64", "cot": "chain_nocot_gpt2-2x64", "icot": "chain_icot_gpt2-4x96"},
     ),
     "chain16": Task("Chains of 16 operations", {"pccot": "chain16_pccot_gpt2-2x64", "cot": "chain16_cot_gpt2-2x64"}),
-    "affine": Task("Eight affine maps", {"pccot": "affine_pccot_gpt2-2x64", "cot": "affine_cot_gpt2-2x64"}),
+    "affine": Task("Eight affine maps mod 5", {"pccot": "affine_pccot_gpt2-2x64", "cot": "affine_cot_gpt2-2x64"}),
     "permutations": Task(
         "Eight permutations of five items (S5)",
         {"pccot": "permutations_pccot_gpt2-3x128", "cot": "permutations_cot_gpt2-3x128"},
