@@ -115,6 +115,17 @@ def test_singular_and_plural(settings):
             assert word == "as" or LEMMAS[word] != word, row["question"]
 
 
+def test_the_thing_is_left_out_only_where_there_is_one():
+    """ "Twice as many as Tom" could mean either of two things that Tom has."""
+    left_out = 0
+    for row in rows("distractors=1"):
+        named = [things for _, things, _ in read(row["question"])[0]]
+        if set() in named:
+            left_out += 1
+            assert len(set().union(*named)) == 1, row["question"]
+    assert left_out > 5
+
+
 def test_no_template_comes_twice_with_the_same_numbers():
     found = [template_of(row["question"]) for row in rows(SETTINGS["easy"], "train=3000,validation=0,test=0")]
     assert len(set(found)) == 3000
