@@ -206,6 +206,11 @@ BAD = {
     "flash": (["--dataset_name", "chain", "--attn_implementation", "flash_attention_2"], "needs a GPU"),
     "liger": (["--dataset_name", "chain", "--use_liger_kernel"], "needs: pip install liger-kernel"),
     "wandb": (["--dataset_name", "chain", "--report_to", "wandb"], "needs: pip install wandb"),
+    "tensorboard": (["--dataset_name", "chain", "--report_to", "tensorboard"], "needs: pip install tensorboard"),
+    "unknown tracker": (
+        ["--dataset_name", "chain", "--report_to", "wandbb"],
+        "--report_to: wandbb is not supported, only",
+    ),
     "two sources": (["--dataset_name", "chain", "--train_file", "pyproject.toml"], "two sources of data"),
     "tolerance": (["--dataset_name", "chain", "--latent_tolerance", "-1"], "--latent_tolerance must be"),
     "no room": (["--dataset_name", "chain", "--max_new_tokens", "0"], "--max_new_tokens must be"),

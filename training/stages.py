@@ -9,6 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
 from .arguments import CoTTrainingArguments, DataArguments
 from .cot_trainer import CoTTrainer
 from .errors import InputError
@@ -21,6 +23,7 @@ from .processes import check_launch
 
 logger = logging.getLogger(__name__)
 
+UNLISTED = ("azure_ml", "flyte")  # trackers that transformers' list of what is installed leaves out
 WEIGHTS = ("*.safetensors", "checkpoint-*", "adapter")
 
 
@@ -68,11 +71,9 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
             raise InputError(f"--{name} must be at least {least}, got {value}")
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise InputError("--streaming needs --max_steps: a stream has no length")
-    optional = {"liger_kernel": ("--use_liger_kernel", args.use_liger_kernel)}
-    optional |= {name: (f"--report_to {name}", name in args.report_to) for name in ("wandb", "tensorboard")}
-    for package, (flag, wanted) in optional.items():
-        if wanted and importlib.util.find_spec(package) is None:
-            raise InputError(f"{flag} needs: pip install {package.replace('_', '-')} (see requirements-gpu.txt)")
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise InputError("--use_liger_kernel needs: pip install liger-kernel (see requirements-gpu.txt)")
+    check_trackers(args.report_to)
     if args.load_best_model_at_end and args.save_strategy == "steps" and args.save_steps != args.eval_steps:
         raise InputError(
             f"--load_best_model_at_end: --save_steps {args.save_steps:g} would not save what most evaluations (--eval_steps "
@@ -84,6 +85,16 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
             raise InputError(f"--resume_from_checkpoint: no checkpoint in {folder}")
     elif resume and not Path(resume).is_dir():
         raise InputError(f"--resume_from_checkpoint {resume}: no such folder")
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raises InputError for a tracker (`--report_to`) that transformers does not know, or whose package is not installed."""
+    try:
+        get_reporting_integration_callbacks(names)
+    except ValueError as error:
+        raise InputError(f"--report_to: {error}") from error
+    for name in sorted(set(names) - {*get_available_reporting_integrations(), *UNLISTED}):
+        raise InputError(f"--report_to {name} needs: pip install {name.replace('_', '-')}")
 
 
 def dataset_label(data: DataArguments) -> str:
