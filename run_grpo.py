@@ -48,6 +48,8 @@ def main(argv: list[str]) -> dict:
     for name in ("streaming", "block_size", "drop_long"):
         if getattr(data, name):
             raise InputError(f"--{name} is not supported here")
+    if evaluation.faithfulness:
+        raise InputError("--faithfulness is not supported here: run python -m training.faithfulness on the checkpoint")
     from training.reward_trainer import RewardTrainer
 
     splits = load_splits(data, splits_to_load(args))

@@ -33,8 +33,9 @@ import run_cot
 import run_grpo
 import run_icot
 import tasks
-from training.arguments import CoTTrainingArguments, FaithfulnessArguments, RewardArguments, StepwiseDataArguments
+from training.arguments import CoTTrainingArguments, RewardArguments, StepwiseDataArguments
 from training.cli import parse
+from training.faithfulness import FaithfulnessArguments
 from training.small_tokenizers import byte_tokenizer
 
 README = (ROOT / "README.md").read_text()

@@ -85,6 +85,8 @@ def test_what_is_drawn_goes_by_the_question(name):
         alone = change_thoughts(thoughts[row : row + 1], [question], name, seed=3)
         assert torch.equal(alone[0], together[row])
     assert not torch.equal(together, change_thoughts(thoughts, QUESTIONS, name, seed=4))
+    twins = change_thoughts(thoughts[:1].expand(5, -1, -1), QUESTIONS, name, seed=3)  # one thought, five questions
+    assert len(twins.unique(dim=0)) > 1
 
 
 @pytest.mark.parametrize("name", LABELS)

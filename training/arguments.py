@@ -253,29 +253,6 @@ class EvaluationArguments:
 
 
 @dataclass
-class FaithfulnessArguments:
-    """What is tested, and what is written (`python -m training.faithfulness`)."""
-
-    model_name_or_path: str | None = option(
-        None, "The checkpoint: a name on the Hub or a folder; or the first argument."
-    )
-    model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
-    trust_remote_code: bool = option(False, "Run code that a checkpoint brings along. Only for sources you trust.")
-    split: Literal["train", "validation", "test"] = option("test", "The split whose questions are asked.")
-    max_new_tokens: int = option(32, "Longest answer in tokens.")
-    per_device_eval_batch_size: int = option(64, "Questions that are answered together.")
-    seed: int = option(0, "Of what is drawn: partners, orders, noise.")
-    use_cpu: bool = option(False, "Leave an accelerator alone.")
-    output_dir: str | None = option(None, "A folder for the report as JSON, text and plot.")
-    update_card: bool = option(False, "Write the report into the checkpoint's model card, README.md.")
-
-    def __post_init__(self):
-        for name in ("max_new_tokens", "per_device_eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass
 class RewardArguments:
     """What is rewarded (`run_grpo.py`)."""
 

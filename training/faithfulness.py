@@ -4,7 +4,9 @@ python -m training.faithfulness checkpoints/pccot-gpt2-chain --dataset_name chai
 python -m training.faithfulness outputs/model --test_file test.jsonl --output_dir outputs/faithfulness
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.answer_modes import LATENT
 from models.chunked_cross_entropy import IGNORED
 
-from .arguments import DataArguments, FaithfulnessArguments
+from .arguments import DataArguments, option
 from .checkpoint import load
 from .cli import parse, run
 from .collators import PCCoTCollator
@@ -25,6 +27,30 @@ from .interventions import AS_THEY_ARE, LABELS, change_thoughts, partners
 from .model_card import replace_section
 from .stages import dataset_label
 from .tokenization import tokenize
+
+
+@dataclass
+class FaithfulnessArguments:
+    """What is tested, and what is written (`python -m training.faithfulness`)."""
+
+    model_name_or_path: str | None = option(
+        None, "The checkpoint: a name on the Hub or a folder; or the first argument."
+    )
+    model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
+    trust_remote_code: bool = option(False, "Run code that a checkpoint brings along. Only for sources you trust.")
+    split: Literal["train", "validation", "test"] = option("test", "The split whose questions are asked.")
+    max_new_tokens: int = option(32, "Longest answer in tokens.")
+    per_device_eval_batch_size: int = option(64, "Questions that are answered together.")
+    seed: int = option(0, "Of what is drawn: partners, orders, noise.")
+    use_cpu: bool = option(False, "Leave an accelerator alone.")
+    output_dir: str | None = option(None, "A folder for the report as JSON, text and plot.")
+    update_card: bool = option(False, "Write the report into the checkpoint's model card, README.md.")
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "per_device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
 
 ARGUMENTS = (DataArguments, FaithfulnessArguments)
 MOST_SWEPT = 9  # values of T, and of c
