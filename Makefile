@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 TOOLS := .venv-tools
+MINUTES ?= 9
 RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench export quality lock sbom audit clean
+.PHONY: help demo test test-all test-oldest bench gpu export quality lock sbom audit clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +39,9 @@ test-oldest: $(OLDEST)/installed ## all tests on the oldest versions that requir
 
 bench: $(VENV)/installed ## measure speed and memory, and compare with the last recorded run (10 minutes)
 	$(RUN) benchmarks/run.py
+
+gpu: ## on a GPU, in MINUTES=9: tests, speed, trainings (PARTS=steps,answers: only these), with the PYTHON that is there
+	$(PYTHON) benchmarks/gpu.py --minutes $(MINUTES) $(if $(PARTS),--parts $(PARTS))
 
 export: $(VENV)/installed ## the shipped checkpoint as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain

@@ -42,6 +42,7 @@ GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT 
 # What a printed command would start, download or install is asked by these tests instead.
 COVERED = {
     "serve.py": "tests/test_serving.py::test_server_answers",
+    "benchmarks/gpu.py": "tests/test_gpu.py::test_the_rehearsal",
     "training.convert_icot": "tests/test_icot.py::test_an_original_checkpoint_is_converted",
 }
 FEW_STEPS = (
