@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 TOOLS := .venv-tools
+MINUTES ?= 9
 RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench results export smollm quality lock sbom audit clean
+.PHONY: help demo test test-all test-oldest bench gpu results export smollm quality lock sbom audit clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +42,9 @@ bench: $(VENV)/installed ## measure speed and memory, and compare with the last 
 
 results: $(VENV)/installed ## compare all methods on a task and write docs/results.md's tables (TASK=chain; all tasks: hours)
 	$(RUN) benchmarks/results/grid.py $(if $(TASK),--task $(TASK))
+
+gpu: ## on a GPU, in MINUTES=9: tests, speed, trainings (PARTS=steps,answers: only these), with the PYTHON that is there
+	$(PYTHON) benchmarks/gpu.py --minutes $(MINUTES) $(if $(PARTS),--parts $(PARTS))
 
 export: $(VENV)/installed ## the shipped checkpoint as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain

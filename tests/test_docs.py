@@ -47,6 +47,7 @@ COVERED = {
     "serve.py": "tests/test_serving.py::test_server_answers",
     "training.export_gguf": "tests/test_gguf.py::test_the_command_prints_the_prompt",
     "training.faithfulness": "tests/test_faithfulness.py::test_the_command",
+    "benchmarks/gpu.py": "tests/test_gpu.py::test_the_rehearsal",
     "training.convert_icot": "tests/test_icot.py::test_an_original_checkpoint_is_converted",
 }
 FEW_STEPS = (
