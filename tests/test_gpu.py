@@ -249,5 +249,8 @@ def test_what_needs_no_data_sets_runs_without_them():
     """A GPU machine may have torch, transformers and peft, and not `datasets`: only the trainings need it."""
     lines = ["import sys", "sys.modules['datasets'] = None"]
     lines += ["import benchmarks.gpu_tests, benchmarks.gpu_steps, benchmarks.gpu_answers"]
-    lines += ["sys.path.append('tests/gpu')", "import test_attention, test_compiled, test_number_formats, test_training_step"]
+    lines += [
+        "sys.path.append('tests/gpu')",
+        "import test_attention, test_compiled, test_number_formats, test_training_step",
+    ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=120)
