@@ -109,7 +109,9 @@ def clone(tmp_path) -> Path:
     tokenizer.save_pretrained(mistral)
     smollm = folder / "outputs" / "smollm2"
     LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(smollm)
-    tokenizer.save_pretrained(smollm)
+    with_padding = byte_tokenizer()  # as SmolLM2's
+    with_padding.pad_token = with_padding.eos_token
+    with_padding.save_pretrained(smollm)
     small = folder / "configs" / "pccot_gpt2_small.json"
     small.write_text(json.dumps(json.loads(small.read_text()) | size))
 
