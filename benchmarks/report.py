@@ -4,10 +4,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+def pyplot():
+    """matplotlib without a screen; imported when something is drawn, so that tables need no matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,12 @@ def write(table, rows: list[dict], facts: dict, folder: Path) -> None:
     figure = table.plot(rows)
     figure.suptitle(f"{table.TITLE} ({facts['machine']['processor']}, {facts['machine']['device']})", fontsize=10)
     figure.savefig(folder / f"{table.NAME}.png", dpi=120)
-    plt.close(figure)
+    pyplot().close(figure)
 
 
 def panels(rows: int, columns: int, width: float = 4.5, height: float = 3.6):
     """A figure and its axes as a list, row by row, with a light grid."""
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
     )
     for one in axes.flat:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import gpu, gpu_part, gpu_steps, gpu_tests, gpu_trainings
+from benchmarks import gpu, gpu_answers, gpu_part, gpu_steps, gpu_tests, gpu_trainings
 from benchmarks.flops import bf16_peak
 from benchmarks.gpu_part import Part
 
@@ -134,6 +134,36 @@ def test_a_case_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
     assert gpu_steps.plot(late)
 
 
+def test_a_way_to_answer_that_fails_is_a_row(tmp_path, monkeypatch):
+    """A compiler that fails costs its own row alone; so does a lack of time."""
+
+    def answer(seconds):
+        return lambda: time.sleep(seconds)
+
+    def fail():
+        raise RuntimeError("no compiler")
+
+    latent, explicit, ending = gpu_answers.LATENT, gpu_answers.EXPLICIT, gpu_answers.COMPILED_ENDING
+    ways = {latent: answer(0.01), latent + ending: fail, explicit: answer(0.04), explicit + ending: answer(0.02)}
+    monkeypatch.setattr(gpu_answers, "ways_to_answer", lambda *_: ways)
+    setting = gpu_answers.Setting(batch=1)
+    bench = gpu_answers.Bench(torch.device("cpu"), setting, quick=True)
+    rows = {row["way"]: row for row in gpu_answers.measure_batch(part(tmp_path), bench, None, setting)}
+    assert list(rows) == [latent, explicit, latent + ending, explicit + ending]
+    assert rows[latent + ending] == {
+        "batch": 1,
+        "way": latent + ending,
+        "note": "RuntimeError: no compiler",
+        "failed": True,
+    }
+    assert rows[latent]["over_explicit"]["median"] < 0.6 and "over_plain" not in rows[latent]
+    assert rows[explicit + ending]["over_plain"]["median"] < 0.9 and "over_explicit" not in rows[explicit + ending]
+    assert len(gpu_answers.figures(list(rows.values()))) == 4
+    late = list(gpu_answers.measure_batch(part(tmp_path, 0), bench, None, setting))
+    assert {row["note"] for row in late} == {"not measured: out of time"} and len(late) == 4
+    assert gpu_answers.plot(late)
+
+
 def test_the_cases_of_a_gpu():
     """Those with an aim come first; both shapes are those of the published models."""
     cases = gpu_steps.cases(False, 24)
@@ -246,8 +276,8 @@ def test_the_rehearsal(tmp_path):
 
 @pytest.mark.slow
 def test_what_needs_no_data_sets_runs_without_them():
-    """A GPU machine may have torch, transformers and peft, and not `datasets`: only the trainings need it."""
-    lines = ["import sys", "sys.modules['datasets'] = None"]
+    """A GPU machine may have torch, transformers and peft alone: `datasets` is for trainings, matplotlib for plots."""
+    lines = ["import sys", "sys.modules['datasets'] = sys.modules['matplotlib'] = None"]
     lines += ["import benchmarks.gpu_tests, benchmarks.gpu_steps, benchmarks.gpu_answers"]
     lines += [
         "sys.path.append('tests/gpu')",
