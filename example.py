@@ -41,7 +41,7 @@ def load(name: str, trust_remote_code: bool):
 
 def answer(model, tokenizer, questions: list[str], max_new_tokens: int, **options) -> list[str]:
     """What the model writes after each question."""
-    inputs = tokenizer(questions, padding=True, return_tensors="pt")
+    inputs = tokenizer(questions, padding=len(questions) > 1, return_tensors="pt")
     asked = inputs.input_ids.shape[1]
     if hasattr(model, "room_for_answer"):
         room = model.room_for_answer(asked, **options)

@@ -198,3 +198,16 @@ def test_iterations_are_for_latent_thought(folders, monkeypatch, capsys):
     assert len(ask_example(monkeypatch, capsys, "--model", str(folders("latent thought")), *iterations)) == 2
     said = refusal(monkeypatch, capsys, "--model", str(folders("no chain")), *iterations)
     assert "not for gpt2" in said
+
+
+def test_a_tokenizer_without_padding_asks_one_question(tmp_path, monkeypatch, capsys):
+    """As many stock checkpoints have it; several questions at once need the token, which is said."""
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_head": 2, "n_layer": 1, "n_positions": 64, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(AutoConfig.for_model("gpt2", **sizes)).save_pretrained(tmp_path)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    asked = "--model", str(tmp_path), "--max_new_tokens", "2"
+    assert len(ask_example(monkeypatch, capsys, *asked, "4=")) == 1
+    assert "pad" in refusal(monkeypatch, capsys, *asked, *QUESTIONS)
