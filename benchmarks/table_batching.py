@@ -77,7 +77,7 @@ def measure(bench: Bench) -> list[dict]:
 
 
 def plot(rows: list[dict]):
-    figure, (axes,) = panels(1, 1, width=4.5, height=4.2)
+    figure, (axes,) = panels(1, 1, width=6.5, height=4.2)
     colours = ["tab:blue" if "latent" in row["way"] else "tab:gray" for row in rows]
     draw(axes, range(len(rows)), [row["answers_per_second"] for row in rows], "bar", color=colours)
     axes.set_xticks(range(len(rows)), [row["way"].replace(", ", ",\n") for row in rows], fontsize=8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import chain_model
 from test_resuming import PCCOT, RUN, assert_same
+from transformers.utils.logging import warning_once
 
 import run_ccot
 from models import PCCoTGPT2Config
@@ -73,6 +74,7 @@ def test_evaluation_at_several_numbers(tmp_path):
 
 def test_a_number_that_was_not_trained_is_named_once(characters, caplog):
     logging.getLogger("transformers").propagate = True
+    warning_once.cache_clear()  # what other tests of this process were told
     model = chain_model(characters, num_latent_tokens=4, num_iterations=3)
     ids = torch.tensor([[8, 9]])
     for number, named in ((3, False), (2, True), (2, False), (4, True)):

@@ -192,7 +192,7 @@ BAD = {
     "missing file": (["--train_file", "nowhere.json"], "nowhere.json: no such file"),
     "unknown suffix": (["--train_file", "pyproject.toml"], "cannot read '.toml' files"),
     "no data": ([], "no data: pass --dataset_name"),
-    "unknown data set": (["--dataset_name", "no/such-set"], "neither a task (chain"),
+    "unknown data set": (["--dataset_name", "no/such-set"], "neither a task (affine, chain"),
     "task setting": (["--dataset_name", "chain", "--task_args", "size=3"], "no setting 'size'"),
     "negative T": (["--dataset_name", "chain", "--config_overrides", "num_iterations=-1"], "num_iterations must be"),
     "no latents": (["--dataset_name", "chain", "--num_latent_tokens", "0"], "num_latent_tokens must be"),
