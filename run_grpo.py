@@ -48,6 +48,10 @@ def main(argv: list[str]) -> dict:
     for name in ("streaming", "block_size", "drop_long"):
         if getattr(data, name):
             raise InputError(f"--{name} is not supported here")
+    if evaluation.num_samples > 1 or evaluation.eval_iterations:
+        raise InputError(
+            "--num_samples and --eval_iterations are not supported here: run_ccot.py --do_predict has them"
+        )
     if evaluation.faithfulness:
         raise InputError("--faithfulness is not supported here: run python -m training.faithfulness on the checkpoint")
     from training.reward_trainer import RewardTrainer

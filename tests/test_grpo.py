@@ -167,6 +167,8 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch):
         (["--on_nan", "skip"], "--on_nan skip is not supported here"),
         (["--streaming"], "--streaming is not supported here"),
         (["--block_size", "9"], "--block_size is not supported here"),
+        (["--num_samples", "4"], "--num_samples and --eval_iterations are not supported here"),
+        (["--eval_iterations", "1"], "--num_samples and --eval_iterations are not supported here"),
         (["--faithfulness"], "--faithfulness is not supported here: run python -m training.faithfulness"),
         (["--model_name_or_path", "gpt2-untrained"], "trains pccot models, and this is a gpt2"),
     ],

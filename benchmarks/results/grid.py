@@ -63,6 +63,12 @@ METHODS = {
         "--num_iterations_range {c},{twice}",
         "num_latent_tokens={twice},latents_per_step=2",
     ),
+    "pccot-blocks": Method(
+        "PCCoT, T = steps, blocks of two latents per step",
+        "pccot",
+        "ccot",
+        overrides="num_latent_tokens={twice},num_iterations={c},latents_per_step=2",
+    ),
     "mixed": Method("PCCoT, T = c, mixed curriculum", "pccot", "ccot", "--latent_curriculum mixed"),
     "icot": Method("iCoT", "icot", "icot"),
 }
