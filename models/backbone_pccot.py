@@ -95,12 +95,14 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             position_ids = positions_from_mask(attention_mask)[:, -length:]
 
         spans = [thought_span] if thought_span is not None else []
-        if not spans and input_ids is not None and length > 1:
+        if latent_embeds is not None or (not spans and input_ids is not None and length > 1):
             has_past = past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
             wanted = iterations > 0 or latent_embeds is not None
-            spans = find_thought_spans(input_ids, self.config, has_past) if wanted else []
-            if latent_embeds is not None and not has_past:
-                inputs_embeds = put_latents(self.get_input_embeddings()(input_ids), spans, latent_embeds)
+            if wanted and not spans and input_ids is not None and length > 1:
+                spans = find_thought_spans(input_ids, self.config, has_past)
+            if latent_embeds is not None and (spans or not has_past):  # with neither, this is a step of the answer
+                embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+                inputs_embeds = put_latents(embeds, spans, latent_embeds)
                 input_ids, spans = None, []  # nothing is left to think
         if not spans or iterations == 0:  # T = 0: the latents stay filler tokens
             if self.training and self.is_checkpointed():

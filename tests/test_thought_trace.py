@@ -64,6 +64,18 @@ def test_spans_in_different_columns(gpt2):
     assert after.any() and (got - thought)[after].abs().max() < 1e-4
 
 
+def test_a_thought_after_a_cached_prefix(gpt2):
+    """The given one is answered from there too."""
+    ids, mask = question_batch([5, 5])
+    latents = gpt2.trace_thought(ids, mask).inputs[-1].flip(0)
+    opened = gpt2.open_thought(ids, mask)["input_ids"]
+    wanted = gpt2(opened, latent_embeds=latents).logits[:, -1]
+    cache = gpt2(opened[:, :3], use_cache=True).past_key_values
+    got = gpt2(opened[:, 3:], past_key_values=cache, latent_embeds=latents).logits[:, -1]
+    assert (got - wanted).abs().max() < 1e-4
+    assert (gpt2(opened).logits[:, -1] - wanted).abs().max() > 1e-2
+
+
 def test_a_projection_is_traced_on_both_sides():
     model = make_model("llama", use_projection=True)
     trace = model.trace_thought(*question_batch([5, 4]))
@@ -91,5 +103,9 @@ def test_what_is_refused(gpt2, options, message):
 def test_a_prompt_without_a_thought_span_is_refused(gpt2):
     with pytest.raises(ValueError, match="one thought span per row, and there are 0"):
         gpt2(torch.tensor([[7, 8, 9]]), latent_embeds=torch.zeros(1, 6, 32))
+    with pytest.raises(ValueError, match="one thought span per row, and there are 0"):
+        gpt2(torch.tensor([[7]]), latent_embeds=torch.zeros(1, 6, 32))
+    with pytest.raises(ValueError, match="one thought span per row, and there are 0"):
+        gpt2(inputs_embeds=torch.zeros(1, 3, 32), latent_embeds=torch.zeros(1, 6, 32))
     with pytest.raises(ValueError, match="num_iterations"):
         gpt2.trace_thought(torch.tensor([[7, 8, 9]]), num_iterations=-1)

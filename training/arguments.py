@@ -336,11 +336,12 @@ class CoTTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is no device to copy to
         check_packages(self)
+        asked = str(self.accelerator_config)  # fields by name: a mapping, its JSON text, or what it becomes
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             # Otherwise one process reads a stream and cuts its batches up for the others, as if all were tensors.
             self.accelerator_config.dispatch_batches = False
-        if self.dataloader_pin_memory:
+        if self.dataloader_pin_memory and "non_blocking" not in asked:
             # Otherwise the copy of the next batch to the device waits for all that the device has still to do.
             self.accelerator_config.non_blocking = True
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STOPS = {0: 400, 1: 400, 2: 375}  # supervised steps, after which 0.56 to 0.69 of the answers are right
+STOPS = {0: 400, 1: 400, 2: 375}  # supervised steps, after which 0.50 to 0.69 of the answers are right
 EARLY = "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --lr_scheduler_type constant_with_warmup"
 ASKED = "run_ccot.py --dataset_name chain --task_args operations=4 --do_predict --max_new_tokens 4 --explicit_cot false"
 SAMPLES = "--num_samples 16 --per_device_eval_batch_size 125"

@@ -65,3 +65,6 @@ def test_a_batch_is_copied_without_a_wait(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
         args = CoTTrainingArguments(output_dir=str(tmp_path), report_to="none")
         assert (args.dataloader_pin_memory, args.accelerator_config.non_blocking) == (there, there)
+        for asked in ({"non_blocking": False}, '{"non_blocking": false}'):
+            args = CoTTrainingArguments(output_dir=str(tmp_path), report_to="none", accelerator_config=asked)
+            assert not args.accelerator_config.non_blocking
