@@ -11,9 +11,7 @@ made again; a cell without a file is empty in the table.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
 
+from benchmarks.results.one_thread import results_of  # noqa: E402
 from training.cli import read_recipe  # noqa: E402
 
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
@@ -105,7 +104,7 @@ def pairs(overrides: str) -> dict[str, str]:
     return dict(pair.split("=") for pair in overrides.split(",") if pair)
 
 
-def command_of(task: Task, method: Method, seed: int, folder: Path) -> list[str]:
+def command_of(task: Task, method: Method, seed: int) -> list[str]:
     """The command line of a run, from the repository's root."""
     recipe = f"configs/recipes/{task.recipes[method.recipe]}.yaml"
     entries = read_recipe(ROOT / recipe)
@@ -117,7 +116,7 @@ def command_of(task: Task, method: Method, seed: int, folder: Path) -> list[str]
     command = [SCRIPTS[method.recipe], recipe, *method.flags.format(**sizes).split()]
     if overrides != own:
         command += ["--config_overrides", ",".join(f"{key}={value}" for key, value in overrides.items())]
-    return [*command, "--seed", str(seed), "--output_dir", str(folder)]
+    return [*command, "--seed", str(seed)]
 
 
 def run(name: str, method_name: str, seed: int, outputs: Path) -> None:
@@ -127,19 +126,15 @@ def run(name: str, method_name: str, seed: int, outputs: Path) -> None:
         return
     task, method = TASKS[name], METHODS[method_name]
     folder = outputs / name / method_name / f"seed-{seed}"
-    command = command_of(task, method, seed, folder)
-    if not (folder / "all_results.json").exists():
-        words = [sys.executable, *command, "--disable_tqdm", "true", "--overwrite_output_dir", "true"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(words, cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
-    measured = json.loads((folder / "all_results.json").read_text())
+    command = command_of(task, method, seed)
+    measured = results_of([*command, "--overwrite_output_dir", "true"], folder)
     recipe, test = read_recipe(ROOT / command[1]), f"test_{method.mode}_"
     row = {
         "task": name,
         "method": method_name,
         "seed": seed,
         "recipe": command[1],
-        "command": " ".join(["python", *command[:-2]]),
+        "command": " ".join(["python", *command]),
         "exact_match": measured[f"{test}exact_match"],
         "low": measured[f"{test}exact_match_low"],
         "high": measured[f"{test}exact_match_high"],

@@ -7,15 +7,16 @@ A training whose results are already in `--output_dir` is not run again.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+
+from benchmarks.results.one_thread import results_of  # noqa: E402
+
 RANGE = "run_ccot.py configs/recipes/chain_pccot-range_gpt2-2x64.yaml"
 FIXED = (
     "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --max_steps 1500 --eval_strategy no --do_predict "
@@ -26,13 +27,9 @@ TRAINED = {"3 to 6": RANGE, "3": FIXED}
 ITERATIONS = (0, 1, 2, 3, 4, 5, 6, 12)
 
 
-def results_of(command: str, folder: Path) -> dict[int, float]:
-    """Exact match on the test split by T, after a training in a process of its own."""
-    if not (folder / "all_results.json").exists():
-        words = [*command.split(), "--use_cpu", "--explicit_cot", "false", "--output_dir", str(folder)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, *words], cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
-    results = json.loads((folder / "all_results.json").read_text())
+def exact_match(command: str, folder: Path) -> dict[int, float]:
+    """Exact match on the test split by T, after a training."""
+    results = results_of([*command.split(), "--use_cpu", "--explicit_cot", "false"], folder)
     return {T: results["test_ccot_exact_match" if T == 3 else f"test_ccot_T{T}_exact_match"] for T in ITERATIONS}
 
 
@@ -49,7 +46,7 @@ def main():
     for (trained, command), colour, style in zip(TRAINED.items(), ("tab:blue", "tab:red"), ("-", ":"), strict=True):
         for seed in args.seeds:
             folder = args.output_dir.resolve() / f"{trained.replace(' ', '-')}-{seed}"
-            results = results_of(f"{command} --seed {seed}", folder)
+            results = exact_match(f"{command} --seed {seed}", folder)
             print(f"| {trained} | {seed} | " + " | ".join(f"{right:.4f}" for right in results.values()) + " |")
             label = f"trained with T = {trained}" if seed == args.seeds[0] else None
             axes.plot(results.keys(), results.values(), color=colour, linestyle=style, marker="o", label=label)

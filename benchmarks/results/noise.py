@@ -7,30 +7,22 @@ A run whose results are already in `--output_dir` is not run again.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+
+from benchmarks.results.one_thread import results_of  # noqa: E402
+
 STOPS = {0: 400, 1: 400, 2: 375}  # supervised steps, after which 0.50 to 0.69 of the answers are right
 EARLY = "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --lr_scheduler_type constant_with_warmup"
 ASKED = "run_ccot.py --dataset_name chain --task_args operations=4 --do_predict --max_new_tokens 4 --explicit_cot false"
 SAMPLES = "--num_samples 16 --per_device_eval_batch_size 125"
 NOISE, DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), (0.05, 0.1, 0.2, 0.3)
 SHOWN = ("pass_at_1", "pass_at_4", "pass_at_16", "majority_vote", "distinct_answers")
-
-
-def results_of(command: str, folder: Path) -> dict[str, float]:
-    """Metrics on the test split, after a run in a process of its own."""
-    if not (folder / "all_results.json").exists():
-        words = [*command.split(), "--use_cpu", "--output_dir", str(folder)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, *words], cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
-    return json.loads((folder / "all_results.json").read_text())
 
 
 def main():
@@ -45,13 +37,16 @@ def main():
     print("|---" * 9 + "|")
     for seed, axes in zip(args.seeds, panels, strict=True):
         early = args.output_dir.resolve() / f"early-{seed}"
-        results_of(f"{EARLY} --seed {seed} --max_steps {STOPS[seed]}", early)
+        results_of(f"{EARLY} --use_cpu --seed {seed} --max_steps {STOPS[seed]}".split(), early)
         swept = []
         for noise, dropout in [*((noise, 0.0) for noise in NOISE), *((0.0, dropout) for dropout in DROPOUT)]:
             command = (
                 f"{ASKED} {SAMPLES} --model_name_or_path {early} --latent_noise {noise} --latent_dropout {dropout}"
             )
-            results = results_of(command, args.output_dir.resolve() / f"seed-{seed}-noise-{noise}-dropout-{dropout}")
+            results = results_of(
+                [*command.split(), "--use_cpu"],
+                args.output_dir.resolve() / f"seed-{seed}-noise-{noise}-dropout-{dropout}",
+            )
             greedy = results["test_ccot_exact_match"]
             values = [results[f"test_ccot_{name}"] for name in SHOWN]
             cells = " | ".join(f"{value:.4f}" for value in values[:-1])
