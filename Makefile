@@ -25,10 +25,10 @@ $(OLDEST)/installed: requirements.txt requirements-dev.txt constraints/oldest.tx
 	$(OLDEST)/bin/python $(PIP) -r requirements-dev.txt -c constraints/oldest.txt
 	touch $@
 
-demo: $(VENV)/installed ## train a small model from random weights and compare every way to answer (5 minutes)
+demo: $(VENV)/installed ## train a small model from random weights and compare every way to answer (1 to 5 minutes)
 	$(RUN) demo.py
 
-test: $(VENV)/installed ## the tests, without the slow ones (2 minutes)
+test: $(VENV)/installed ## the tests, without the slow ones (4 minutes)
 	$(RUN) -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/installed ## all tests
