@@ -12,7 +12,12 @@ from .word_sentences import NAMES, QUESTIONS, THINGS, TIMES, VERBS, template_of,
 LARGEST_CHANGE = 9  # in "9 more"
 OTHER_THING = "other thing"  # a fact that gives the number of another thing
 SIGNS = {"more": "+", "fewer": "-", "times": "*", "half": "/", "sum": "+"}
-FORMS = {0: "{result}", 1: "{left} {sign} {right} = {result}", 2: "{name} = {left} {sign} {right} = {result}"}
+FORMS = {
+    0: "{result}",
+    1: "{left} {sign} {right} = {result}",
+    2: "{name} = {left} {sign} {right} = {result}",
+    3: "{name} {result}",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def splits(
         distractors: up to so many sentences that do not matter: about another thing or somebody else.
         shuffled: 1 for sentences in any order; 0 for an order in which each can be worked out from those before it.
         largest: number in a question, in its steps and as its answer.
-        step_form: 0 for the result alone, 1 for an equation, 2 for the name before the equation.
+        step_form: 0 for the result alone, 1 for an equation, 2 for the name before the equation, 3 for name and result.
         train, validation, test: examples per split.
         seed: of the random numbers.
 
@@ -101,7 +106,7 @@ def check(settings: Settings):
         ("wordings", 1, 3),
         ("shuffled", 0, 1),
         ("largest", 10, 1_000),
-        ("step_form", 0, 2),
+        ("step_form", 0, 3),
     ]:
         if not low <= getattr(settings, name) <= high:
             raise ValueError(f"word_problems: {name} must be from {low} to {high}")

@@ -37,7 +37,7 @@ class ModelArguments:
     tokenizer_name: str | None = option(
         None,
         "Tokenizer, if not the model's: a name, a folder, or `characters` (one token per character of the training "
-        "data), `words` (one per word between spaces) or `bytes` (one per byte of UTF-8), which need no download.",
+        "data), `words` (one per word, and per mark at its end) or `bytes` (one per byte of UTF-8), which need no download.",
     )
     model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
     torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = option(

@@ -59,9 +59,8 @@ def gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> GGUFTokeniz
     tokens, types = tokens_of(tokenizer, rows)
     if kind == "WordLevel" and is_by_character(pre):
         return unigram(tokens, types)
-    if kind == "WordLevel" and pre.get("type") == "WhitespaceSplit":
-        words = [f"{SENTENCEPIECE_SPACE}{t}" if kind == NORMAL else t for t, kind in zip(tokens, types, strict=True)]
-        return unigram(words, types, space_prefix=True, single_spaces=True)
+    if kind == "WordLevel" and is_by_word(pre):
+        return unigram(tokens, types, space_prefix=True, single_spaces=True)
     if kind == "BPE" and content["model"].get("byte_fallback") and pre.get("type") in (None, "Metaspace"):
         return sentencepiece(content, tokens, types)
     name = pre_tokenizer_name(pre, content["model"]["merges"]) if kind == "BPE" else None
@@ -101,6 +100,12 @@ def is_by_character(pre: dict) -> bool:
         {"Regex": r"[\s\S]"},
         "Isolated",
     )
+
+
+def is_by_word(pre: dict) -> bool:
+    """Whether a text is split as `small_tokenizers.word_tokenizer` splits it."""
+    parts = [part["type"] for part in pre.get("pretokenizers", [])]
+    return parts == ["WhitespaceSplit", "Metaspace", "Split"]
 
 
 def unigram(tokens: list[str], types: list[int], **spaces: bool) -> GGUFTokenizer:

@@ -20,11 +20,21 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token per word between spaces that occurs in `texts`, `<unk>` for any other."""
-    words = sorted({word for text in texts for word in text.split()})
+    """One token per word between spaces that occurs in `texts`, and one per mark at the end of a word; `<unk>` for any other.
+
+    So "Tom", "Tom." and "Tom?" hold the same word.
+    """
+    parts = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(prepend_scheme="always"),  # a word remembers the space before it, a mark has none
+            pre_tokenizers.Split(Regex(r"(?<=[^▁])[.,;:?!](?=[.,;:?!]*$)"), "isolated"),
+        ]
+    )
+    words = sorted({word for text in texts for word, _ in parts.pre_tokenize_str(text)})
     vocabulary = {token: index for index, token in enumerate(["<unk>", "<eos>", *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer, tokenizer.decoder = parts, decoders.Metaspace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
 
 
