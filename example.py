@@ -39,6 +39,17 @@ def load(name: str, trust_remote_code: bool):
     return load(name, trust_remote_code=trust_remote_code)
 
 
+def unknown_text(tokenizer, question: str) -> str | None:
+    """The first part of a question that a tokenizer made from training data has no token for."""
+    if tokenizer.unk_token_id is None:
+        return None
+    encoded = tokenizer(question, return_offsets_mapping=True)
+    for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if token == tokenizer.unk_token_id:
+            return question[start:end].strip() or question[start:end]
+    return None
+
+
 def answer(model, tokenizer, questions: list[str], max_new_tokens: int, **options) -> list[str]:
     """What the model writes after each question."""
     inputs = tokenizer(questions, padding=len(questions) > 1, return_tensors="pt")
@@ -70,6 +81,9 @@ def main():
     except Exception as error:  # over a damaged file, libraries raise errors of many kinds
         sys.exit(f"error: cannot load {args.model}: {' '.join(str(error).split())}")
 
+    for question in args.questions:
+        if unknown := unknown_text(tokenizer, question):
+            sys.exit(f"error: {args.model} does not know {unknown!r} of {question!r}: its training data never had it")
     modes = {mode.name: mode for mode in getattr(model, "answer_modes", ())}
     own = next(iter(modes.values())).options if modes else {}
     if args.num_iterations is not None:

@@ -211,3 +211,9 @@ def test_a_tokenizer_without_padding_asks_one_question(tmp_path, monkeypatch, ca
     asked = "--model", str(tmp_path), "--max_new_tokens", "2"
     assert len(ask_example(monkeypatch, capsys, *asked, "4=")) == 1
     assert "pad" in refusal(monkeypatch, capsys, *asked, *QUESTIONS)
+
+
+def test_a_question_with_what_the_tokenizer_never_saw_is_one_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match=r"does not know ' ' of '1 \+ 2=': its training data never had it"):
+        ask_example(monkeypatch, capsys, "1+2=", "1 + 2=")
+    assert capsys.readouterr().out == ""
