@@ -21,7 +21,7 @@ from .prompt_checks import check_shape, first_of
 from .spans_pccot import find_thought_spans
 
 # Arguments of `generate()` that no manager can follow.
-UNKNOWN = ("latent_tolerance", "latent_noise", "latent_dropout", "latent_embeds", "position_gap")
+UNKNOWN = ("latent_tolerance", "latent_noise", "latent_dropout", "latent_embeds", "filler_embeds", "position_gap")
 
 
 class QuestionRouter(OutputRouter):

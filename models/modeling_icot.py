@@ -22,7 +22,7 @@ from .configuration_prompt import check_count, check_flag
 from .gpt2_activation import FusedGeluMixin
 from .own_base_model import OwnBaseModelMixin
 from .positions import positions_from_mask
-from .prompt_checks import check_shape
+from .prompt_checks import check_shape, first_of
 from .prompt_suffix import PromptSuffixMixin
 
 
@@ -102,6 +102,7 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         *,
         explicit_steps: bool | None = None,
         num_fillers: int | None = None,
+        filler_embeds: torch.Tensor | None = None,
         position_gap: int | None = None,
         **kwargs,
     ):
@@ -112,6 +113,8 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
                 `attention_mask`.
             generation_config: as everywhere.
             explicit_steps, num_fillers: see `suffix_ids`.
+            filler_embeds: `(batch, fillers, hidden)`, what stands at the fillers after the question instead of their own
+                embeddings.
             position_gap: how many positions to leave free where tokens of the chain were removed; by default what
                 training kept free for most questions (`config.position_gap`, with `config.keep_position`).
             **kwargs: every argument of transformers' `generate()`.
@@ -122,7 +125,8 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
 
         Raises:
             ValueError: if the prompt needs more positions than the model has, for an `assistant_model` together with free
-                positions, or if an argument is no such thing.
+                positions, for `filler_embeds` that are not one for each filler or come with `prefill_chunk_size`, or if an
+                argument is no such thing.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
@@ -139,10 +143,16 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
             if kwargs.get("pad_token_id", self.generation_config.pad_token_id) is None:
                 kwargs["pad_token_id"] = ready
-        if gap:
+        if gap or filler_embeds is not None:
             prompt, _ = self._with_bos(inputs, kwargs.get("attention_mask"))
-            column = prompt.shape[1] + len(config.question_end_ids or []) + 1
+            column = prompt.shape[1] + len(config.question_end_ids or []) + 1  # after <start>
+        if gap:
             kwargs |= {"position_gap": gap, "gap_column": column}
+        if filler_embeds is not None:
+            if first_of("prefill_chunk_size", self._sources(generation_config, kwargs)) is not None:
+                raise ValueError("filler_embeds needs the whole prompt in one pass: leave prefill_chunk_size out")
+            check_filler_embeds(filler_embeds, inputs, suffix.count(config.pause_token_id), config.hidden_size)
+            kwargs |= {"filler_embeds": filler_embeds, "filler_column": column}
         return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
 
     def gap_of(self, explicit_steps: bool | None = None, **_) -> int:
@@ -160,13 +170,28 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         room = super().room_for_answer(question_length, explicit_steps=explicit_steps, **options)
         return None if room is None else room - self.gap_of(explicit_steps)
 
-    def prepare_inputs_for_generation(self, input_ids, *args, position_gap: int = 0, gap_column: int = 0, **kwargs):
-        """transformers' own; what comes after removed tokens stands `position_gap` positions further on.
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        *args,
+        position_gap: int = 0,
+        gap_column: int = 0,
+        filler_embeds: torch.Tensor | None = None,
+        filler_column: int = 0,
+        **kwargs,
+    ):
+        """transformers' own; what comes after removed tokens stands `position_gap` positions further on, and
+        `filler_embeds` stand in the columns from `filler_column` on.
 
-        That is all that follows `<start>`, in the column before `gap_column`, where the chain lost its beginning; and
-        `<ready>` and what follows it where it lost its end.
+        What comes after them is all that follows `<start>`, in the column before `gap_column`, where the chain lost its
+        beginning; and `<ready>` and what follows it where it lost its end.
         """
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        ids = model_inputs.get("input_ids")
+        if filler_embeds is not None and ids is not None and ids.shape[1] == input_ids.shape[1]:  # else: a later token
+            embeds = self.get_input_embeddings()(ids)
+            embeds[:, filler_column : filler_column + filler_embeds.shape[1]] = filler_embeds.to(embeds)
+            model_inputs |= {"input_ids": None, "inputs_embeds": embeds}
         if position_gap:
             after = torch.arange(input_ids.shape[1], device=input_ids.device)[None] >= gap_column
             if self.config.removal_side == "right":
@@ -174,6 +199,14 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             positions = model_inputs["position_ids"]
             model_inputs["position_ids"] = positions + position_gap * after[:, -positions.shape[1] :]
         return model_inputs
+
+
+def check_filler_embeds(embeds: torch.Tensor, inputs: torch.Tensor, fillers: int, hidden: int) -> None:
+    """Raises ValueError for what cannot stand in the place of a prompt's fillers."""
+    wanted = (inputs.shape[0], fillers, hidden)
+    if not isinstance(embeds, torch.Tensor) or embeds.shape != wanted:
+        got = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
+        raise ValueError(f"filler_embeds must be (batch, fillers, hidden) = {wanted}, got {got}")
 
 
 class SecondEndCriteria(StoppingCriteria):

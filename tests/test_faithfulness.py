@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, SHIPPED, chain_model, make_any
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from conftest import ROOT, SHIPPED, chain_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import run_ccot
 import run_cot
@@ -16,7 +16,7 @@ from tasks.chain import OPERATORS
 from training.arguments import CoTTrainingArguments, ModelArguments
 from training.errors import InputError
 from training.faithfulness import answers_from, answers_under, main, measure, spread, think
-from training.faithfulness_report import Report, Row, majority_row
+from training.faithfulness_report import PCCoTReport, Row, majority_row
 from training.interventions import LABELS, change_thoughts, partners
 from training.model_card import replace_section
 from training.pccot_trainer import PCCoTTrainer
@@ -35,7 +35,7 @@ def chains() -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def shipped_report(shipped, chains) -> Report:
+def shipped_report(shipped, chains) -> PCCoTReport:
     return measure(*shipped, chains, data="chains", batch_size=300, max_new_tokens=4)
 
 
@@ -182,12 +182,12 @@ def test_a_model_that_ignores_its_latents_is_caught(ignoring):
 # --- the report ---
 
 
-def made_report(plain: int, swapped: int, same: float, chance: int = 18, count: int = 100) -> Report:
+def made_report(plain: int, swapped: int, same: float, chance: int = 18, count: int = 100) -> PCCoTReport:
     rows = [Row.counted("as_they_are", "thoughts as they are", plain, count)]
     rows.append(Row.counted("swapped", "thoughts of another question", swapped, count, same=same))
     parts = {"chance": Row.counted("chance", "always 0", chance, count), "interventions": rows}
     parts |= {"iterations": [], "latents": [], "reading": []}
-    return Report(model_type="pccot-gpt2", data="d", num_latent_tokens=3, num_iterations=3, seed=0, **parts)
+    return PCCoTReport(model_type="pccot-gpt2", data="d", num_latent_tokens=3, num_iterations=3, seed=0, **parts)
 
 
 @pytest.mark.parametrize(
@@ -278,8 +278,11 @@ def test_the_document_shows_what_runs(monkeypatch, capsys):
 
 
 def test_models_without_latent_thoughts_are_refused(characters, shipped):
-    with pytest.raises(InputError, match="a icot-gpt2 model has no latent thoughts"):
-        answers_under(make_any("icot-gpt2"), characters, QUESTIONS, "zeroed")
+    stock = GPT2LMHeadModel(GPT2Config(vocab_size=len(characters), n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(InputError, match="a gpt2 model has no thoughts that could be changed"):
+        answers_under(stock, characters, QUESTIONS, "zeroed")
+    with pytest.raises(InputError, match="num_fillers= is not for pccot-gpt2 models"):
+        answers_under(*shipped, QUESTIONS, num_fillers=2)
     with pytest.raises(InputError, match="at T = 0 the latents are filler tokens"):
         answers_under(*shipped, QUESTIONS, "zeroed", num_iterations=0)
     with pytest.raises(InputError, match="at T = 0"):
@@ -313,7 +316,7 @@ def test_commands_that_cannot_end_well(tmp_path):
         run_ccot.main(train)
     with pytest.raises(InputError, match="at T = 0"):
         run_ccot.main([*train, "--do_predict", "--config_overrides", "num_iterations=0"])
-    with pytest.raises(InputError, match=r"which only run_ccot\.py's models have"):
+    with pytest.raises(InputError, match=r"which only models of run_ccot\.py and run_icot\.py have"):
         run_cot.main([*train, "--do_predict"])
     with pytest.raises(InputError, match="no model"):
         main(chain)

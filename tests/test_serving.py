@@ -114,12 +114,12 @@ def test_chat_template(answers):
 
 
 @contextmanager
-def serving(log: Path, *flags: str):
+def serving(log: Path, *flags: str, folder: Path = SHIPPED):
     """`python serve.py serve`, on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "serve.py", "serve", str(SHIPPED), "--port", str(port), "--device", "cpu", *flags]
+    command = [sys.executable, "serve.py", "serve", str(folder), "--port", str(port), "--device", "cpu", *flags]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=os.environ | LOOPBACK)
     address = f"http://localhost:{port}"

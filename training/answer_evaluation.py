@@ -54,9 +54,12 @@ class AnswerEvaluationMixin:
         """Raises InputError, before a run, where `--faithfulness` could not be measured at its end."""
         if not self.evaluation.faithfulness:
             return
-        if not self.samples_thoughts:
-            raise InputError("--faithfulness changes latent thoughts, which only run_ccot.py's models have")
-        if self.model.config.num_iterations == 0:
+        if self.family is None:
+            raise InputError(
+                "--faithfulness changes what stands between question and answer, which only models of run_ccot.py and "
+                "run_icot.py have"
+            )
+        if getattr(self.model.config, "num_iterations", None) == 0:
             raise InputError("--faithfulness: at T = 0 the latents are filler tokens, so there is no thought to change")
         if len(self.rows.get("test", ())) < 2:
             raise InputError(

@@ -129,6 +129,11 @@ def token_budget(model, mode: AnswerMode, question_length: int, max_new_tokens: 
     return budget if room is None else max(1, min(budget, room))
 
 
+def longest(tokenizer, questions: list[str]) -> int:
+    """Tokens of the longest question."""
+    return max(map(len, tokenizer(questions)["input_ids"]))
+
+
 def warn_of_long_answers(
     split: str, features: Dataset, mode: AnswerMode, collator: CoTCollator, limits: EvaluationArguments
 ) -> None:
@@ -160,23 +165,36 @@ def read_answers(model, tokenizer, mode: AnswerMode, generated: list[list[int]],
 
 @torch.inference_mode()
 def answer_questions(
-    model, tokenizer, questions: list[str], *, mode: str | None = None, batch_size: int, **options
+    model,
+    tokenizer,
+    questions: list[str],
+    *,
+    mode: str | AnswerMode | None = None,
+    batch_size: int,
+    per_row: dict[str, torch.Tensor] | None = None,
+    **options,
 ) -> Answers:
     """Answers to questions in text, in left-padded batches.
 
     Args:
-        mode: the name of one (`models.ANSWER_MODES`); the model's own by default.
+        mode: one, or the name of one that the model has (`models.ANSWER_MODES`); the model's own by default.
+        per_row: arguments of `generate()` with an entry for each question, of which a batch gets its own.
         **options: of `generate()`.
     """
-    asked = mode_of(model, mode) if mode else getattr(model, "answer_modes", (EXPLICIT,))[0]
+    if not isinstance(mode, AnswerMode):
+        mode = mode_of(model, mode) if mode else getattr(model, "answer_modes", (EXPLICIT,))[0]
     rows, seconds = [], 0.0
     for start in range(0, len(questions), batch_size):
-        inputs = tokenizer(questions[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
-        tokens, taken = timed_generate(model, inputs.input_ids, inputs.attention_mask, **(asked.options | options))
+        here = slice(start, start + batch_size)
+        inputs = tokenizer(questions[here], padding=True, return_tensors="pt").to(model.device)
+        given = {name: value[here].to(model.device) for name, value in (per_row or {}).items()}
+        tokens, taken = timed_generate(
+            model, inputs.input_ids, inputs.attention_mask, **(mode.options | options | given)
+        )
         counts = count_new_tokens(tokens, tokenizer.eos_token_id).tolist()
         rows += [row[:count] for row, count in zip(tokens.tolist(), counts, strict=True)]
         seconds += taken
-    return read_answers(model, tokenizer, asked, rows, seconds)
+    return read_answers(model, tokenizer, mode, rows, seconds)
 
 
 def count_new_tokens(new_tokens: torch.Tensor, eos_token_id: int) -> torch.Tensor:

@@ -21,8 +21,9 @@ from .cli import parse, run
 from .collators import PCCoTCollator
 from .data import load_splits
 from .errors import InputError
-from .evaluation import Answers, answer_questions, mode_of, token_budget
-from .faithfulness_report import Report, Row, majority_row, write_report
+from .evaluation import Answers, answer_questions, longest, mode_of, token_budget
+from .faithfulness_report import PCCoTReport, Report, Row, majority_row, write_report
+from .icot_faithfulness import change_icot, measure_icot
 from .interventions import AS_THEY_ARE, LABELS, change_thoughts, partners
 from .model_card import replace_section
 from .stages import dataset_label
@@ -40,6 +41,7 @@ class FaithfulnessArguments:
     trust_remote_code: bool = option(False, "Run code that a checkpoint brings along. Only for sources you trust.")
     split: Literal["train", "validation", "test"] = option("test", "The split whose questions are asked.")
     max_new_tokens: int = option(32, "Longest answer in tokens.")
+    max_cot_tokens: int = option(256, "Longest answer where an iCoT model writes what is left of its chain, in tokens.")
     per_device_eval_batch_size: int = option(64, "Questions that are answered together.")
     seed: int = option(0, "Of what is drawn: partners, orders, noise.")
     use_cpu: bool = option(False, "Leave an accelerator alone.")
@@ -47,7 +49,7 @@ class FaithfulnessArguments:
     update_card: bool = option(False, "Write the report into the checkpoint's model card, README.md.")
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "per_device_eval_batch_size"):
+        for name in ("max_new_tokens", "max_cot_tokens", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
@@ -66,28 +68,44 @@ def answers_under(
     latent: int | None = None,
     num_iterations: int | None = None,
     num_latent_tokens: int | None = None,
+    num_fillers: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
     max_new_tokens: int = 32,
+    max_cot_tokens: int = 256,
 ) -> Answers:
-    """Greedy answers to questions whose thoughts were changed after they were thought.
+    """Greedy answers to questions after a change of what stands between question and answer.
 
-    The inputs of the latents in the last pass are what is changed, and that pass is run with them: its keys and values
-    are what an answer reads. What is changed in an earlier pass, the later ones compute anew from the question.
+    Of a `pccot-*` model, the inputs of the latents in the last pass are what is changed, and that pass is run with them:
+    its keys and values are what an answer reads. What is changed in an earlier pass, the later ones compute anew from the
+    question. Of an `icot-*` model, its fillers or what is left of its chain are changed (`icot_faithfulness.py`).
 
     Args:
-        model: a `pccot-*` model.
+        model: a `pccot-*` or `icot-*` model.
         questions: in text. A question's answer is the same in every batch.
-        intervention, golds, latent, seed: see `interventions.change_thoughts`.
+        intervention, golds, seed: see `interventions.change_thoughts` and `icot_faithfulness.change_icot`.
+        latent: see `interventions.change_thoughts`.
         num_iterations, num_latent_tokens: T and c; the model's if absent.
+        num_fillers: of an `icot-*` model, given in one pass; the model's if absent.
+        max_cot_tokens: the longest answer where an `icot-*` model writes what is left of its chain.
 
     Raises:
-        InputError: for a model without latents, T = 0 with an intervention, and what `change_thoughts` refuses.
+        InputError: for a model with nothing that could be changed, T = 0 with an intervention, an argument of the other
+            family, and what `change_thoughts` or `change_icot` refuses.
     """
     given = {"num_iterations": num_iterations, "num_latent_tokens": num_latent_tokens}
     asked = {name: value for name, value in given.items() if value is not None}
-    check_thinks(model, num_iterations if intervention != AS_THEY_ARE else None, intervention != AS_THEY_ARE)
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    check_thinks(model, num_iterations if intervention != AS_THEY_ARE else None, intervention != AS_THEY_ARE)
+    is_icot = model.config.family == "icot"
+    foreign = [*asked, *(["latent"] * (latent is not None))] if is_icot else ["num_fillers"] * (num_fillers is not None)
+    if foreign:
+        raise InputError(f"{foreign[0]}= is not for {model.config.model_type} models")
+    if is_icot:
+        limits |= {"max_cot_tokens": max_cot_tokens}
+        return change_icot(
+            *(model, tokenizer, questions, intervention), golds=golds, num_fillers=num_fillers, seed=seed, **limits
+        )
     if intervention == AS_THEY_ARE:
         return answers_from(model, tokenizer, questions, None, **limits, **asked)
     thoughts, _ = think(model, tokenizer, questions, batch_size=batch_size, **asked)
@@ -96,10 +114,12 @@ def answers_under(
 
 
 def check_thinks(model: PreTrainedModel, num_iterations: int | None = None, changed: bool = True) -> None:
-    """Raises InputError for a model without latent thoughts, and (where they are to be `changed`) at T = 0."""
-    kind = model.config.model_type
-    if getattr(model.config, "family", None) != "pccot":
-        raise InputError(f"a {kind} model has no latent thoughts that could be changed: pass a pccot-* model")
+    """Raises InputError for a model that is none of ours, and (where thoughts are to be `changed`) at T = 0."""
+    kind, family = model.config.model_type, getattr(model.config, "family", None)
+    if family is None:
+        raise InputError(f"a {kind} model has no thoughts that could be changed: pass a pccot-* or icot-* model")
+    if family == "icot":
+        return
     iterations = model.config.num_iterations if num_iterations is None else num_iterations
     if changed and iterations == 0:
         raise InputError("at T = 0 the latents are filler tokens, the same for every question: nothing to change")
@@ -134,27 +154,18 @@ def answers_from(
     **options,
 ) -> Answers:
     """Answers read from given thoughts `(questions, c, hidden)`; None lets the model think. They end where positions do."""
-    together = Answers()
-    longest = max(map(len, tokenizer(questions)["input_ids"]))
-    limit = token_budget(model, mode_of(model, LATENT.name), longest, max_new_tokens, max_new_tokens)
-    for start in range(0, len(questions), batch_size):
-        here = slice(start, start + batch_size)
-        given = {} if thoughts is None else {"latent_embeds": thoughts[here].to(model.device)}
-        some = answer_questions(
-            model,
-            tokenizer,
-            questions[here],
-            mode=LATENT.name,
-            batch_size=batch_size,
-            max_new_tokens=limit,
-            **given,
-            **options,
-        )
-        together.texts += some.texts
-        together.answers += some.answers
-        together.new_tokens += some.new_tokens
-        together.seconds += some.seconds
-    return together
+    limit = token_budget(
+        model, mode_of(model, LATENT.name), longest(tokenizer, questions), max_new_tokens, max_new_tokens
+    )
+    given = None if thoughts is None else {"latent_embeds": thoughts}
+    return answer_questions(
+        *(model, tokenizer, questions),
+        mode=LATENT.name,
+        batch_size=batch_size,
+        per_row=given,
+        max_new_tokens=limit,
+        **options,
+    )
 
 
 def measure(
@@ -166,22 +177,27 @@ def measure(
     seed: int = 0,
     batch_size: int = 64,
     max_new_tokens: int = 32,
+    max_cot_tokens: int = 256,
     keep_last_step: bool = False,
 ) -> Report:
-    """Every intervention, T and c swept, and each latent read as the step that it should hold.
+    """Every intervention that applies; of latents also T and c swept, and each read as the step that it should hold.
 
     Args:
         examples: rows of `question`, `steps` and `answer`.
         data: their name, for the report.
+        max_cot_tokens: the longest answer where an `icot-*` model writes what is left of its chain.
         keep_last_step: the model's teacher was shown the last step too.
 
     Raises:
-        InputError: for a model without latent thoughts, T = 0, or fewer than two examples.
+        InputError: for a model with nothing that could be changed, T = 0, or fewer than two examples.
     """
     check_thinks(model)
     config, examples = model.config, list(examples)
     questions, golds = ([row[name] for row in examples] for name in ("question", "answer"))
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    if config.family == "icot":
+        limits |= {"max_cot_tokens": max_cot_tokens}
+        return measure_icot(model, tokenizer, questions, golds, data=data, seed=seed, **limits)
     partner = partners(questions, golds, seed)
     thoughts, sources = think(model, tokenizer, questions, batch_size=batch_size)
     plain = answers_from(model, tokenizer, questions, None, **limits).answers
@@ -203,7 +219,7 @@ def measure(
             for value, some in zip(values, asked, strict=True)
         ]
 
-    return Report(
+    return PCCoTReport(
         model_type=config.model_type,
         data=data,
         num_latent_tokens=latents,
@@ -269,6 +285,7 @@ def main(argv: list[str]) -> Report:
         seed=args.seed,
         batch_size=args.per_device_eval_batch_size,
         max_new_tokens=args.max_new_tokens,
+        max_cot_tokens=args.max_cot_tokens,
         keep_last_step=data.keep_last_step,
     )
     print(report.text())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .evaluation import same_answer, wilson_interval
 from .interventions import AS_THEY_ARE
-from .plots import plot_faithfulness
+from .plots import READING, plot_faithfulness
 
 HEADING = "## Is the answer read from the thought?"
 UNMOVED = 0.95  # an answer that stays the same this often does not depend on what was changed
@@ -70,53 +70,70 @@ def majority_row(golds: list[str]) -> Row:
     return Row.counted("chance", f"always {answer!r}, the most frequent answer", count, len(golds))
 
 
+def judge(plain: Row, changed: Row, chance: Row, doing: str, conclusion: str, better: str) -> str:
+    """One line: whether a change moves answers. Two rates differ where their intervals do not overlap.
+
+    Args:
+        plain, changed, chance: answers without and with the change, and the most frequent answer.
+        doing: what the change is.
+        conclusion: what it means that answers get worse, with a place for "partly".
+        better: what it means that they get better.
+    """
+    rates = f"exact match from {plain.rate:.2f} to {changed.rate:.2f}"
+    if changed.high < plain.low:
+        partly = "" if changed.low <= chance.high else f"partly (chance is {chance.rate:.2f}) "
+        return f"{doing} drops {rates}: {conclusion.format(partly=partly)}"
+    if plain.high < changed.low:
+        return f"{doing} raises {rates}: {better}"
+    if changed.same >= UNMOVED:
+        return f"{doing} changes {rates}: the answer does not depend on them"
+    return (
+        f"{doing} changes {rates}, though {1 - changed.same:.0%} of the answers change: that answers are right does not "
+        "measurably depend on them"
+    )
+
+
 @dataclass(frozen=True)
 class Report:
-    """All that `faithfulness.measure` measures; see `Row`."""
+    """What the reports of both families have; see `Row`."""
 
     model_type: str
     data: str
-    num_latent_tokens: int
-    num_iterations: int
     seed: int
     chance: Row
     interventions: list[Row]
-    iterations: list[Row]
-    latents: list[Row]
-    reading: list[Row]
+
+    def verdict(self) -> str:
+        """One line: what the change that decides does to answers."""
+        raise NotImplementedError
+
+    def setting(self) -> str:
+        """What stands between question and answer."""
+        raise NotImplementedError
+
+    def sweeps(self) -> list[tuple[str, list[Row]]]:
+        """Further rows, each group with its title."""
+        raise NotImplementedError
+
+    def remarks(self) -> list[str]:
+        """Sentences below the table."""
+        raise NotImplementedError
 
     def row(self, name: str) -> Row:
         return next(row for row in self.interventions if row.name == name)
-
-    def verdict(self) -> str:
-        """One line: whether swapping thoughts changes answers. Two rates differ where their intervals do not overlap."""
-        plain, swapped, chance = self.row(AS_THEY_ARE), self.row("swapped"), self.chance
-        rates = f"exact match from {plain.rate:.2f} to {swapped.rate:.2f}"
-        if swapped.high < plain.low:
-            partly = "" if swapped.low <= chance.high else f"partly (chance is {chance.rate:.2f}) "
-            return f"swapping the thoughts drops {rates}: the answer is {partly}read from them"
-        if plain.high < swapped.low:
-            return f"swapping the thoughts raises {rates}: the model answers better from other questions' thoughts"
-        if swapped.same >= UNMOVED:
-            return f"swapping the thoughts changes {rates}: the answer does not depend on them"
-        return (
-            f"swapping the thoughts changes {rates}, though {1 - swapped.same:.0%} of the answers change: that answers are "
-            "right does not measurably depend on them"
-        )
 
     def values(self) -> dict:
         """The report as it is written to JSON."""
         return {"verdict": self.verdict(), **asdict(self)}
 
     def groups(self) -> list[tuple[str, list[Row]]]:
-        found = [("", self.interventions), ("iterations T", self.iterations), ("latents c", self.latents)]
-        return [group for group in [*found, ("read as its step", self.reading)] if group[1]]
+        return [("", self.interventions), *(group for group in self.sweeps() if group[1])]
 
     def text(self) -> str:
         """A table for a terminal, under the verdict."""
         width = max(len(row.label) for _, rows in self.groups() for row in [*rows, self.chance])
         head = f"{'':{width}}  exact match  95 % interval   same answer"
-        lines = [self.verdict(), "", f"{self.data}: {self.chance.count} questions", "", head]
+        lines = [self.verdict(), "", f"{self.data}: {self.chance.count} questions, {self.setting()}", "", head]
         for title, rows in self.groups():
             lines += [f"-- {title}"] if title else []
             lines += [self.line(row, width) for row in rows]
@@ -134,26 +151,101 @@ class Report:
         verdict = self.verdict()
         rows = [*self.interventions, self.chance]
         lines = [f"| {row.label} | {row.rate:.3f} ({row.low:.3f} to {row.high:.3f}) |" for row in rows]
-        read = ", ".join(f"{row.label} {row.rate:.3f}" for row in self.reading)
         return "\n".join(
             [
                 HEADING,
                 "",
-                f"{verdict[0].upper()}{verdict[1:]} ({self.data}, {self.chance.count} questions, T = {self.num_iterations}, "
-                f"c = {self.num_latent_tokens}).",
+                f"{verdict[0].upper()}{verdict[1:]} ({self.data}, {self.chance.count} questions, {self.setting()}).",
                 "",
                 "| what is answered from | exact match (95 % interval) |",
                 "|---|---|",
                 *lines,
                 "",
-                *(
-                    [f"Read through the output head, the latents are the steps that they stand for: {read}.", ""]
-                    * bool(read)
-                ),
-                "Measured by `python -m training.faithfulness`: the latents are changed before the last pass.",
-                "",
+                *(line for remark in self.remarks() for line in (remark, "")),
             ]
         )
+
+
+@dataclass(frozen=True)
+class PCCoTReport(Report):
+    """All that `faithfulness.measure` measures of a `pccot-*` model."""
+
+    num_latent_tokens: int
+    num_iterations: int
+    iterations: list[Row]
+    latents: list[Row]
+    reading: list[Row]
+
+    def verdict(self) -> str:
+        return judge(
+            *(self.row(AS_THEY_ARE), self.row("swapped"), self.chance),
+            doing="swapping the thoughts",
+            conclusion="the answer is {partly}read from them",
+            better="the model answers better from other questions' thoughts",
+        )
+
+    def setting(self) -> str:
+        return f"T = {self.num_iterations}, c = {self.num_latent_tokens}"
+
+    def sweeps(self) -> list[tuple[str, list[Row]]]:
+        return [("iterations T", self.iterations), ("latents c", self.latents), (READING, self.reading)]
+
+    def remarks(self) -> list[str]:
+        read = ", ".join(f"{row.label} {row.rate:.3f}" for row in self.reading)
+        found = [f"Read through the output head, the latents are the steps that they stand for: {read}."] * bool(read)
+        return [*found, "Measured by `python -m training.faithfulness`: the latents are changed before the last pass."]
+
+
+@dataclass(frozen=True)
+class ICoTReport(Report):
+    """All that `icot_faithfulness.measure_icot` measures of an `icot-*` model.
+
+    Args:
+        between: what stands between question and answer: "fillers", "steps" or "nothing".
+        num_fillers: of the configuration.
+        fillers: answers with other numbers of fillers.
+        left_out: which interventions do not apply, and why.
+    """
+
+    between: str
+    num_fillers: int
+    fillers: list[Row]
+    left_out: str
+
+    def verdict(self) -> str:
+        plain = self.row(AS_THEY_ARE)
+        if self.between == "nothing":
+            return (
+                f"nothing stands between question and answer that could be changed: exact match is {plain.rate:.2f} (chance "
+                f"is {self.chance.rate:.2f})"
+            )
+        depends = "the answer {partly}depends on them"
+        if self.between == "steps" and any(row.name == "swapped" for row in self.interventions):
+            doing, better = "swapping the steps", "the model answers better from other questions' steps"
+            return judge(plain, self.row("swapped"), self.chance, doing, "the answer is {partly}read from them", better)
+        doing, better = f"leaving out the {self.between}", "the model answers better without them"
+        # Without fillers, what follows stands at its old positions or moves up: what counts is what harms less.
+        without = max((self.row("left_out"), *self.fillers[:1]), key=lambda row: row.rate)
+        found = judge(plain, without, self.chance, doing, depends, better)
+        if self.between == "steps":
+            return found
+        return f"{found}; with another token in their place it is {self.row('other_token').rate:.2f}"
+
+    def setting(self) -> str:
+        return {"fillers": f"{self.num_fillers} fillers", "steps": "part of the chain written", "nothing": "no chain"}[
+            self.between
+        ]
+
+    def sweeps(self) -> list[tuple[str, list[Row]]]:
+        return [("number of fillers", self.fillers)]
+
+    def text(self) -> str:
+        return f"{super().text()}\n\n{self.left_out}"
+
+    def remarks(self) -> list[str]:
+        found = ", ".join(f"{row.label.rpartition(' ')[2]}: {row.rate:.3f}" for row in self.fillers)
+        numbers = [f"Exact match by the number of fillers: {found}."] * bool(found)
+        return [*numbers, f"{self.left_out} Measured by `python -m training.faithfulness`."]
 
 
 def write_report(folder: Path, report: Report) -> None:

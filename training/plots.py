@@ -4,6 +4,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+READING = "latents read as their steps"  # a panel of proportions that are no answers
+
 
 def plot_internalization(log_history: list[dict], path: Path) -> None:
     """Validation accuracy and removed tokens against the training step; nothing without evaluations.
@@ -32,16 +34,16 @@ def plot_internalization(log_history: list[dict], path: Path) -> None:
 
 
 def plot_faithfulness(report, path: Path) -> None:
-    """Exact match under every intervention, against T and c, and how often latents are read as their steps.
+    """Exact match under every intervention and against what is swept, and how often latents are read as their steps.
 
     Args:
         report: a `faithfulness_report.Report`.
         path: of the PNG.
     """
-    rows, panels = report.interventions, [("iterations T", report.iterations), ("latents c", report.latents)]
-    panels = [panel for panel in [*panels, ("latents read as their steps", report.reading)] if panel[1]]
-    figure = Figure(figsize=(8, 2.4 + 0.3 * len(rows) + 2.4), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[0.9 + 0.3 * len(rows), 2.6])
+    rows, panels = report.interventions, report.groups()[1:]
+    height, lower = 0.9 + 0.3 * len(rows), 2.6 if panels else 0.1
+    figure = Figure(figsize=(8, height + lower + 1.3), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[height, lower])
     above.suptitle(f"exact match, {report.data} ({report.chance.count} questions)", fontsize="medium")
     axes = above.subplots()
     axes.barh([row.label for row in rows], [row.rate for row in rows], xerr=errors(rows), capsize=3, color="tab:blue")
@@ -53,10 +55,11 @@ def plot_faithfulness(report, path: Path) -> None:
     axes.set(xlim=(0, 1.13), xticks=[0, 0.25, 0.5, 0.75, 1])
     axes.invert_yaxis()
     axes.legend(loc="lower right", bbox_to_anchor=(0.92, 0))
-    for axes, (title, held) in zip(below.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+    for place, (title, held) in enumerate(panels):
+        axes = below.add_subplot(1, len(panels), place + 1)
         numbers = [int(row.label.rpartition(" ")[2]) for row in held]
         axes.errorbar(numbers, [row.rate for row in held], yerr=errors(held), marker="o", capsize=3)
-        if held is not report.reading:
+        if title != READING:
             axes.axhline(report.chance.rate, color="tab:red", linestyle=":")
         axes.set(title=title, ylim=(0, 1.05), xticks=numbers)
         axes.title.set_fontsize("medium")

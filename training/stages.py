@@ -184,6 +184,7 @@ def measure_faithfulness(trainer: CoTTrainer, task: str) -> Report:
         seed=trainer.args.seed,
         batch_size=trainer.args.per_device_eval_batch_size,
         max_new_tokens=trainer.evaluation.max_new_tokens,
+        max_cot_tokens=trainer.evaluation.max_cot_tokens,
         keep_last_step=trainer.data.keep_last_step,
     )
     if trainer.is_world_process_zero():
