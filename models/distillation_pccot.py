@@ -4,6 +4,7 @@ The teacher reads question, explicit steps and answer; the student reads questio
 weights. At the answer prompt's last token the student's hidden states are to become the teacher's.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,7 @@ def distillation_step(
     kd_indices: torch.Tensor,
     cot_kd_indices: torch.Tensor,
     step_labels: torch.Tensor | None = None,
+    read_steps: Callable | None = None,
     answer_labelled: torch.Tensor | None = None,
     cot_labelled: torch.Tensor | None = None,
     num_iterations: int | None = None,
@@ -78,6 +80,9 @@ def distillation_step(
             teacher's sequence, where hidden states are distilled.
         step_labels: `(batch, c)`: the token that each latent stands for, -100 for none (step supervision). It is read
             off the hidden state that becomes the latent: that of the position before it, in the last pass.
+        read_steps: what reads those states `(batch, c, hidden)` first, in place of the output head alone: called with them,
+            `step_labels` of whatever shape it takes and the input embeddings; gives states `(n, hidden)` for the output
+            head, and their labels `(n,)`. `training.step_decoder.StepDecoder` is one.
         answer_labelled, cot_labelled: `(labelled tokens,)`: where `labels` and `cot_labels`, flattened, are not -100.
             Optional: on a GPU they spare the output head what predicts nothing, without a wait for the device.
         num_iterations: T; the configuration's if absent.
@@ -118,7 +123,11 @@ def distillation_step(
     ]
     # Step supervision: what enters a latent is the state before it, which in the teacher predicts that step's token.
     if config.loss_delta and step_labels is not None:
-        parts.append((config.loss_delta, states[:, bot : bot + latents].flatten(0, 1), step_labels.flatten()))
+        latent_states = states[:, bot : bot + latents]
+        if read_steps is None:
+            parts.append((config.loss_delta, latent_states.flatten(0, 1), step_labels.flatten()))
+        else:
+            parts.append((config.loss_delta, *read_steps(latent_states, step_labels, model.get_input_embeddings())))
     counts: Any = None
     share: Any = 1.0
     if num_items_in_batch is not None:

@@ -85,6 +85,10 @@ class ThoughtArguments(AnswerPromptArguments):
     latents_per_step: int | None = option(
         None, "How many latents stand for one step (step supervision, mixed curriculum)."
     )
+    step_decoder_layers: int = option(
+        0,
+        "Read steps off the latents by a decoder of so many layers, in training only (SIM-CoT); 0: by the output head.",
+    )
     num_iterations_range: str | None = option(
         None, "LOW,HIGH: draw T anew for each step, so that the model answers as well at every T between the two."
     )
@@ -101,6 +105,8 @@ class ThoughtArguments(AnswerPromptArguments):
             raise InputError(f"--curriculum_prob must be between 0 and 1, got {self.curriculum_prob}")
         if self.teacher_warmup_steps < 0:
             raise InputError(f"--teacher_warmup_steps must be at least 0, got {self.teacher_warmup_steps}")
+        if self.step_decoder_layers < 0:
+            raise InputError(f"--step_decoder_layers must be at least 0, got {self.step_decoder_layers}")
 
     @property
     def batch_curriculum_prob(self) -> float:

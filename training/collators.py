@@ -119,12 +119,13 @@ class PCCoTCollator(CoTCollator):
         config: a `pccot-*` configuration.
         curriculum_prob: probability of the `MixedCurriculum`, which leaves evaluation alone.
         seed: of its draws.
+        whole_steps: label a step's latents with all of its tokens, for a `StepDecoder`.
     """
 
-    def __init__(self, tokenizer, config, curriculum_prob: float = 0.0, seed: int = 0):
+    def __init__(self, tokenizer, config, curriculum_prob: float = 0.0, seed: int = 0, whole_steps: bool = False):
         opening = (config.bot_token_id,) if config.open_steps_with_bot else ()
         super().__init__(tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, opening)
-        self.config = config
+        self.config, self.whole_steps = config, whole_steps
         self.curriculum = MixedCurriculum(curriculum_prob, config.num_latent_tokens, config.latents_per_step)
         self.seed, self.epoch = seed, torch.zeros((), dtype=torch.long).share_memory_()  # data loading processes see it
 
@@ -139,7 +140,8 @@ class PCCoTCollator(CoTCollator):
 
     def length(self, feature: dict) -> int:
         thought = self.curriculum.longest(feature["steps"]) + 2
-        return max(super().length(feature), len(feature["question"]) + thought + len(self.ending(feature)))
+        decoded = self.config.latents_per_step + max(map(len, feature["steps"]), default=0) if self.whole_steps else 0
+        return max(super().length(feature), len(feature["question"]) + thought + len(self.ending(feature)), decoded)
 
     def __call__(self, features: list[dict]) -> dict:
         """The arguments of `models.distillation_pccot.distillation_step`; what is not a tensor tells where things are."""
@@ -177,7 +179,9 @@ class PCCoTCollator(CoTCollator):
             "question_length": shared,
             "answer_labelled": (labels.flatten() != IGNORED).nonzero()[:, 0],
             "cot_labelled": (teacher["labels"].flatten() != IGNORED).nonzero()[:, 0],
-            "step_labels": torch.tensor([self.step_labels(feature["steps"], latents) for feature in features]),
+            "step_labels": self.whole_step_labels(features, latents)
+            if self.whole_steps
+            else torch.tensor([self.step_labels(feature["steps"], latents) for feature in features]),
         }
 
     def step_labels(self, steps: list[list[int]], latents: int) -> list[int]:
@@ -185,6 +189,13 @@ class PCCoTCollator(CoTCollator):
         per_step = self.config.latents_per_step
         labels = [token for step in steps for token in (step + [IGNORED] * per_step)[:per_step]][:latents]
         return labels + [IGNORED] * (latents - len(labels))
+
+    def whole_step_labels(self, features: list[dict], latents: int) -> torch.Tensor:
+        """`(batch, steps, tokens)`: of each step that has latents its tokens and the end of sequence, then -100."""
+        count = latents // self.config.latents_per_step
+        ended = [[[*step, self.eos_token_id] for step in feature["steps"][:count]] for feature in features]
+        rows = [row for steps in ended for row in steps + [[IGNORED]] * (count - len(steps))]
+        return pad(rows, IGNORED).unflatten(0, (len(features), count))
 
 
 class ICoTCollator(CoTCollator):

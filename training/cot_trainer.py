@@ -50,6 +50,7 @@ from .lora import add_adapters
 from .model_saving import ModelSavingMixin
 from .resumable_training import ResumableTrainingMixin
 from .sharding import prepare_sharding
+from .step_decoder import StepDecoder
 from .streaming import endless
 from .tokenization import set_special_ids, tokenize, tokenize_split
 
@@ -126,6 +127,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             self.splits["train"] = endless(train, self.data.shuffle_buffer, seed)
         if self.lora.use_peft:
             model = add_adapters(model, self.lora)
+        self.step_decoder = self.make_step_decoder(model)
         if args.use_liger_kernel:
             register_with_liger(self.model_type)
         self.hub_model_id: str | None = None  # until init_hf_repo()
@@ -138,6 +140,8 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             data_collator=collator,
             **kwargs,
         )
+        if self.step_decoder is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError("--step_decoder_layers is not supported with FSDP and DeepSpeed: leave one of them out")
         if self.is_fsdp_enabled:
             prepare_sharding(self.model, self.accelerator)
         unused = self.leaves_weights_unused(config)
@@ -203,6 +207,10 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         opening = (config.bot_token_id,) if with_steps and getattr(config, "open_steps_with_bot", False) else ()
         ids = tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids
         return CoTCollator(*ids, opening, with_steps=with_steps)
+
+    def make_step_decoder(self, model: PreTrainedModel) -> StepDecoder | None:
+        """What reads the latents in training and belongs to the model no longer than that."""
+        return None
 
     def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:
         """What makes token ids of a batch of texts: see `tokenization.tokenize`."""

@@ -21,27 +21,29 @@ logger = logging.getLogger(__name__)
 OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_[0-9]*", "global_step*")  # plain, FSDP (two kinds), DeepSpeed
 SCHEDULER = ("scheduler.pt", "global_step*")
 RANDOM = ("rng_state*.pth",)
+STEP_DECODER = "step_decoder.safetensors"  # see training/step_decoder.py
 SHARDED_WEIGHTS = ("pytorch_model_fsdp*", "global_step*")
 
 
-def checkpoint_to_resume(asked: str | bool, folder: Path) -> Path:
+def checkpoint_to_resume(asked: str | bool, folder: Path, decodes: bool = False) -> Path:
     """The checkpoint that `--resume_from_checkpoint` means.
 
     Args:
         asked: a checkpoint's folder; or true, for the newest whole one in `folder`. Newer ones that are not whole are named.
         folder: the run's output folder.
+        decodes: see `fault_of`.
 
     Raises:
         InputError: if there is none, or the named one is not whole.
     """
     if str(asked).lower() != "true":
-        fault = fault_of(Path(asked))
+        fault = fault_of(Path(asked), decodes)
         if fault is not None:
             raise InputError(f"--resume_from_checkpoint {asked}: {fault}")
         return Path(asked)
     passed_over = []
     for checkpoint in newest_first(folder):
-        fault = fault_of(checkpoint)
+        fault = fault_of(checkpoint, decodes)
         if fault is None:
             for other, why in passed_over:
                 logger.warning("%s is passed over: %s", other, why)
@@ -62,10 +64,11 @@ def newest_first(folder: Path) -> list[Path]:
     return [path for _, path in sorted(steps, reverse=True)]
 
 
-def fault_of(checkpoint: Path, thorough: bool = True) -> str | None:
+def fault_of(checkpoint: Path, decodes: bool = False, thorough: bool = True) -> str | None:
     """Why training cannot go on from a checkpoint; None if it can.
 
     Args:
+        decodes: whether the run has a step decoder, whose weights must then be there (and otherwise must not).
         thorough: read every file to its end: are all weights finite, and all checksums right?
     """
     if not checkpoint.is_dir():
@@ -78,7 +81,9 @@ def fault_of(checkpoint: Path, thorough: bool = True) -> str | None:
         return "trainer_state.json is missing"
     except ValueError:
         return "trainer_state.json is damaged"
-    fault = fault_of_weights(checkpoint, thorough)
+    if not decodes and (checkpoint / STEP_DECODER).is_file():
+        return f"{STEP_DECODER} is in it: its run had --step_decoder_layers, and this one has not"
+    fault = fault_of_weights(checkpoint, decodes, thorough)
     if fault is not None:
         return fault
     for names in (OPTIMIZER, SCHEDULER, RANDOM):
@@ -91,8 +96,8 @@ def fault_of(checkpoint: Path, thorough: bool = True) -> str | None:
     return None
 
 
-def fault_of_weights(checkpoint: Path, thorough: bool) -> str | None:
-    """What is wrong with the weights, or with the adapters of a LoRA run; None if nothing is."""
+def fault_of_weights(checkpoint: Path, decodes: bool, thorough: bool) -> str | None:
+    """What is wrong with the weights, or with the adapters of a LoRA run, or with the step decoder; None if nothing is."""
     if any(path for name in SHARDED_WEIGHTS for path in checkpoint.glob(name)):
         return None
     index = checkpoint / "model.safetensors.index.json"
@@ -104,7 +109,7 @@ def fault_of_weights(checkpoint: Path, thorough: bool) -> str | None:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError):
             return f"{index.name} is damaged"
-    for name in names:
+    for name in [*names, STEP_DECODER] if decodes else names:
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
         try:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from .checkpoint import save_model
 from .hub import check_access
 from .sharding import gather_model, is_sharded, names_of_broken_weights
+from .step_decoder import detach_step_decoder
 
 
 class ModelSavingMixin:
@@ -45,6 +46,8 @@ class ModelSavingMixin:
         elif self.is_world_process_zero():
             # The adapters of a LoRA model are taken out to save it: of a copy, since training may go on.
             model = copy.deepcopy(self.unwrapped) if self.lora.use_peft else self.unwrapped
+            if self.lora.use_peft:
+                detach_step_decoder(model)  # its layers are none that adapters belong to
         if self.is_world_process_zero():
             save_model(model, self.processing_class, folder, self.lora)
 

@@ -11,6 +11,7 @@ from models.chunked_cross_entropy import IGNORED
 from .arguments import DataArguments, ThoughtArguments, whole_numbers
 from .collators import PCCoTCollator
 from .cot_trainer import CoTTrainer
+from .step_decoder import StepDecoder, attach_step_decoder
 
 
 class PCCoTTrainer(CoTTrainer):
@@ -29,7 +30,12 @@ class PCCoTTrainer(CoTTrainer):
         return settings
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
-        return PCCoTCollator(tokenizer, config, self.method.batch_curriculum_prob, self.args.seed)
+        whole_steps = self.method.step_decoder_layers > 0
+        return PCCoTCollator(tokenizer, config, self.method.batch_curriculum_prob, self.args.seed, whole_steps)
+
+    def make_step_decoder(self, model: PreTrainedModel) -> StepDecoder | None:
+        layers = self.method.step_decoder_layers
+        return attach_step_decoder(model, layers) if layers else None
 
     @property
     def mode_names(self) -> list[str]:
@@ -41,13 +47,15 @@ class PCCoTTrainer(CoTTrainer):
         return f"`{self.model_type}` with latent chain of thought, trained by distilling its explicit one."
 
     def leaves_weights_unused(self, config: PreTrainedConfig) -> bool:
-        """The projection is idle where only the teacher is trained, and at T = 0."""
-        return config.use_projection and (self.method.teacher_warmup_steps > 0 or config.num_iterations == 0)
+        """The projection and the step decoder are idle where only the teacher is trained, the first at T = 0 too."""
+        warms_up, decodes = self.method.teacher_warmup_steps > 0, self.method.step_decoder_layers > 0
+        return (config.use_projection and (warms_up or config.num_iterations == 0)) or (decodes and warms_up)
 
     def model_inputs(self, batch: dict, training: bool) -> dict:
         warming_up = training and self.state.global_step < self.method.teacher_warmup_steps
         iterations = {"num_iterations": self.drawn_iterations()} if training else {}
-        return batch | iterations | {"teacher_only": warming_up, "return_logits": False}
+        reader = {} if self.step_decoder is None else {"read_steps": self.step_decoder}
+        return batch | iterations | reader | {"teacher_only": warming_up, "return_logits": False}
 
     def drawn_iterations(self) -> int | None:
         """T of this step, from the configuration's range: the same in every process, and again in a resumed run."""

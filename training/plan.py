@@ -76,6 +76,9 @@ def plan(trainer: CoTTrainer) -> list[tuple[str, str]]:
     weights = list(trainer.unwrapped.parameters())
     trained = sum(weight.numel() for weight in weights if weight.requires_grad) if trainer.args.do_train else 0
     lines.append(("parameters", f"{sum(weight.numel() for weight in weights):,}, of which {trained:,} are trained"))
+    if trainer.step_decoder is not None:
+        decoder = sum(weight.numel() for weight in trainer.step_decoder.parameters())
+        lines.append(("", f"{decoder:,} of them are the step decoder's, which the finished model does not have"))
     if trainer.args.do_train:
         lines += memory_lines(trainer, rows.get("train")) + saving_lines(trainer)
     return lines
@@ -184,11 +187,16 @@ def memory_lines(trainer: CoTTrainer, rows: list[Lengths] | None) -> list[tuple[
     parts |= {"copies of weights": memory.copies} if memory.copies else {}
     parts |= {} if memory.activations is None else {"activations of the longest batch": memory.activations}
     text = " + ".join(f"{name} {size_text(size)}" for name, size in parts.items())
+    decoder = [] if trainer.step_decoder is None else [("", "what the step decoder computes is not counted")]
     if memory.total is None:
-        return [("memory", f"per device, estimated: {text}; activations: nothing was measured for such a step")]
+        return [
+            ("memory", f"per device, estimated: {text}; activations: nothing was measured for such a step"),
+            *decoder,
+        ]
     return [
         ("memory", f"{size_text(memory.total)} per device, estimated: {text}"),
         ("", f"the estimate was wrong by up to {named_error():.0%} where it was checked (docs/scaling.md)"),
+        *decoder,
     ]
 
 

@@ -13,6 +13,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from .find_checkpoint import checkpoint_to_resume, fault_of, newest_first
 from .interruption import Interrupted, StopOnSignal
 from .nonfinite_steps import SkipNonfiniteSteps
+from .step_decoder import StepDecoder, load_step_decoder, save_step_decoder
 from .whole_folders import UNFINISHED, explained, put_in_place, remove_unfinished, replacing_model
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,10 @@ class ResumableTrainingMixin:
 
     Attributes:
         weights_step: the step that the present weights come from, where it is not the last one: `--load_best_model_at_end`.
+        step_decoder: what reads the latents in training; its weights are in the checkpoints, in a file of their own.
     """
+
+    step_decoder: StepDecoder | None = None
 
     def __init__(self, *args, **kwargs):
         self.weights_step: int | None = None
@@ -54,6 +58,8 @@ class ResumableTrainingMixin:
             remove_unfinished(folder)
         if resume_from_checkpoint:
             resume_from_checkpoint = self.agree_on_checkpoint(resume_from_checkpoint)
+            if self.step_decoder is not None:
+                load_step_decoder(self.step_decoder, Path(resume_from_checkpoint))
         with self.stop_on_signal.listening():
             result = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self.stop_on_signal.saved:
@@ -73,7 +79,8 @@ class ResumableTrainingMixin:
         found: list = [None]
         if self.is_world_process_zero():
             try:
-                found = [str(checkpoint_to_resume(str(asked), Path(self.args.output_dir)))]
+                decodes = self.step_decoder is not None
+                found = [str(checkpoint_to_resume(str(asked), Path(self.args.output_dir), decodes))]
             except ValueError as error:
                 found = [error]
         broadcast_object_list(found)
@@ -118,6 +125,8 @@ class ResumableTrainingMixin:
         try:
             with explained(unfinished):
                 super()._save_checkpoint(model, trial)
+                if self.step_decoder is not None and self.args.should_save and not self.args.save_only_model:
+                    save_step_decoder(self.step_decoder, unfinished / name)
                 if best == self.state.global_step:  # it was written with the name that it has for now
                     self.state.best_model_checkpoint = str(run / name)
                     if self.args.should_save:
@@ -129,7 +138,8 @@ class ResumableTrainingMixin:
             self._checkpoint_parent = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            fault = None if self.args.save_only_model else fault_of(unfinished / name, thorough=False)
+            decodes = self.step_decoder is not None
+            fault = None if self.args.save_only_model else fault_of(unfinished / name, decodes, thorough=False)
             if fault is not None:
                 raise OSError(f"{run / name} could not be saved: {fault}")
             put_in_place(unfinished / name, run / name)

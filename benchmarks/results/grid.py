@@ -55,6 +55,9 @@ METHODS = {
     "pccot-T3": Method("PCCoT, T = 3", "pccot", "ccot", overrides="num_iterations=3"),
     "pccot": Method("PCCoT, T = c (sequential)", "pccot", "ccot"),
     "pccot-unsupervised": Method("PCCoT, T = c, no step supervision", "pccot", "ccot", overrides="loss_delta=0"),
+    "pccot-decoder": Method(
+        "PCCoT, T = c, steps read by a decoder (SIM-CoT)", "pccot", "ccot", "--step_decoder_layers 1"
+    ),
     "pccot-range": Method(
         "PCCoT, T from c to 2c, two latents per step",
         "pccot",
