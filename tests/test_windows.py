@@ -11,12 +11,15 @@ from conftest import CONFIGS, ROOT, make_model, question_batch, with_span
 from torch.nn import functional as F
 
 import run_ccot
+import run_cot
 import tasks
+from benchmarks.results import log_depth
 from models.distillation_pccot import window_targets
 from models.jacobi_pccot import jacobi
 from models.spans_pccot import ThoughtSpan
 from training import CoTTrainingArguments, ModelArguments, PCCoTTrainer, ThoughtArguments
 from training.arguments import DataArguments
+from training.cli import parse
 from training.collators import PCCoTCollator
 from training.data import as_dataset, load_splits
 from training.errors import InputError
@@ -315,5 +318,21 @@ def test_a_run_with_windows(streaming, tmp_path, monkeypatch):
 
 def test_a_data_set_of_rows_keeps_its_windows():
     rows = datasets.Dataset.from_list([ROW, PLAIN | {"windows": None}])
-    assert list(as_dataset(rows)) == [ROW, PLAIN | {"windows": None}]
+    found = as_dataset(rows)
+    assert list(found) == [ROW, PLAIN | {"windows": None}] and as_dataset(found) is found
     assert "windows" not in as_dataset([PLAIN, PLAIN]).features
+
+
+@pytest.mark.parametrize("name", log_depth.RUNS)
+def test_the_trainings_of_the_experiment(name, monkeypatch):
+    """Their arguments are read; with and without windows questions and steps are the same; c holds all before the answer."""
+    monkeypatch.chdir(ROOT)
+    run = log_depth.RUNS[name]
+    script, *argv = run.command
+    arguments = {"run_ccot.py": run_ccot.ARGUMENTS, "run_cot.py": run_cot.ARGUMENTS}[script]
+    model, *_, args = parse(arguments, [*argv, "--output_dir", "outputs/x"])
+    settings = run.command[run.command.index("--task_args") + 1].replace("100000", "3,validation=1,test=1")
+    row = tasks.generate("affine", settings)["train"][0]
+    assert len(row["steps"]) == run.maps and ("windows" in row) == run.windows and args.max_steps == run.steps
+    if run.iterations is not None:
+        assert f"num_latent_tokens={run.maps - 1},num_iterations={run.iterations}," in model.config_overrides

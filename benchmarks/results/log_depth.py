@@ -80,7 +80,7 @@ def main():
     for run in (RUNS[name] for name in args.runs):
         words = [*run.command, "--seed", str(args.seed)]
         results = results_of(words, args.output_dir.resolve() / f"{run.name}-{args.seed}")
-        mode = "direct" if run.iterations is None else "ccot"
+        mode = "no_cot" if run.iterations is None else "ccot"
         right, low, high = (results[f"test_{mode}_exact_match{end}"] for end in ("", "_low", "_high"))
         passes = "" if run.iterations is None else str(run.iterations)
         seconds = results["train_runtime"]
