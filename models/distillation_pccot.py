@@ -58,6 +58,7 @@ def distillation_step(
     cot_kd_indices: torch.Tensor,
     step_labels: torch.Tensor | None = None,
     read_steps: Callable | None = None,
+    window_labels: torch.Tensor | None = None,
     answer_labelled: torch.Tensor | None = None,
     cot_labelled: torch.Tensor | None = None,
     num_iterations: int | None = None,
@@ -83,6 +84,8 @@ def distillation_step(
         read_steps: what reads those states `(batch, c, hidden)` first, in place of the output head alone: called with them,
             `step_labels` of whatever shape it takes and the input embeddings; gives states `(n, hidden)` for the output
             head, and their labels `(n,)`. `training.step_decoder.StepDecoder` is one.
+        window_labels: `(batch, passes, c)`: the token that each latent stands for after each pass, -100 for none, as part of
+            step supervision. It is read off the states that become latents in the next pass; see `window_targets`.
         answer_labelled, cot_labelled: `(labelled tokens,)`: where `labels` and `cot_labels`, flattened, are not -100.
             Optional: on a GPU they spare the output head what predicts nothing, without a wait for the device.
         num_iterations: T; the configuration's if absent.
@@ -122,12 +125,19 @@ def distillation_step(
         (config.loss_beta, *select_labelled(states[:, eot:], labels, eot + 1, answer_labelled)),
     ]
     # Step supervision: what enters a latent is the state before it, which in the teacher predicts that step's token.
+    supervised = []
     if config.loss_delta and step_labels is not None:
         latent_states = states[:, bot : bot + latents]
         if read_steps is None:
-            parts.append((config.loss_delta, latent_states.flatten(0, 1), step_labels.flatten()))
+            supervised.append((latent_states.flatten(0, 1), step_labels.flatten()))
         else:
-            parts.append((config.loss_delta, *read_steps(latent_states, step_labels, model.get_input_embeddings())))
+            supervised.append(read_steps(latent_states, step_labels, model.get_input_embeddings()))
+    if config.loss_delta and window_labels is not None and iterations > 0:
+        targets = window_targets(window_labels, iterations)
+        supervised.append((window_states(student.outputs, bot, targets).flatten(0, 2), targets.flatten()))
+    if supervised:
+        read, wanted = map(torch.cat, zip(*supervised, strict=True))
+        parts.append((config.loss_delta, read, wanted))
     counts: Any = None
     share: Any = 1.0
     if num_items_in_batch is not None:
@@ -144,6 +154,35 @@ def distillation_step(
         step_loss=step_loss[0] if step_loss else None,
         teacher_std=teacher_std,
     )
+
+
+def window_targets(window_labels: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Labels of what each pass before the last gives: latents t + 1 ... t + W of pass t, as `jacobi_window` has them.
+
+    Args:
+        window_labels: `(batch, passes, c)`; those of the last pass hold for later ones too.
+        iterations: T, of which no more than c count; W = c - T + 1.
+
+    Returns:
+        `(batch, T, W)`.
+    """
+    passes, latents = window_labels.shape[1:]
+    iterations = min(iterations, latents)
+    width = latents - iterations + 1
+    rows = [window_labels[:, min(t, passes - 1), t : t + width] for t in range(iterations)]
+    return torch.stack(rows, dim=1) if rows else window_labels[:, :0]
+
+
+def window_states(outputs: list[tuple[int, Any]], bot: int, targets: torch.Tensor) -> torch.Tensor:
+    """The last hidden states that predict `targets` `(batch, T, W)`: `(batch, T, W, hidden)`.
+
+    Args:
+        outputs: of every pass its first column and its output (`Passes.outputs`); the first pass has the question too.
+        bot: the column of `<bot>`.
+    """
+    iterations, width = targets.shape[1:]
+    passes = enumerate(outputs[:iterations])
+    return torch.stack([out.last_hidden_state[:, bot + t - start :][:, :width] for t, (start, out) in passes], dim=1)
 
 
 def teacher_step(

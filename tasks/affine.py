@@ -4,9 +4,12 @@ Composition is associative, so windows of maps can be composed before the value 
 """
 
 import random
+from functools import partial
+from itertools import accumulate
 from math import gcd
 
 from .drawing import draw_splits
+from .windows import windows_of
 
 Map = tuple[int, int]  # slope and shift
 
@@ -15,6 +18,8 @@ def splits(
     maps: int = 8,
     modulus: int = 7,
     values: int = 1,
+    first: int = 0,
+    windows: int = 0,
     train: int = 40_000,
     validation: int = 500,
     test: int = 2_000,
@@ -27,6 +32,8 @@ def splits(
         modulus: numbers are taken modulo this.
         values: 1 for a number first and a number after every map; 0 for maps alone, whose steps are the maps composed so
             far, from the second on.
+        first: 1 for steps that begin with the first map itself (without values).
+        windows: 1 for steps that do, and what each of them stands for after each pass (`windows_of`, without values).
         train, validation, test: examples per split.
         seed: of the random numbers.
 
@@ -35,29 +42,36 @@ def splits(
     """
     if values not in (0, 1) or maps < 2 - values or modulus < 2:
         raise ValueError("affine: values must be 0 or 1, maps at least 1 (2 without values) and modulus at least 2")
+    if not {first, windows} <= {0, 1} or (values and (first or windows)):
+        raise ValueError("affine: first and windows must be 0 or 1, and 1 only with values=0")
     slopes = [slope for slope in range(1, modulus) if gcd(slope, modulus) == 1]
 
     def draw(source: random.Random) -> dict:
         drawn = [(source.choice(slopes), source.randrange(modulus)) for _ in range(maps)]
-        return example_of(source.randrange(modulus) if values else None, drawn, modulus)
+        if values:
+            return applied_example(source.randrange(modulus), drawn, modulus)
+        return composed_example(drawn, modulus, bool(first), bool(windows))
 
     return draw_splits("affine", draw, train, validation, test, seed)
 
 
-def example_of(value: int | None, maps: list[Map], modulus: int) -> dict:
-    """The maps applied to a value, or, without one, composed; the last step is the answer."""
-    words = [written(each) for each in maps]
-    if value is None:
-        steps, done = [], maps[0]
-        for each in maps[1:]:
-            done = compose(done, each, modulus)
-            steps.append(written(done))
-    else:
-        words, steps = [str(value), *words], []
-        for slope, shift in maps:
-            value = (slope * value + shift) % modulus
-            steps.append(str(value))
+def applied_example(value: int, maps: list[Map], modulus: int) -> dict:
+    """The maps applied to a value; the last step is the answer."""
+    words, steps = [str(value), *map(written, maps)], []
+    for slope, shift in maps:
+        value = (slope * value + shift) % modulus
+        steps.append(str(value))
     return {"question": " ".join(words), "steps": steps, "answer": steps[-1]}
+
+
+def composed_example(maps: list[Map], modulus: int, first: bool, windows: bool) -> dict:
+    """The maps composed; the last step is the answer. See `splits` for `first` and `windows`."""
+    composed = partial(compose, modulus=modulus)
+    steps = [written(each) for each in accumulate(maps, composed)][0 if first or windows else 1 :]
+    example = {"question": " ".join(map(written, maps)), "steps": steps, "answer": steps[-1]}
+    if windows:
+        example["windows"] = [[written(each) for each in row] for row in windows_of(maps, composed)]
+    return example
 
 
 def compose(first: Map, then: Map, modulus: int) -> Map:

@@ -5,15 +5,18 @@ on. A step is the arrangement of 12345 after one more permutation, which is thei
 """
 
 import random
-from itertools import combinations, permutations
+from itertools import accumulate, combinations, permutations
 
 from .drawing import draw_splits
+from .windows import windows_of
 
 
 def splits(
     items: int = 5,
     length: int = 8,
     swaps: int = 0,
+    first: int = 0,
+    windows: int = 0,
     train: int = 40_000,
     validation: int = 500,
     test: int = 2_000,
@@ -23,8 +26,10 @@ def splits(
 
     Args:
         items: that are permuted, 2 to 9; 5 for the group S5.
-        length: permutations per question; there is one step fewer.
+        length: permutations per question; there is one step fewer, but for `first` and `windows`.
         swaps: 1 for permutations that exchange two items each; 0 for any.
+        first: 1 for steps that begin with the first permutation itself.
+        windows: 1 for steps that do, and what each of them stands for after each pass (`windows_of`).
         train, validation, test: examples per split.
         seed: of the random numbers.
 
@@ -33,12 +38,14 @@ def splits(
     """
     if not 2 <= items <= 9 or length < 2 or swaps not in (0, 1):
         raise ValueError("permutations: items must be from 2 to 9, length at least 2, and swaps 0 or 1")
+    if not {first, windows} <= {0, 1}:
+        raise ValueError("permutations: first and windows must be 0 or 1")
     places = "123456789"[:items]
     words = [exchanged(places, *pair) for pair in combinations(range(items), 2)] if swaps else None
     words = words or ["".join(order) for order in permutations(places)]
 
     def draw(source: random.Random) -> dict:
-        return example_of(source.choices(words, k=length))
+        return example_of(source.choices(words, k=length), bool(first), bool(windows))
 
     return draw_splits("permutations", draw, train, validation, test, seed)
 
@@ -49,13 +56,11 @@ def exchanged(word: str, one: int, other: int) -> str:
     return "".join(letters)
 
 
-def example_of(words: list[str]) -> dict:
-    """The permutations applied in their order; the last step is the answer."""
-    steps, done = [], words[0]
-    for word in words[1:]:
-        done = compose(done, word)
-        steps.append(done)
-    return {"question": " ".join(words), "steps": steps, "answer": steps[-1]}
+def example_of(words: list[str], first: bool, windows: bool) -> dict:
+    """The permutations applied in their order; the last step is the answer. See `splits` for `first` and `windows`."""
+    steps = list(accumulate(words, compose))[0 if first or windows else 1 :]
+    example = {"question": " ".join(words), "steps": steps, "answer": steps[-1]}
+    return example | ({"windows": windows_of(words, compose)} if windows else {})
 
 
 def compose(first: str, then: str) -> str:

@@ -303,7 +303,7 @@ def test_a_step_never_waits_for_the_device(backbone, iterations, monkeypatch):
     class tokenizer:
         eos_token_id, pad_token_id = 1, 0
 
-    features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]}]
+    features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15], "windows": [[[12], [14]]]}]
     features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
     batch = PCCoTCollator(tokenizer, model.config)(features)
     batch = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -1,7 +1,7 @@
 """Tokenized examples to padded batches.
 
-A feature is `{question, steps, answer}` in token ids (see `tokenization.tokenize`). Questions are padded on the left
-and what follows on the right, so that all thought spans of a batch stand in the same columns.
+A feature is `{question, steps, answer}`, some with `windows`, in token ids (see `tokenization.tokenize`). Questions are
+padded on the left and what follows on the right, so that all thought spans of a batch stand in the same columns.
 """
 
 import math
@@ -14,6 +14,7 @@ from models.chunked_cross_entropy import IGNORED
 from models.positions import positions_from_mask
 from models.spans_pccot import ThoughtSpan
 
+from .errors import InputError
 from .mixed_curriculum import MixedCurriculum
 
 
@@ -139,6 +140,10 @@ class PCCoTCollator(CoTCollator):
         return torch.Generator().manual_seed(crc32(repr((self.seed, int(self.epoch), rows)).encode()))
 
     def length(self, feature: dict) -> int:
+        if self.curriculum.probability and feature.get("windows") is not None:
+            raise InputError(
+                "--latent_curriculum mixed does not go with data that has 'windows': leave one of the two out"
+            )
         thought = self.curriculum.longest(feature["steps"]) + 2
         decoded = self.config.latents_per_step + max(map(len, feature["steps"]), default=0) if self.whole_steps else 0
         return max(super().length(feature), len(feature["question"]) + thought + len(self.ending(feature)), decoded)
@@ -182,6 +187,7 @@ class PCCoTCollator(CoTCollator):
             "step_labels": self.whole_step_labels(features, latents)
             if self.whole_steps
             else torch.tensor([self.step_labels(feature["steps"], latents) for feature in features]),
+            **self.window_labels(features, latents),
         }
 
     def step_labels(self, steps: list[list[int]], latents: int) -> list[int]:
@@ -196,6 +202,19 @@ class PCCoTCollator(CoTCollator):
         ended = [[[*step, self.eos_token_id] for step in feature["steps"][:count]] for feature in features]
         rows = [row for steps in ended for row in steps + [[IGNORED]] * (count - len(steps))]
         return pad(rows, IGNORED).unflatten(0, (len(features), count))
+
+    def window_labels(self, features: list[dict], latents: int) -> dict[str, torch.Tensor]:
+        """`window_labels` `(batch, passes, c)`: the token each latent stands for after each pass, -100 where there is none.
+
+        Rows with fewer passes than others repeat their last. Nothing if no row has `windows`.
+        """
+        windows = [feature.get("windows") for feature in features]
+        if not any(windows):
+            return {}
+        passes = max(len(row) for row in windows if row)
+        repeated = [(row or [[]]) + (row or [[]])[-1:] * passes for row in windows]
+        rows = [[self.step_labels(texts, latents) for texts in row[:passes]] for row in repeated]
+        return {"window_labels": torch.tensor(rows)}
 
 
 class ICoTCollator(CoTCollator):

@@ -15,7 +15,7 @@ from .arguments import DataArguments
 from .data_files import read_file
 from .errors import InputError
 from .row_cache import cached_rows, digest_of_file
-from .rows import FEATURES, examples_of
+from .rows import FEATURES, FEATURES_WITH_WINDOWS, dataset_of, examples_of
 
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
@@ -51,11 +51,13 @@ def load_split(
     name = None if source is None else find_split(args, split, source)
     where = file if source is None else f"{args.dataset_name}, split {name}"
     if split == "train" and args.streaming:
-        if next(stream_examples(args, limit), None) is None:
+        first = next(stream_examples(args, limit), None)
+        if first is None:
             raise InputError(f"{where}: no rows")
-        return IterableDataset.from_generator(
-            stream_examples, gen_kwargs={"args": args, "limit": limit}, features=FEATURES
-        )
+        windows = "windows" in first
+        options = {"args": args, "limit": limit, "windows": windows}
+        features = FEATURES_WITH_WINDOWS if windows else FEATURES
+        return IterableDataset.from_generator(stream_alike, gen_kwargs=options, features=features)
     if source is None:
         path = Path(file)
         rows = read_file(path)  # refuses a file that is none
@@ -67,7 +69,7 @@ def load_split(
     examples = list(examples_of(rows, args.max_bad_rows, limit))
     if not examples:
         raise InputError(f"{where}: no rows")
-    return Dataset.from_list(examples, features=FEATURES)
+    return dataset_of(examples)
 
 
 def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
@@ -88,10 +90,12 @@ def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
 
 def as_dataset(rows: Dataset | IterableDataset | list[dict]) -> Dataset | IterableDataset:
     """Rows of `question`, `steps` and `answer`, checked, whatever holds them; a stream is checked as it is read."""
-    if isinstance(rows, IterableDataset) or (isinstance(rows, Dataset) and rows.features == FEATURES):
+    if isinstance(rows, IterableDataset) or (
+        isinstance(rows, Dataset) and rows.features in (FEATURES, FEATURES_WITH_WINDOWS)
+    ):
         return rows
     named = ((f"row {index}", row) for index, row in enumerate(rows))
-    return Dataset.from_list(list(examples_of(named, max_bad_rows=0)), features=FEATURES)
+    return dataset_of(list(examples_of(named, max_bad_rows=0)))
 
 
 def stream_examples(args: DataArguments, limit: int | None) -> Iterator[dict]:
@@ -103,6 +107,23 @@ def stream_examples(args: DataArguments, limit: int | None) -> Iterator[dict]:
     else:
         rows = read_file(Path(args.train_file))
     yield from examples_of(rows, args.max_bad_rows, limit)
+
+
+def stream_alike(args: DataArguments, limit: int | None, windows: bool) -> Iterator[dict]:
+    """`stream_examples`, all of one form.
+
+    Args:
+        windows: whether the first example has `windows`.
+
+    Raises:
+        InputError: for one with `windows` where the first has none.
+    """
+    for example in stream_examples(args, limit):
+        if "windows" in example and not windows:
+            raise InputError(
+                "--streaming: a row of the training data has 'windows' and the first has none; put one that has first"
+            )
+        yield {"windows": None} | example if windows else example
 
 
 def open_dataset(args: DataArguments) -> dict[str, Iterable[dict]]:

@@ -13,7 +13,7 @@ from typing import TextIO
 from .errors import InputError
 from .rows import Rows, on_one_line, parse_line
 
-COLUMNS = ("question", "steps", "answer", "input", "output")
+COLUMNS = ("question", "steps", "answer", "windows", "input", "output")
 LONGEST_LINE = 2**24  # characters; far beyond any example, so a longer line is no row
 LINE_END = re.compile(r"\r\n|\r|\n")
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
@@ -97,7 +97,8 @@ def read_json(path: Path) -> Rows:
 
 
 def read_csv(path: Path) -> Rows:
-    """Columns `question`, `steps` (a JSON list, or one step a line) and `answer`; a row is named by its first line.
+    """Columns `question`, `steps` (a JSON list, or one step a line), `answer`, and `windows` (a JSON list of lists) if any;
+    a row is named by its first line.
 
     Raises:
         InputError: for a header that cannot be read or has a column twice.
@@ -145,6 +146,8 @@ def csv_row(header: list[str], fields: list[str]) -> dict | InputError:
     row = dict(zip(header, fields, strict=False))  # a missing field is a missing column
     if "steps" in row:
         row["steps"] = csv_steps(row["steps"])
+    if "windows" in row:
+        row["windows"] = csv_windows(row["windows"])
     return row
 
 
@@ -158,6 +161,14 @@ def csv_steps(text: str) -> object:
             if QUOTED_LIST.match(text):  # as Python prints lists: read as lines it would be one wrong step
                 return InputError(f"is neither a JSON list of texts nor one step per line: {error}")
     return [step for step in steps if step != ""]
+
+
+def csv_windows(text: str) -> object:
+    """A JSON list of lists; none in an empty field."""
+    try:
+        return parse_json(text) if text.strip() else None
+    except InputError as error:
+        return error
 
 
 def open_text(path: Path, newline: str | None = None) -> TextIO:

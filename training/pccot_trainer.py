@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from models.answer_modes import EXPLICIT, LATENT
 from models.chunked_cross_entropy import IGNORED
+from models.distillation_pccot import window_targets
 
 from .arguments import DataArguments, ThoughtArguments, whole_numbers
 from .collators import PCCoTCollator
@@ -67,6 +68,10 @@ class PCCoTTrainer(CoTTrainer):
     def loss_sizes(self, inputs: dict) -> torch.Tensor:
         """Labelled tokens of teacher, student and step supervision, and rows; `(4,)`."""
         steps = (inputs["step_labels"] != IGNORED).sum()
+        if "window_labels" in inputs:
+            iterations = inputs["num_iterations"]
+            iterations = self.unwrapped.config.num_iterations if iterations is None else iterations
+            steps = steps + (window_targets(inputs["window_labels"], iterations) != IGNORED).sum()
         teacher, student, rows = (  # known on the host, and written on the device without a wait
             steps.new_full((), len(inputs[name])) for name in ("cot_labelled", "answer_labelled", "input_ids")
         )

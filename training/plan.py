@@ -51,7 +51,14 @@ def work_of(trainer: CoTTrainer, lengths: Lengths) -> Work:
     if trainer.family != "pccot":
         return sequence_work(lengths.sequence)
     thought = config.num_latent_tokens, config.num_iterations
-    return thought_work(lengths.question, lengths.chain, lengths.ending, *thought)
+    windows = bool(config.loss_delta) and has_windows(trainer)
+    return thought_work(lengths.question, lengths.chain, lengths.ending, *thought, windows)
+
+
+def has_windows(trainer: CoTTrainer) -> bool:
+    """Whether the training data says what the latents stand for after each pass."""
+    train = trainer.splits.get("train")
+    return train is not None and "windows" in (train.column_names or [])
 
 
 def print_plan(trainer: CoTTrainer) -> None:

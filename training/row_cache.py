@@ -16,7 +16,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
 from .errors import InputError
-from .rows import FEATURES, Rows, examples_of
+from .rows import FEATURES_WITH_WINDOWS, Rows, examples_of, without_empty_windows
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def cached_rows(
     def examples() -> Iterator[dict]:
         empty = True
         for example in examples_of(rows(), max_bad_rows, limit, left_out_to(left_out)):
-            yield example
+            yield {"windows": None} | example
             empty = False
         if empty:
             raise InputError(f"{where}: no rows")
@@ -66,7 +66,7 @@ def cached_rows(
             raise InputError(f"{where}: changed while it was read")
 
     try:
-        found = Dataset.from_generator(examples, features=FEATURES, cache_dir=str(folder), fingerprint=key)
+        found = Dataset.from_generator(examples, features=FEATURES_WITH_WINDOWS, cache_dir=str(folder), fingerprint=key)
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
@@ -77,7 +77,7 @@ def cached_rows(
         ) from error
     if left_out.exists():
         logger.warning("%s", left_out.read_text(encoding="utf-8"))
-    return found
+    return without_empty_windows(found)
 
 
 def left_out_to(path: Path) -> Callable[[str], None]:

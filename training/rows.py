@@ -1,4 +1,4 @@
-"""Rows as examples `{question, steps, answer}`: what is one, and what is said of a row that is none."""
+"""Rows as examples `{question, steps, answer}`, some with `windows`: what is one, and what is said of a row that is none."""
 
 import logging
 import math
@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import datasets
 import numpy as np
+from datasets import Dataset
 
 from .errors import InputError
 
@@ -19,6 +20,9 @@ FEATURES = datasets.Features(
         "steps": datasets.List(datasets.Value("string")),
         "answer": datasets.Value("string"),
     }
+)
+FEATURES_WITH_WINDOWS = datasets.Features(
+    FEATURES | {"windows": datasets.List(datasets.List(datasets.Value("string")))}
 )
 EQUATION = re.compile(r"<<[^<>]*>>")
 EQUATIONS = re.compile(rf"({EQUATION.pattern}\s*)+")
@@ -96,6 +100,17 @@ def examples_of(
         report(f"left out {bad} bad rows: {'; '.join(named)}")
 
 
+def without_empty_windows(rows: Dataset) -> Dataset:
+    """Rows without the column `windows`, where none of them has any."""
+    return rows.remove_columns("windows") if rows.data.column("windows").null_count == len(rows) else rows
+
+
+def dataset_of(examples: list[dict]) -> Dataset:
+    """Checked examples as a data set."""
+    filled = [{"windows": None} | example for example in examples]
+    return without_empty_windows(Dataset.from_list(filled, features=FEATURES_WITH_WINDOWS))
+
+
 def check_row(row: object) -> dict:
     """A row as an example.
 
@@ -127,7 +142,26 @@ def check_row(row: object) -> dict:
     for name in ("question", "answer"):
         if not example[name].strip():
             raise InputError(f"the {name} is empty")
+    if row.get("windows") is not None:
+        example["windows"] = check_windows(field_of(row, "windows"), len(steps))
     return example
+
+
+def check_windows(windows: object, steps: int) -> list[list[str]]:
+    """What each latent stands for after each pass: a list over passes, pass 0 first, of a text per step ("" for none).
+
+    Raises:
+        InputError: for anything else.
+    """
+    windows = windows.tolist() if isinstance(windows, np.ndarray) else windows
+    if not isinstance(windows, list | tuple) or not windows:
+        raise InputError("'windows' must be a list over passes, each with a text per step")
+    for number, texts in enumerate(windows):
+        if not isinstance(texts, list | tuple | np.ndarray) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"'windows' of pass {number} must be a list of texts")
+        if len(texts) != steps:
+            raise InputError(f"'windows' of pass {number} has {len(texts)} texts, and there are {steps} steps")
+    return [[check_text("windows", text) for text in texts] for texts in windows]
 
 
 def field_of(row: dict, name: str) -> object:

@@ -25,7 +25,7 @@ class Work:
         return sum(new + before for new, before in self.passes)
 
 
-def thought_work(question: int, chain: int, ending: int, latents: int, iterations: int) -> Work:
+def thought_work(question: int, chain: int, ending: int, latents: int, iterations: int, windows: bool = False) -> Work:
     """PCCoT's step: the student's passes first, with the window of `jacobi_window`, then the teacher's.
 
     The question is read once for both, nothing is predicted from the end of sequence, and only what is predicted has logits.
@@ -35,6 +35,7 @@ def thought_work(question: int, chain: int, ending: int, latents: int, iteration
         chain: tokens of the explicit steps, with what opens them.
         ending: answer prompt, answer and end of sequence, in tokens.
         latents, iterations: c and T.
+        windows: whether what each pass before the last gives is read too (step supervision by `windows`).
     """
     iterations = min(iterations, latents)
     window = latents - iterations + 1
@@ -43,7 +44,8 @@ def thought_work(question: int, chain: int, ending: int, latents: int, iteration
     else:
         student = [(question + window, 0), *((window, question + t) for t in range(1, iterations + 1))]
     new, before = student.pop()
-    return Work((*student, (new + ending, before), (chain + ending - 1, question)), chain + ending + ending)
+    logits = chain + ending + ending + (iterations * window if windows else 0)
+    return Work((*student, (new + ending, before), (chain + ending - 1, question)), logits)
 
 
 def sequence_work(length: int) -> Work:

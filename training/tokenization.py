@@ -54,7 +54,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, special_tokens: dict[s
 def tokenize(
     examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, keep_last_step: bool = False
 ) -> dict[str, list]:
-    """Token ids of a batch of examples: `question`, `steps` (a list per step) and `answer`.
+    """Token ids of a batch of examples: `question`, `steps` (a list per step), `answer`, and `windows` where they have it
+    (a list per pass and step, or None).
 
     The teacher does not see the last step, which usually gives the answer away, unless `keep_last_step` (PCCoT,
     section 4.1, after CODI).
@@ -69,11 +70,19 @@ def tokenize(
 
     chains = [chain if keep_last_step else chain[:-1] for chain in examples["steps"]]
     steps = iter(encode([step for chain in chains for step in chain]))
-    return {
+    features = {
         "question": [strip_eos(ids, tokenizer) for ids in encode(examples["question"], special=True)],
         "steps": [list(islice(steps, len(chain))) for chain in chains],
         "answer": [without_leading_space(ids, tokenizer) for ids in encode(examples["answer"])],
     }
+    if "windows" in examples:
+        # Their last texts belong to the last step. The same few stand in many passes, so each is encoded once.
+        last = None if keep_last_step else -1
+        passes = [row and [texts[:last] for texts in row] for row in examples["windows"]]
+        different = list({text for row in passes for texts in row or () for text in texts})
+        ids = dict(zip(different, encode(different), strict=True))
+        features["windows"] = [row and [[ids[text] for text in texts] for texts in row] for row in passes]
+    return features
 
 
 def starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -157,7 +166,8 @@ def tokenize_split(
             features |= {"question_text": examples["question"], "answer_text": gold}
         return features
 
-    columns = {"remove_columns": ["question", "steps", "answer"]}
+    fields = ["question", "steps", "answer", "windows"]
+    columns = {"remove_columns": [name for name in fields if name in (examples.column_names or fields[:3])]}
     drops = limit is not None and data.drop_long
     if isinstance(examples, IterableDataset):
         features = examples.map(features_of, batched=True, with_indices=True, **columns)
