@@ -63,13 +63,6 @@ SMOLLM_RUN = (
 )
 SMOLLM_THOUGHT = ("--num_latent_tokens", "12", "--config_overrides", "num_iterations=3")
 GRAPH = "graph"
-GRAPH_RUN = (
-    *("--config_name", "configs/pccot_gpt2_small.json", "--config_overrides", "n_layer=2,n_head=8,n_positions=1024"),
-    *("--tokenizer_name", "words", "--dataset_name", GRAPH, "--answer_prompt", "####", "--num_latent_tokens", "6"),
-    *("--do_train", "--do_eval", "--do_predict", "--bf16", "--num_train_epochs", "50"),
-    *("--per_device_train_batch_size", "256", "--learning_rate", "1e-4", "--warmup_steps", "0.03"),
-    *("--max_new_tokens", "8", "--max_cot_tokens", "128", "--logging_steps", "100"),
-)
 TRAININGS = (
     Training(
         "multiplication-4x4-icot",
@@ -86,9 +79,17 @@ TRAININGS = (
     ),
     Training(  # measures the explicit chain of the same weights too
         "graph-search",
-        "latent about 1.00, explicit 0.75",
-        ("run_ccot.py", *GRAPH_RUN, *CHECKPOINTS),
-        ("--config_overrides", f"{TINY},n_positions=1024", "--task_args", "train=16,validation=4,test=4", *FEW_STEPS),
+        "latent about 0.99, explicit about 0.75 (arXiv 2505.12514)",
+        ("run_ccot.py", f"{RECIPES}graph_pccot_gpt2-2x768.yaml", *CHECKPOINTS),
+        (
+            "--config_overrides",
+            TINY,
+            "--task_args",
+            "symbols=1,train=16,validation=4,test=4",
+            *FEW_STEPS,
+            "--teacher_warmup_steps",
+            "1",
+        ),
         task(GRAPH),
     ),
     *(

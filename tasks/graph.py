@@ -4,10 +4,16 @@
 
 Steps `Tom is a terpus.`, `Every terpus is a brimpus.`, `Every brimpus is a lempus.`; answer `Tom is a lempus.` The graph
 grows as in the paper's appendix A.2. What the paper leaves open was chosen after its published validation file.
+The same in symbols, about half as many tokens, as arXiv 2505.12514 has it (section 5):
+
+    brimpus lempus. Tom terpus. Sam yumpus. terpus brimpus. lempus yumpus? Tom
+
+Steps `terpus`, `brimpus`, `lempus`; answer `lempus`.
 """
 
 import math
 import random
+import re
 from collections import defaultdict
 from itertools import pairwise
 
@@ -35,6 +41,7 @@ def splits(
     nodes: int = 28,
     min_steps: int = 3,
     max_steps: int = 6,
+    symbols: int = 0,
     train: int = 18_000,
     validation: int = 300,
     test: int = 500,
@@ -45,12 +52,15 @@ def splits(
     Args:
         nodes: persons and kinds, of which those without any fact are left out; 6 to 40.
         min_steps, max_steps: the shortest path to the answer has from so many to so many facts.
+        symbols: 1 for pairs of words in place of sentences; see `in_symbols`.
         train, validation, test: examples per split.
         seed: of the random numbers.
 
     Raises:
         ValueError: for a setting out of range, or if there are not enough different questions.
     """
+    if symbols not in (0, 1):
+        raise ValueError(f"graph: symbols must be 0 or 1, got {symbols}")
     if not 6 <= nodes <= 40 or not 1 <= min_steps <= max_steps:
         raise ValueError("graph: nodes must be from 6 to 40, and min_steps from 1 to max_steps")
 
@@ -58,7 +68,7 @@ def splits(
         for _ in range(10_000):
             example = try_to_draw(source, nodes, min_steps, max_steps)
             if example is not None:
-                return example
+                return in_symbols(example) if symbols else example
         raise ValueError(f"graph: {nodes} nodes hardly ever give paths of {min_steps} to {max_steps} facts")
 
     return draw_splits("graph", draw, train, validation, test, seed)
@@ -148,3 +158,19 @@ def in_words(source: random.Random, edges: Edges, path: list[int], other: int) -
         "steps": [fact(*edge) for edge in pairwise(path)],
         "answer": f"{person} is a {answer}.",
     }
+
+
+def in_symbols(example: dict) -> dict:
+    """An example of sentences, one of the published files too, as pairs of words; whom is asked about comes last."""
+    *sentences, asked = example["question"].split(". ")
+    facts = [re.sub(r"^Every | is a", "", sentence) for sentence in sentences]
+    person, *options = re.fullmatch(r"Is (\w+) a (\w+) or (\w+)\?", asked).groups()
+    return {
+        "question": f"{'. '.join(facts)}. {' '.join(options)}? {person}",
+        "steps": [last_word(step) for step in example["steps"]],
+        "answer": last_word(example["answer"]),
+    }
+
+
+def last_word(sentence: str) -> str:
+    return sentence.rstrip(".").split()[-1]

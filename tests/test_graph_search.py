@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tasks
+from tasks.graph import in_symbols
 from training.arguments import DataArguments
 from training.data import load_splits
 
@@ -88,6 +89,19 @@ def test_questions_are_as_large_as_the_published_ones(rows):
     assert all(abs(lengths.count(length) / len(rows) - share) < 0.1 for length, share in SHARES.items())
 
 
+def test_symbols_say_the_same():
+    """Facts, person, options, steps and answer, one word each."""
+    sizes = "train=0,validation=0,test=30"
+    sentences, symbols = (tasks.generate("graph", f"symbols={kind},{sizes}")["test"] for kind in (0, 1))
+    for row, short in zip(sentences, symbols, strict=True):
+        assert short == in_symbols(row)
+        facts, person, options = read(row["question"])
+        *pairs, asked = short["question"].split(". ")
+        assert [tuple(pair.split()) for pair in pairs] == facts and asked == f"{' '.join(options)}? {person}"
+        assert short["steps"][-1] == short["answer"] and f"{person} is a {short['answer']}." == row["answer"]
+        assert set(pairwise([person, *short["steps"]])) <= set(facts)
+
+
 def test_settings_are_followed():
     rows = tasks.generate("graph", "nodes=12,min_steps=2,max_steps=2,train=0,validation=0,test=30")["test"]
     assert {len(row["steps"]) for row in rows} == {2}
@@ -97,6 +111,7 @@ def test_settings_are_followed():
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ("symbols=2", "symbols must be 0 or 1"),
         ("nodes=5", "nodes must be from 6 to 40"),
         ("min_steps=4,max_steps=3", "min_steps from 1 to max_steps"),
         ("nodes=6,min_steps=9,max_steps=9", "hardly ever give paths of 9 to 9 facts"),

@@ -99,6 +99,10 @@ TASKS = {
         "Word problems in English, two to four steps",
         {"pccot": "word-problems_pccot_gpt2-3x128", "cot": "word-problems_cot_gpt2-3x128"},
     ),
+    "graph": Task(
+        "Graph search, 16 nodes, three steps",
+        {"pccot": "graph_pccot_llama-2x128", "cot": "graph_cot_llama-2x128"},
+    ),
 }
 
 
