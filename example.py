@@ -2,6 +2,7 @@
 """Ask a model that thinks in latent tokens, or any other that the `run_*.py` scripts have trained.
 
 python example.py
+python example.py "Tom has 3 apples. Ann has twice as many apples as Tom. How many apples does Ann have?"
 python example.py --model outputs/chain "8*8+1-5*3=" "1+1*2-3+4="
 python example.py --model whynlp/pccot-gpt2 --explicit "Tom has 3 apples and buys 4 more. How many?"
 """
@@ -10,11 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
-SHIPPED = HERE / "checkpoints" / "pccot-gpt2-chain"
+SHIPPED = HERE / "checkpoints"
 
 
 def load(name: str, trust_remote_code: bool):
@@ -50,6 +51,17 @@ def unknown_text(tokenizer, question: str) -> str | None:
     return None
 
 
+def model_for(questions: list[str]) -> Path:
+    """The shipped checkpoint that has tokens for most of the questions; beside a checkpoint, the checkpoint itself."""
+    folders = sorted(path.parent for path in SHIPPED.glob("*/config.json"))
+
+    def unknown(folder: Path) -> int:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer asks for registered types
+        return sum(ids.count(tokenizer.unk_token_id) for ids in tokenizer(questions)["input_ids"])
+
+    return min(folders, key=unknown, default=HERE)
+
+
 def answer(model, tokenizer, questions: list[str], max_new_tokens: int, **options) -> list[str]:
     """What the model writes after each question."""
     inputs = tokenizer(questions, padding=len(questions) > 1, return_tensors="pt")
@@ -67,8 +79,7 @@ def answer(model, tokenizer, questions: list[str], max_new_tokens: int, **option
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = SHIPPED if SHIPPED.is_dir() else HERE  # beside a checkpoint, the checkpoint itself
-    parser.add_argument("--model", default=str(default), help="a folder or a name on the Hub")
+    parser.add_argument("--model", help="a folder or a name on the Hub; else the shipped one that knows the questions")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that the checkpoint brings")
     parser.add_argument("--explicit", action="store_true", help="show the written chain of thought too")
     parser.add_argument("--num_iterations", type=int, help="T, instead of the checkpoint's")
@@ -76,6 +87,8 @@ def main():
     parser.add_argument("questions", nargs="*", default=["7+3*4-2+9=", "2-9+4*6-3=", "1+2*3-4+5="])
     args = parser.parse_args()
     logging.disable_progress_bar()
+    if args.model is None:
+        args.model = str(model_for(args.questions))
     try:
         model, tokenizer = load(args.model, args.trust_remote_code)
     except Exception as error:  # over a damaged file, libraries raise errors of many kinds

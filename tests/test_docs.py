@@ -179,11 +179,11 @@ def run(clone: Path, script: list[str | None]) -> str:
 
 
 def test_asking_commands_of_the_readme(clone):
-    """A quick form of the next test: what activates the environment, and what asks the shipped model."""
+    """A quick form of the next test: what activates the environment, and what asks the shipped models."""
     asking = [command for command in commands(ROOT / "README.md") if command.startswith("python example.py")]
-    assert ACTIVATE in commands(ROOT / "README.md") and len(asking) == 2
+    assert ACTIVATE in commands(ROOT / "README.md") and len(asking) == 3
     printed = run(clone, [ACTIVATE, *asking])
-    assert "7+3*4-2+9=  ->  7" in printed and "(explicit: " in printed
+    assert "7+3*4-2+9=  ->  7" in printed and "(explicit: " in printed and "does Ann have?  ->  6" in printed
 
 
 @pytest.mark.slow

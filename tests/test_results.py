@@ -6,7 +6,12 @@ import json
 import pytest
 from conftest import ROOT
 
-from training.cli import read_recipe
+import run_ccot
+import run_cot
+import tasks
+from benchmarks.results import depth
+from training.arguments import DataArguments
+from training.cli import parse, read_recipe
 
 spec = importlib.util.spec_from_file_location("grid", ROOT / "benchmarks" / "results" / "grid.py")
 grid = importlib.util.module_from_spec(spec)
@@ -68,3 +73,33 @@ def test_a_run_writes_its_file_and_is_not_made_again(monkeypatch, tmp_path):
     written = path.stat().st_mtime_ns
     grid.main()
     assert path.stat().st_mtime_ns == written
+
+
+# --- how deep ---
+
+
+@pytest.mark.parametrize("name", depth.FORMS)
+@pytest.mark.parametrize("steps", depth.STEPS)
+def test_a_training_of_a_depth(name, steps, monkeypatch):
+    """Its arguments are read; every intermediate result has its latents, and the longest sequence has room."""
+    monkeypatch.chdir(ROOT)
+    form = depth.FORMS[name]
+    script, *argv = depth.command_of(form, steps, form.passes(steps)[-1])
+    arguments = {"run_ccot.py": run_ccot.ARGUMENTS, "run_cot.py": run_cot.ARGUMENTS}[script]
+    parsed = parse(arguments, [*argv, "--output_dir", "outputs/x"])
+    model, data = parsed[0], next(one for one in parsed if isinstance(one, DataArguments))
+    overrides = grid.pairs(model.config_overrides)
+    settings = data.task_args.replace("train=40000", "train=3,validation=1,test=1")
+    row = tasks.generate("chain", settings)["train"][0]
+    latents = int(overrides.get("num_latent_tokens", 0))
+    assert len(row["steps"]) == steps + 1 and latents == steps * form.per_step * form.thinks
+    assert int(overrides["n_positions"]) >= len(row["question"]) + max(latents, steps) + 8
+
+
+def test_the_page_has_the_table_of_depths():
+    assert depth.tables() in grid.PAGE.read_text(encoding="utf-8")
+    for path in depth.RESULTS.glob("*/*.json"):
+        row = json.loads(path.read_text())
+        passes = max(map(int, row["exact_match"]))
+        assert path == depth.path_of(row["form"], row["steps"], passes)
+        assert row["command"].split()[1:] == depth.command_of(depth.FORMS[row["form"]], row["steps"], passes)

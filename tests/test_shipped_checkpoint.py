@@ -1,4 +1,4 @@
-"""The checkpoint in checkpoints/pccot-gpt2-chain: what it answers, and what its export holds."""
+"""The checkpoints in checkpoints/: what they answer, and what an export holds."""
 
 import os
 import subprocess
@@ -10,10 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import models  # noqa: F401
 import tasks
+from tasks.word_sentences import template_of
 from training.cli import read_recipe
 from training.errors import InputError
 from training.evaluation import answer_questions, same_answer
 from training.export import export
+
+WORDS = ROOT / "checkpoints" / "pccot-gpt2-words"
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,17 @@ def unseen() -> list[dict]:
     return [row for row in fresh if row["question"] not in trained][:2000]
 
 
+@pytest.fixture(scope="module")
+def unseen_words() -> list[dict]:
+    """1,000 word problems of another seed, none of which was trained on, with other names or things either."""
+    settings = read_recipe(ROOT / "configs" / "recipes" / "word-problems_pccot_gpt2-3x128.yaml")["task_args"]
+    trained = {template_of(row["question"]) for row in tasks.generate("word_problems", settings)["train"]}
+    fresh = tasks.generate(
+        "word_problems", f"{settings},seed=77,validation=1,test=1600".replace("train=120000", "train=1")
+    )
+    return [row for row in fresh["test"] if template_of(row["question"]) not in trained][:1000]
+
+
 @pytest.mark.parametrize(
     ("options", "least", "most"),
     [({"mode": "cot"}, 0.99, 1), ({}, 0.97, 1), ({"num_iterations": 3}, 0.97, 1), ({"num_iterations": 0}, 0, 0.40)],
@@ -42,6 +56,17 @@ def test_accuracy(shipped, unseen, options, least, most):
     answers = answer_questions(model, tokenizer, questions, batch_size=500, max_new_tokens=12, **options).answers
     right = sum(same_answer(given, row["answer"]) for given, row in zip(answers, unseen, strict=True))
     assert least <= right / len(unseen) <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "least", "most"), [({}, 0.93, 1), ({"num_iterations": 0}, 0, 0.40)])
+def test_accuracy_in_words(unseen_words, options, least, most):
+    assert len(unseen_words) == 1000
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(WORDS).eval(), AutoTokenizer.from_pretrained(WORDS)
+    questions = [row["question"] for row in unseen_words]
+    answers = answer_questions(model, tokenizer, questions, batch_size=250, max_new_tokens=4, **options).answers
+    right = sum(same_answer(given, row["answer"]) for given, row in zip(answers, unseen_words, strict=True))
+    assert least <= right / len(unseen_words) <= most
 
 
 def test_questions_of_unequal_length_in_one_batch(shipped):
@@ -84,7 +109,8 @@ def test_an_export_says_what_it_needs(exported, tmp_path):
     assert refused.returncode == 1 and "--trust_remote_code" in refused.stderr
 
 
-def test_it_is_small_and_safe():
-    files = list(SHIPPED.iterdir())
-    assert sum(path.stat().st_size for path in files) < 2_000_000
+@pytest.mark.parametrize(("folder", "most"), [(SHIPPED, 2_000_000), (WORDS, 10_000_000)])
+def test_it_is_small_and_safe(folder, most):
+    files = list(folder.iterdir())
+    assert sum(path.stat().st_size for path in files) < most
     assert {path.suffix for path in files} <= {".json", ".jinja", ".md", ".safetensors"}
