@@ -31,7 +31,7 @@ def measure(part: Part):
     # The tests need less than the others do: `--confcutdir` leaves tests/conftest.py aside.
     command = [sys.executable, "-m", "pytest", *map(str, files), "-m", "not gpu" if part.rehearse else "gpu"]
     command += ["-rs", "--tb=short", "-p", "no:cacheprovider", f"--confcutdir={FOLDER}", f"--junitxml={report}"]
-    process, late = subprocess.Popen(command, cwd=ROOT), False
+    process, late = subprocess.Popen(command, cwd=ROOT, preexec_fn=can_be_interrupted), False
     try:
         process.wait(max(1.0, part.seconds_left - ENDING))
     except subprocess.TimeoutExpired:
@@ -44,6 +44,11 @@ def measure(part: Part):
     yield from rows
     if late:
         yield {"test": "the others", "outcome": "not run", "seconds": 0.0, "note": "out of time"}
+
+
+def can_be_interrupted() -> None:
+    """In the new process: what a shell started in the background (`make gpu &`) ignores SIGINT, and would hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read(xml: str) -> list[dict]:

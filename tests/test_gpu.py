@@ -233,11 +233,16 @@ def test_a_report_of_tests_is_read():
     ]  # fmt: skip
 
 
-def test_tests_that_take_too_long_are_not_lost(tmp_path, monkeypatch):
-    """Those that ended before have their rows."""
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_tests_that_take_too_long_are_not_lost(handler, tmp_path, monkeypatch):
+    """Those that ended before have their rows; also of a run that a shell has put in the background."""
     (tmp_path / "test_a.py").write_text("import time\ndef test_one(): pass\ndef test_two(): time.sleep(100)\n")
     monkeypatch.setattr(gpu_tests, "FOLDER", tmp_path)
-    rows = list(gpu_tests.measure(part(tmp_path, gpu_tests.ENDING + 5)))
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        rows = list(gpu_tests.measure(part(tmp_path, gpu_tests.ENDING + 5)))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert rows[0]["test"].endswith("::test_one") and rows[0]["outcome"] == "passed"
     assert rows[-1] == {"test": "the others", "outcome": "not run", "seconds": 0.0, "note": "out of time"}
 
