@@ -248,7 +248,9 @@ def test_new_backbone_from_the_document():
     exec(block, scope)
     torch.manual_seed(0)
     config = AutoConfig.for_model("pccot-olmo2", **(SMALL | ROPE | THOUGHT))
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = (
+        AutoModelForCausalLM.from_config(config).eval().double()
+    )  # in single precision rounding alone reaches 1e-5 with some weights
     assert isinstance(model, scope["PCCoTOlmo2ForCausalLM"])
     ids, mask = with_span(model, *question_batch([3, 6]))
     with torch.no_grad():
