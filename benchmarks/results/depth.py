@@ -135,7 +135,7 @@ def tables() -> str:
     lines = ["| latents | K | T, and exact match |", "|---|---|---|"]
     for name in (name for name in FORMS if name in found()):
         for steps, matches in sorted(found()[name].items()):
-            cells = ", ".join(f"{T}: {matches[T]:.3f}" for T in sorted(matches))
+            cells = ", ".join(f"{T}: {matches[T]:.4f}" for T in sorted(matches))
             lines.append(f"| {FORMS[name].label} | {steps} | {cells} |")
     return "\n".join(lines)
 
