@@ -264,6 +264,29 @@ def test_the_best_model_is_loaded_and_saved_without_it(tmp_path, caplog):
     assert all(torch.equal(values, best_weights[name]) for name, values in saved.items())
 
 
+def test_the_decoder_of_the_best_model_measures_it(tmp_path, caplog):
+    argv = [*RUN, *PCCOT, *DECODER, "--max_steps", "4", "--load_best_model_at_end", "--eval_strategy", "steps"]
+    argv += ["--eval_steps", "2", "--explicit_cot", "false", "--do_eval", "--metric_for_best_model", "eval_loss"]
+    argv += ["--greater_is_better", "true", "--learning_rate", "0.01"]  # so that it is not the last one
+    metrics = run_ccot.main([*argv, "--output_dir", str(tmp_path / "whole")])
+    state = json.loads((tmp_path / "whole" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 2
+    best, last = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry][:2]
+    assert metrics["eval_loss"] == pytest.approx(best, abs=1e-6) and best - last > 1e-3
+    with caplog.at_level(logging.WARNING):
+        run_ccot.main([*argv, "--save_only_model", "--output_dir", str(tmp_path / "model")])
+    assert "checkpoint-2 holds no decoder of steps (--save_only_model)" in caplog.text
+
+
+def test_nothing_is_measured_with_an_untrained_one(tmp_path):
+    run_ccot.main([*RUN, *PCCOT, "--output_dir", str(tmp_path / "model")])
+    argv = ["--model_name_or_path", str(tmp_path / "model"), "--dataset_name", "chain", "--do_eval", "--use_cpu"]
+    argv += ["--task_args", "train=64,validation=8,test=8", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="--step_decoder_layers: a decoder exists in training alone"):
+        run_ccot.main([*argv, *DECODER])
+    assert not [*(tmp_path / "out").glob("*")]
+
+
 def test_the_plan_counts_it(tmp_path, capsys):
     counts = []
     for flags in ([], DECODER):

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
-from .find_checkpoint import checkpoint_to_resume, fault_of, newest_first
+from .find_checkpoint import STEP_DECODER, checkpoint_to_resume, fault_of, newest_first
 from .interruption import Interrupted, StopOnSignal
 from .nonfinite_steps import SkipNonfiniteSteps
 from .step_decoder import StepDecoder, load_step_decoder, save_step_decoder
@@ -105,7 +105,13 @@ class ResumableTrainingMixin:
 
     def _load_best_model(self):
         super()._load_best_model()
-        self.weights_step = self.state.best_global_step
+        self.weights_step, best = self.state.best_global_step, self.state.best_model_checkpoint
+        if self.step_decoder is None or best is None:
+            return
+        if (Path(best) / STEP_DECODER).is_file():
+            load_step_decoder(self.step_decoder, Path(best))
+        else:
+            logger.warning("%s holds no decoder of steps (--save_only_model): eval_loss is with the last one's", best)
 
     # --- saving ---
 

@@ -113,8 +113,16 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
 
     Returns:
         All metrics; they are also in `all_results.json`.
+
+    Raises:
+        InputError: where nothing is trained, for a trainer with a decoder of steps.
     """
     args, splits, folder, results = trainer.args, trainer.splits, Path(trainer.args.output_dir), {}
+    if trainer.step_decoder is not None and not args.do_train:
+        raise InputError(
+            "--step_decoder_layers: a decoder exists in training alone, and an untrained one would make this run's eval_loss; "
+            "pass --step_decoder_layers 0, or --do_train"
+        )
     if args.dry_run:
         print_plan(trainer)
         return {}
