@@ -1,6 +1,7 @@
 """What is checked while weights are loaded, by `from_pretrained` of whomever: that a checkpoint is the model's, and whole.
 
 transformers reports a missing tensor in a table and goes on with random numbers, and takes whole numbers for weights.
+And where there is no checkpoint: that random weights are drawn as the backbone draws its own.
 """
 
 import copy
@@ -16,6 +17,11 @@ LONGEST_HEADER = 100_000_000  # bytes; what safetensors allows
 
 class CompleteWeightsMixin(ModelBase):
     """A model that does not load if anything of it is missing, or is of another shape or kind than it needs."""
+
+    def _initialize_weights(self, module, *args):
+        # Without transformers' shortcut for code from elsewhere: it takes a module without weights of its own for done, such as
+        # GPT-2's attention, and that is where GPT-2 draws its residual projections anew, with less spread.
+        super()._initialize_weights(module)
 
     @classmethod
     def _load_pretrained_model(cls, model, state_dict, checkpoint_files, *args, **kwargs):

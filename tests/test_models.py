@@ -89,6 +89,15 @@ def test_the_weights_are_the_backbones(kind, tied, projection):
     assert (ours - theirs).abs().max() <= 1e-5
 
 
+def test_random_weights_are_the_backbones(kind):
+    """The same draws from the same seed; among them GPT-2's residual projections, which have a smaller spread."""
+    ours = make_any(kind, initializer_range=0.1)
+    config, _, stock_model = stock_of(ours.config)
+    torch.manual_seed(0)
+    theirs = stock_model(config).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
+
+
 def test_a_configuration_describes_itself(kind):
     config = make_any(kind).config
     said = config.describe()
