@@ -17,6 +17,7 @@ FORMS = {
     1: "{left} {sign} {right} = {result}",
     2: "{name} = {left} {sign} {right} = {result}",
     3: "{name} {result}",
+    4: "{name} {right} {result}",
 }
 
 
@@ -74,7 +75,8 @@ def splits(
         distractors: up to so many sentences that do not matter: about another thing or somebody else.
         shuffled: 1 for sentences in any order; 0 for an order in which each can be worked out from those before it.
         largest: number in a question, in its steps and as its answer.
-        step_form: 0 for the result alone, 1 for an equation, 2 for the name before the equation, 3 for name and result.
+        step_form: 0 for the result alone, 1 for an equation, 2 for the name before the equation, 3 for name and result,
+            4 for name, second number of the equation and result.
         train, validation, test: examples per split.
         seed: of the random numbers.
 
@@ -106,7 +108,7 @@ def check(settings: Settings):
         ("wordings", 1, 3),
         ("shuffled", 0, 1),
         ("largest", 10, 1_000),
-        ("step_form", 0, 3),
+        ("step_form", 0, 4),
     ]:
         if not low <= getattr(settings, name) <= high:
             raise ValueError(f"word_problems: {name} must be from {low} to {high}")

@@ -13,6 +13,8 @@ SETTINGS = {
     "easy": "steps=4,min_steps=2,verbs=1,wordings=1,distractors=0,largest=20",
     "one thing": "things=1,wordings=2,largest=10,step_form=0",
     "many distractors": "steps=2,min_steps=1,distractors=6,shuffled=0,step_form=2",
+    "name and result": "steps=3,step_form=3",
+    "name, second number and result": "steps=4,step_form=4",
 }
 VERB = r"(?:has|have|bought|found|sold|counted|won|packed|collected)"
 THING = rf"(?: ({'|'.join(word for pair in THINGS for word in reversed(pair))}))?"
@@ -31,6 +33,15 @@ QUESTIONS = {
     r"How many (\w+) (?:do|did) (\w+) and (\w+) \w+ together": lambda a, b: a + b,
     r"How many more (\w+) (?:does|did) (\w+) \w+ than (\w+)": lambda a, b: a - b,
 }
+
+
+STEPS = [  # by step_form: name, left number, sign, right number, result
+    r"()()()()(\d+)",
+    r"()(\d+) (.) (\d+) = (\d+)",
+    r"(\w+) = (\d+) (.) (\d+) = (\d+)",
+    r"(\w+)()()() (\d+)",
+    r"(\w+)()() (\d+) (\d+)",
+]
 
 
 def rows(settings: str, sizes: str = "train=150,validation=20,test=30") -> list[dict]:
@@ -88,16 +99,18 @@ def test_steps_are_equations_that_need_the_one_before(settings):
         numbers = {int(number) for number in re.findall(r"\d+", row["question"])} | {2, 3, 4}
         before = None
         for step in row["steps"]:
-            name, left, sign, right, result = re.fullmatch(
-                [r"()()()()(\d+)", r"()(\d+) (.) (\d+) = (\d+)", r"(\w+) = (\d+) (.) (\d+) = (\d+)"][form], step
-            ).groups()
+            name, left, sign, right, result = re.fullmatch(STEPS[form], step).groups()
             result = int(result)
             assert 1 <= result <= largest
-            if form:
+            if form == 4:
+                right = int(right)
+                lefts = [left for left in numbers if result in (left + right, left - right, left * right, left / right)]
+                assert right in numbers and lefts and (before in (None, right) or before in lefts)
+            if form in (1, 2):
                 left, right = int(left), int(right)
                 assert eval(f"{left}{sign}{right}") == result and {left, right} <= numbers
                 assert before is None or before in (left, right)
-            if form == 2:
+            if form > 1:
                 assert name in ("together", "difference") or name in row["question"]
             numbers.add(result)
             before = result
