@@ -106,6 +106,19 @@ TASKS = {
 }
 
 
+def applies(task: Task, method: Method) -> bool:
+    """Whether a task has a recipe for a method, and blocks of two latents per step are anything new to it."""
+    if method.recipe not in task.recipes:
+        return False
+    return "latents_per_step" not in method.overrides or int(settings_of(task, method).get("latents_per_step", 1)) == 1
+
+
+def settings_of(task: Task, method: Method) -> dict:
+    """The configuration that a task's recipe for a method gives."""
+    entries = read_recipe(ROOT / f"configs/recipes/{task.recipes[method.recipe]}.yaml")
+    return json.loads((ROOT / entries["config_name"]).read_text()) | pairs(entries.get("config_overrides", ""))
+
+
 def pairs(overrides: str) -> dict[str, str]:
     """`a=1,b=2` by name."""
     return dict(pair.split("=") for pair in overrides.split(",") if pair)
@@ -116,8 +129,7 @@ def command_of(task: Task, method: Method, seed: int) -> list[str]:
     recipe = f"configs/recipes/{task.recipes[method.recipe]}.yaml"
     entries = read_recipe(ROOT / recipe)
     own = pairs(entries.get("config_overrides", ""))
-    config = json.loads((ROOT / entries["config_name"]).read_text()) | own
-    latents = int(config.get("num_latent_tokens", 0))
+    latents = int(settings_of(task, method).get("num_latent_tokens", 0))
     sizes = {"c": latents, "twice": 2 * latents}
     overrides = own | pairs(method.overrides.format(**sizes))
     command = [SCRIPTS[method.recipe], recipe, *method.flags.format(**sizes).split()]
@@ -183,7 +195,7 @@ def table(name: str) -> str:
             cells += [f"{statistics.median(row['train_seconds'] for row in rows):.0f}"]
             cells += [f"{statistics.median(row['ms_per_answer_in_batches'] for row in rows):.2f}"]
             cells += [f"{statistics.mean(row['new_tokens'] for row in rows):.1f}"]
-        elif METHODS[method].recipe not in task.recipes:
+        elif not applies(task, METHODS[method]):
             continue
         recipe = f"`{task.recipes[METHODS[method].recipe]}`"
         lines.append("| " + " | ".join([METHODS[method].label, recipe, *cells]) + " |")
@@ -208,7 +220,7 @@ def main():
     args = parser.parse_args()
     cells = [(task, method, seed) for task in args.task for seed in args.seeds for method in args.methods]
     for task, method, seed in [] if args.tables else cells:
-        if METHODS[method].recipe in TASKS[task].recipes:
+        if applies(TASKS[task], METHODS[method]):
             run(task, method, seed, args.output_dir.resolve())
     write_tables()
 
