@@ -124,9 +124,9 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             `<ready>`, the answer prompt and the answer.
 
         Raises:
-            ValueError: if the prompt needs more positions than the model has, for an `assistant_model` together with free
-                positions, for `filler_embeds` that are not one for each filler or come with `prefill_chunk_size`, or if an
-                argument is no such thing.
+            ValueError: if the prompt needs more positions than the model has, for an `assistant_model` or `prefill_chunk_size`
+                together with free positions, for `filler_embeds` that are not one for each filler or come with
+                `prefill_chunk_size`, or if an argument is no such thing.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
@@ -146,11 +146,14 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         if gap or filler_embeds is not None:
             prompt, _ = self._with_bos(inputs, kwargs.get("attention_mask"))
             column = prompt.shape[1] + len(config.question_end_ids or []) + 1  # after <start>
+            if first_of("prefill_chunk_size", self._sources(generation_config, kwargs)) is not None:
+                what = (
+                    "positions that are left free (keep_position, position_gap) need" if gap else "filler_embeds needs"
+                )
+                raise ValueError(f"{what} the whole prompt in one pass: leave prefill_chunk_size out")
         if gap:
             kwargs |= {"position_gap": gap, "gap_column": column}
         if filler_embeds is not None:
-            if first_of("prefill_chunk_size", self._sources(generation_config, kwargs)) is not None:
-                raise ValueError("filler_embeds needs the whole prompt in one pass: leave prefill_chunk_size out")
             check_filler_embeds(filler_embeds, inputs, suffix.count(config.pause_token_id), config.hidden_size)
             kwargs |= {"filler_embeds": filler_embeds, "filler_column": column}
         return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)

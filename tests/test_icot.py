@@ -161,6 +161,10 @@ def test_kept_positions():
     model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False, explicit_steps=False, eos_token_id=None)
     assert seen[0][:, -4:].tolist() == [[2, 3, 8, 9], [4, 5, 10, 11]]
     assert seen[1].tolist() == [[10], [12]]
+    with pytest.raises(
+        ValueError, match="left free .* need the whole prompt in one pass: leave prefill_chunk_size out"
+    ):
+        model.generate(ids, attention_mask=mask, max_new_tokens=2, explicit_steps=False, prefill_chunk_size=5)
 
 
 def test_base_model_and_bad_settings():
