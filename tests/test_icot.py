@@ -162,7 +162,7 @@ def test_kept_positions():
     assert seen[0][:, -4:].tolist() == [[2, 3, 8, 9], [4, 5, 10, 11]]
     assert seen[1].tolist() == [[10], [12]]
     with pytest.raises(
-        ValueError, match="left free .* need the whole prompt in one pass: leave prefill_chunk_size out"
+        ValueError, match=r"left free .* need the whole prompt in one pass: leave prefill_chunk_size out"
     ):
         model.generate(ids, attention_mask=mask, max_new_tokens=2, explicit_steps=False, prefill_chunk_size=5)
 
