@@ -37,6 +37,7 @@ class Method:
         mode: the answer mode that is measured (`models/answer_modes.py`).
         flags: added to the recipe; `{c}` is its number of latent tokens.
         overrides: of the configuration, added to the recipe's own.
+        ablation: the recipe without something that it has; no row in a table where it was not run.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Method:
     mode: str
     flags: str = ""
     overrides: str = ""
+    ablation: bool = False
 
 
 SCRIPTS = {"cot": "run_cot.py", "pccot": "run_ccot.py", "icot": "run_icot.py"}
@@ -73,6 +75,19 @@ METHODS = {
     ),
     "mixed": Method("PCCoT, T = c, mixed curriculum", "pccot", "ccot", "--latent_curriculum mixed"),
     "icot": Method("iCoT", "icot", "icot"),
+    "pccot-no-bot": Method(
+        "PCCoT, T = c, steps do not open with `<bot>`", "pccot", "ccot", "--open_steps_with_bot false", ablation=True
+    ),
+    "pccot-no-warmup": Method(
+        "PCCoT, T = c, teacher and student from the first step",
+        "pccot",
+        "ccot",
+        "--teacher_warmup_steps 0",
+        ablation=True,
+    ),
+    "pccot-narrow": Method(
+        "PCCoT, T = c, `initializer_range` 0.02", "pccot", "ccot", overrides="initializer_range=0.02", ablation=True
+    ),
 }
 
 
@@ -195,7 +210,7 @@ def table(name: str) -> str:
             cells += [f"{statistics.median(row['train_seconds'] for row in rows):.0f}"]
             cells += [f"{statistics.median(row['ms_per_answer_in_batches'] for row in rows):.2f}"]
             cells += [f"{statistics.mean(row['new_tokens'] for row in rows):.1f}"]
-        elif not applies(task, METHODS[method]):
+        elif METHODS[method].ablation or not applies(task, METHODS[method]):
             continue
         recipe = f"`{task.recipes[METHODS[method].recipe]}`"
         lines.append("| " + " | ".join([METHODS[method].label, recipe, *cells]) + " |")
@@ -213,7 +228,8 @@ def write_tables() -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, nargs="+", default=list(TASKS))
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    whole = [name for name, method in METHODS.items() if not method.ablation]
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=whole)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "results")
     parser.add_argument("--tables", action="store_true", help="run nothing")
