@@ -7,18 +7,17 @@ What the model sees, and how it maps to what the caller sees (BOS and suffix are
                                     <bot> ... "The answer is:"
 """
 
-import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
 from .answer_modes import AnswerMode
-from .mixin_base import ModelBase
+from .batch_engine import BatchEngineMixin
 from .prompt_checks import LENGTHS, check_arguments, check_shape, check_token_ids, first_of, positions_taken
 
 
-class PromptSuffixMixin(ModelBase):
+class PromptSuffixMixin(BatchEngineMixin):
     """Lets a family complete its prompts (by a thought span, a separator) and hides that from what is returned."""
 
     # The loss is a mean over the batch; the Trainer must not scale it by a token count.
@@ -37,10 +36,6 @@ class PromptSuffixMixin(ModelBase):
         """How many tokens `generate(**options)` can write after a question before positions run out; None: no limit."""
         limit = getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else limit - question_length - len(self.suffix_ids(**options))
-
-    def gap_of(self, **options) -> int:
-        """Positions that `generate(**options)` leaves free between a question and its answer."""
-        return 0
 
     def is_open(self, input_ids: torch.Tensor, **options) -> bool:
         """Whether these prompts `(batch, length)` already hold what `generate(**options)` would add."""
@@ -110,70 +105,6 @@ class PromptSuffixMixin(ModelBase):
             `(batch x returned sequences, length + new tokens)`, as `generate()` returns them.
         """
         return strip_suffix(sequences, input_ids, opened.shape[1])
-
-    # The arguments of `generate_batch()`, or attributes of a batch engine's generation configuration, that a family adds.
-    batch_options: tuple[str, ...] = ()
-
-    def batch_iterations(self, **options) -> int | None:
-        """How many passes over a packed batch follow the first one; None where the model itself does all that is needed."""
-        return None
-
-    def check_batching(self, generation_config, **options) -> None:
-        """Raises ValueError where a batch engine would answer otherwise than `generate(**options)`."""
-        if self.gap_of(**options):
-            raise ValueError(
-                "continuous batching cannot leave positions free (keep_position, position_gap): use generate() on "
-                "left-padded batches"
-            )
-
-    @torch.no_grad()
-    def init_continuous_batching(self, generation_config=None, *args, **kwargs):
-        """transformers' batch engine with a manager that completes prompts and thinks, as `generate()` does.
-
-        Args:
-            generation_config: may name the options that `generate_batch()` takes, for all requests alike.
-            *args, **kwargs: as everywhere.
-
-        Raises:
-            ValueError: for what the engine cannot do for this model, or where a manager is kept for other options.
-        """
-        from .continuous_batching import make_manager, options_of
-
-        kept = getattr(self, "_cached_continuous_batching_manager", None)
-        if kept is None:
-            return make_manager(self, generation_config, *args, **kwargs)
-        kept.check_same(options_of(self, self._prepare_generation_config(generation_config)[0]))
-        return super().init_continuous_batching(generation_config, *args, **kwargs)
-
-    @torch.no_grad()
-    def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
-        """transformers' own, as `generate()` answers.
-
-        Args:
-            inputs: questions, each a list of token ids.
-            generation_config, *args: as everywhere.
-            **kwargs: those of transformers' `generate_batch()`; for PCCoT models `num_iterations`, `num_latent_tokens` and
-                `latent_thought`, for iCoT models `explicit_steps` and `num_fillers`.
-
-        Returns:
-            As everywhere: a dictionary of outputs by request, with the questions as `prompt_ids`. A question that
-            `generate()` would refuse has an `error`.
-
-        Raises:
-            ValueError: for an argument that is none, and for what the engine cannot do for this model.
-        """
-        from .continuous_batching import config_with_options
-
-        known = {*inspect.signature(super().generate_batch).parameters, "max_new_tokens", *self.batch_options} - {
-            "kwargs"
-        }
-        if unknown := [name for name in kwargs if name not in known]:
-            raise ValueError(
-                f"generate_batch() of a {self.config.model_type} model has no argument {unknown[0]}: what transformers' "
-                "generation_config holds belongs there"
-            )
-        config = config_with_options(self, generation_config, kwargs)
-        return super().generate_batch(inputs, config, *args, **kwargs)
 
     def generate_with_suffix(
         self,

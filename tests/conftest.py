@@ -45,6 +45,7 @@ ROPE = {
     "max_position_embeddings": 128,
 }
 LEARNED = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
+LEARNED |= {"initializer_range": 0.24}  # GPT-2 halves it in the residual projections of two layers
 LEARNED |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 CONFIGS = {
     "gpt2": lambda **kw: models.PCCoTGPT2Config(**(SMALL | LEARNED | THOUGHT | kw)),

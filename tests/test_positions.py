@@ -113,7 +113,7 @@ def test_a_prompt_that_is_none(kind):
 
 def test_assistants_that_do_not_fit_are_refused():
     kept, plain, thinks = make_any("icot-gpt2", keep_position=True, position_gap=4), *map(make_any, KINDS[::-1])
-    stock = AutoModelForCausalLM.from_config(GPT2Config(**LEARNED, **SMALL)).eval()
+    stock = AutoModelForCausalLM.from_config(GPT2Config(**(SMALL | LEARNED))).eval()
     with pytest.raises(ValueError, match="assistant_model cannot be used where positions are left free"):
         kept.generate(prompt(6), assistant_model=stock, max_new_tokens=4)
     for model, assistant, options in (

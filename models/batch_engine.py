@@ -1,0 +1,79 @@
+"""transformers' batch engine (`generate_batch()`, continuous batching) for models that add tokens of their own after a prompt."""
+
+import inspect
+
+import torch
+
+from .mixin_base import ModelBase
+
+
+class BatchEngineMixin(ModelBase):
+    """Makes the batch engine answer as `generate()` does, or refuse; the engine's side is in `continuous_batching.py`."""
+
+    # The arguments of `generate_batch()`, or attributes of a batch engine's generation configuration, that a family adds.
+    batch_options: tuple[str, ...] = ()
+
+    def gap_of(self, **options) -> int:
+        """Positions that `generate(**options)` leaves free between a question and its answer."""
+        return 0
+
+    def batch_iterations(self, **options) -> int | None:
+        """How many passes over a packed batch follow the first one; None where the model itself does all that is needed."""
+        return None
+
+    def check_batching(self, generation_config, **options) -> None:
+        """Raises ValueError where a batch engine would answer otherwise than `generate(**options)`."""
+        if self.gap_of(**options):
+            raise ValueError(
+                "continuous batching cannot leave positions free (keep_position, position_gap): use generate() on "
+                "left-padded batches"
+            )
+
+    @torch.no_grad()
+    def init_continuous_batching(self, generation_config=None, *args, **kwargs):
+        """transformers' batch engine with a manager that completes prompts and thinks, as `generate()` does.
+
+        Args:
+            generation_config: may name the options that `generate_batch()` takes, for all requests alike.
+            *args, **kwargs: as everywhere.
+
+        Raises:
+            ValueError: for what the engine cannot do for this model, or where a manager is kept for other options.
+        """
+        from .continuous_batching import make_manager, options_of
+
+        kept = getattr(self, "_cached_continuous_batching_manager", None)
+        if kept is None:
+            return make_manager(self, generation_config, *args, **kwargs)
+        kept.check_same(options_of(self, self._prepare_generation_config(generation_config)[0]))
+        return super().init_continuous_batching(generation_config, *args, **kwargs)
+
+    @torch.no_grad()
+    def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
+        """transformers' own, as `generate()` answers.
+
+        Args:
+            inputs: questions, each a list of token ids.
+            generation_config, *args: as everywhere.
+            **kwargs: those of transformers' `generate_batch()`; for PCCoT models `num_iterations`, `num_latent_tokens` and
+                `latent_thought`, for iCoT models `explicit_steps` and `num_fillers`.
+
+        Returns:
+            As everywhere: a dictionary of outputs by request, with the questions as `prompt_ids`. A question that
+            `generate()` would refuse has an `error`.
+
+        Raises:
+            ValueError: for an argument that is none, and for what the engine cannot do for this model.
+        """
+        from .continuous_batching import config_with_options
+
+        known = {*inspect.signature(super().generate_batch).parameters, "max_new_tokens", *self.batch_options} - {
+            "kwargs"
+        }
+        if unknown := [name for name in kwargs if name not in known]:
+            raise ValueError(
+                f"generate_batch() of a {self.config.model_type} model has no argument {unknown[0]}: what transformers' "
+                "generation_config holds belongs there"
+            )
+        config = config_with_options(self, generation_config, kwargs)
+        return super().generate_batch(inputs, config, *args, **kwargs)
