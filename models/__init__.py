@@ -5,6 +5,7 @@ the Hub takes its code along as files of one folder.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .answer_modes import ANSWER_MODES, AnswerMode
 from .backbone_pccot import PCCoTModelMixin
@@ -47,6 +48,8 @@ def register(model_class: type[OwnBaseModelMixin]) -> None:
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, base_class, exist_ok=True)
     AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+    # transformers' Trainer shifts smoothed labels for what this lists, and lm_eval asks it for the kind of a model.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config_class.model_type] = model_class.__name__
     # ... and have every saved checkpoint carry its code.
     config_class.register_for_auto_class()
     base_class.register_for_auto_class("AutoModel")

@@ -14,6 +14,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import Cache
 
 from .answer_modes import EXPLICIT, INTERNALISED, AnswerMode
 from .complete_weights import CompleteWeightsMixin
@@ -29,19 +30,42 @@ from .prompt_suffix import PromptSuffixMixin
 class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
     """A backbone with its language modelling head that knows how much of its chain is left to write."""
 
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ):
         """The backbone's forward pass, in which left padding shifts no position.
+
+        `generate()` and transformers' Trainer look for the names of `logits_to_keep` and `labels` here.
 
         Args:
             input_ids: `(batch, length)`.
             attention_mask: `(batch, past + length)`.
             position_ids: `(batch, length)`; counted from the attention mask if absent.
-            **kwargs: as everywhere.
+            past_key_values, inputs_embeds, labels, use_cache, logits_to_keep, **kwargs: as everywhere.
         """
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            inputs = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            position_ids = positions_from_mask(attention_mask)[:, -inputs.shape[1] :]
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+            length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+            position_ids = positions_from_mask(attention_mask)[:, -length:]
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
 
     @property
     def answer_modes(self) -> tuple[AnswerMode, ...]:

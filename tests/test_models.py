@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_any, question_batch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -96,6 +96,34 @@ def test_random_weights_are_the_backbones(kind):
     torch.manual_seed(0)
     theirs = stock_model(config).state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_an_answer_begins_with_one_column_of_logits(kind):
+    """... as the backbone's: all columns of a long prompt by the whole vocabulary are much time and memory."""
+    model, seen = make_any(kind), []
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+    model.generate(question_batch([7, 4])[0], max_new_tokens=2, do_sample=False, eos_token_id=None)
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_a_plain_trainer_trains_it_as_its_backbone(kind, smoothing, tmp_path):
+    """Loss and evaluation by transformers' own Trainer; a PCCoT model's `labels` have to be named."""
+    rows = [{"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in question_batch([7, 7])[0]]
+    ours = make_any(kind)
+    config, _, stock_model = stock_of(ours.config)
+    stock = stock_model(config)
+    stock.load_state_dict(ours.state_dict())
+    stock.accepts_loss_kwargs = False  # as ours: the mean of a batch (transformers counts one token too many for GPT-2)
+    found = []
+    for model in (ours, stock):
+        args = TrainingArguments(
+            str(tmp_path), max_steps=1, label_smoothing_factor=smoothing, label_names=["labels"], report_to=[], use_cpu=True,
+            disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        trainer = Trainer(model, args, train_dataset=rows, eval_dataset=rows)
+        found.append((trainer.evaluate()["eval_loss"], trainer.train().training_loss))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 def test_a_configuration_describes_itself(kind):
