@@ -159,7 +159,7 @@ def test_trained_rows_are_pefts():
 
 @pytest.mark.parametrize("dropout, checkpointing", [(0.0, False), (0.3, False), (0.0, True)])
 def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
-    """A training step with LoRA: losses and gradients as with PEFT's layers and whole logits."""
+    """A training step with LoRA: losses and gradients as with PEFT's layers and whole logits, in double precision."""
     args = LoraArguments(use_peft=True, lora_r=2, lora_dropout=dropout)
     features = [
         {"question": [9, 10, 11], "steps": [[12, 13], [14]], "answer": [15]},
@@ -169,7 +169,7 @@ def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
     for wrapped, fast in zip(
         both_adapted(lambda: chain_model(characters, num_latent_tokens=3), args), (True, False), strict=True
     ):
-        model = wrapped.base_model.model
+        model = wrapped.double().base_model.model
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         batch = PCCoTCollator(characters, model.config)(features)
