@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -21,4 +22,7 @@ def results_of(words: list[str], folder: Path) -> dict[str, float]:
         command = [sys.executable, *words, "--disable_tqdm", "true", "--output_dir", str(folder)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
+    else:
+        made = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
+        print(f"{folder}: not run again, finished at {made}; remove it if the code has changed since", file=sys.stderr)
     return json.loads(path.read_text())
