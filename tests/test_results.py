@@ -30,6 +30,13 @@ def test_methods_of_a_task_see_the_same_examples(task):
     assert all(sizes[0][name] == value for name, value in sizes[1].items() if name != "model_type")
 
 
+def test_a_method_that_changes_nothing_is_not_run():
+    """c = 3 of the chain of four is T = 3 already, and word problems have blocks of latents by themselves."""
+    three, blocks = grid.METHODS["pccot-T3"], grid.METHODS["pccot-blocks"]
+    assert not grid.applies(grid.TASKS["chain"], three) and grid.applies(grid.TASKS["chain16"], three)
+    assert not grid.applies(grid.TASKS["word_problems"], blocks) and grid.applies(grid.TASKS["chain"], blocks)
+
+
 def test_the_page_has_the_tables_of_the_files():
     text = grid.PAGE.read_text(encoding="utf-8")
     for task in grid.TASKS:

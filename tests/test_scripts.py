@@ -156,6 +156,15 @@ def test_no_cot_and_recipe_file(data, tmp_path):
     assert "test_no_cot_exact_match" in metrics and metrics["test_no_cot_new_tokens"] > 0
 
 
+def test_a_recipe_with_other_data(data, tmp_path):
+    """`--dataset_name= --task_args=` take the recipe's away."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset_name: chain\ntask_args: operations=4\nconfig_name: configs/pccot_gpt2_tiny.json\n")
+    options = ["--tokenizer_name", "characters", "--train_file", data, "--dataset_name=", "--task_args=", "--do_train"]
+    run_ccot.main([str(path), *options, *QUICK, "--output_dir", str(tmp_path / "o")])
+    assert "Trained on data.txt." in (tmp_path / "o" / "README.md").read_text()
+
+
 def test_streaming_mixed_curriculum_and_everything(data, tmp_path):
     options = ["--train_file", data, "--streaming", "--latent_curriculum", "mixed", "--curriculum_prob", "1"]
     options += ["--keep_last_step", "--config_overrides", "loss_delta=0.5,use_projection=true,num_iterations=2"]
@@ -171,6 +180,8 @@ def test_flags_may_be_bare(tmp_path):
     quick = [flag for flag in QUICK if flag not in ("--save_strategy", "no")] + ["--save_steps", "3"]
     run_ccot.main([*TINY, *chain, *quick, "--do_train", "--do_predict", "--use_peft", "--lora_r", "2"])
     assert (tmp_path / "adapter").is_dir() and (tmp_path / "checkpoint-3").is_dir()
+    adapted = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert adapted == sorted(adapted) and len(adapted) > 2  # PEFT's own order is another one in every process
     bare = ["--overwrite_output_dir", "--group_by_length", "--no_cuda", "--save_safetensors", "--open_steps_with_bot"]
     run_ccot.main([*TINY, *chain, *QUICK, "--do_train", "--do_eval", *bare])
     assert not (tmp_path / "adapter").exists() and not (tmp_path / "checkpoint-3").exists()
@@ -193,6 +204,11 @@ BAD = {
     "unknown suffix": (["--train_file", "pyproject.toml"], "cannot read '.toml' files"),
     "no data": ([], "no data: pass --dataset_name"),
     "unknown data set": (["--dataset_name", "no/such-set"], "neither a task (affine, chain"),
+    "settings of no task": (
+        ["--dataset_name", "no/such-set", "--task_args", "size=3"],
+        "only for a task (affine, chain",
+    ),
+    "settings of a file": (["--train_file", "pyproject.toml", "--task_args", "size=3"], "and a file is none"),
     "task setting": (["--dataset_name", "chain", "--task_args", "size=3"], "no setting 'size'"),
     "negative T": (["--dataset_name", "chain", "--config_overrides", "num_iterations=-1"], "num_iterations must be"),
     "no latents": (["--dataset_name", "chain", "--num_latent_tokens", "0"], "num_latent_tokens must be"),
@@ -229,7 +245,8 @@ def test_bad_input(name, monkeypatch, capsys, tmp_path):
     """One line that says what and where; nothing is written."""
     argv, message = BAD[name]
     output = tmp_path / "out"
-    small = [] if "--task_args" in argv else ["--task_args", "train=8,validation=2,test=2"]
+    is_small = "chain" not in argv or "--task_args" in argv
+    small = [] if is_small else ["--task_args", "train=8,validation=2,test=2"]
     said = fails(monkeypatch, capsys, [*TINY, *QUICK, *small, "--do_train", *argv, "--output_dir", str(output)])
     assert message in said
     assert not output.exists()

@@ -134,7 +134,9 @@ class DataArguments:
     """Which data. Rows have a `question`, `steps` (a list of strings) and an `answer`."""
 
     dataset_name: str | None = option(
-        None, "A task of tasks/ (chain), a DatasetDict folder, or a name on the Hub (whynlp/gsm8k-aug)."
+        None,
+        "A task of tasks/ (chain, graph, word_problems, ...), a DatasetDict folder, or a name on the Hub "
+        "(whynlp/gsm8k-aug).",
     )
     dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
     task_args: str | None = option(None, "Settings of a task: operations=6,train=20000")
@@ -158,6 +160,9 @@ class DataArguments:
     keep_last_step: bool = option(False, "Show the teacher the last step too, which usually repeats the answer.")
     drop_long: bool = option(False, "Leave out (and count) rows that are too long instead of stopping.")
     max_bad_rows: int = option(0, "Leave out (and name) up to so many rows that cannot be read.")
+
+    def __post_init__(self):
+        self.dataset_name = self.dataset_name or None  # `--dataset_name=` takes a recipe's away
 
 
 @dataclass

@@ -36,7 +36,13 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
     if args.dataset_name is None and not any(files.values()):
         raise InputError("no data: pass --dataset_name or --train_file, --validation_file, --test_file")
     if args.dataset_name is not None and any(files.values()):
-        raise InputError("two sources of data: pass either --dataset_name or files, not both")
+        raise InputError(
+            "two sources of data: pass either --dataset_name or files, not both (to use a recipe with your files, add "
+            "--dataset_name= --task_args=)"
+        )
+    if args.task_args and args.dataset_name not in tasks.TASKS:
+        name = "a file" if args.dataset_name is None else repr(args.dataset_name)
+        raise InputError(f"--task_args: only for a task ({', '.join(sorted(tasks.TASKS))}), and {name} is none")
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     source = None if args.dataset_name is None else open_dataset(args)
     return {split: load_split(args, split, source, files[split], limits[split]) for split in needed}

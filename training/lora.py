@@ -103,6 +103,7 @@ def save_adapters(model: nn.Module, folder: Path, weights: dict | None = None) -
     """
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # an empty form
+    in_order(folder / ADAPTER_CONFIG)
     path = folder / ADAPTER_WEIGHTS
     saved = load_file(path)
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
@@ -112,6 +113,14 @@ def save_adapters(model: nn.Module, folder: Path, weights: dict | None = None) -
             (rows,) = layer.trainable_tokens_delta.values()
             saved.setdefault(f"{name}.trainable_tokens_delta", rows.detach().cpu().clone())
     save_file(saved, path, metadata={"format": "pt"})
+
+
+def in_order(path: Path) -> None:
+    """Sort the modules in an adapter's configuration: PEFT writes a set, in another order in every process."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

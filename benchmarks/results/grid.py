@@ -122,10 +122,14 @@ TASKS = {
 
 
 def applies(task: Task, method: Method) -> bool:
-    """Whether a task has a recipe for a method, and blocks of two latents per step are anything new to it."""
+    """Whether a task has a recipe for a method, which the method changes if it says so, and without blocks in blocks."""
     if method.recipe not in task.recipes:
         return False
-    return "latents_per_step" not in method.overrides or int(settings_of(task, method).get("latents_per_step", 1)) == 1
+    settings = settings_of(task, method)
+    if "latents_per_step" in method.overrides and int(settings.get("latents_per_step", 1)) > 1:
+        return False
+    overrides = pairs(method.overrides)
+    return not overrides or any(str(settings.get(name)) != value for name, value in overrides.items())
 
 
 def settings_of(task: Task, method: Method) -> dict:
