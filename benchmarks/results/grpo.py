@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train chain models by reward from several seeds, print a Markdown table and plot the curves: what docs/results.md shows.
+"""Train chain models by reward from several seeds, print a Markdown table and plot the curves: what docs/sampling.md shows.
 
     python benchmarks/results/grpo.py --output_dir outputs/grpo
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train chain models at one T and over a range of T, five seeds each; print a Markdown table and plot accuracy against T: what docs/results.md shows.
+"""Train chain models at one T and over a range of T, five seeds each; print a Markdown table and plot accuracy against T: what docs/passes.md shows.
 
     python benchmarks/results/iterations_range.py --output_dir outputs/iterations_range
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train on affine maps with few passes and with one per map, with and without windows; print a Markdown table and plot exact match: what docs/results.md shows.
+"""Train on affine maps with few passes and with one per map, with and without windows; print a Markdown table and plot exact match: what docs/passes.md shows.
 
     python benchmarks/results/log_depth.py --output_dir outputs/log_depth
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sample thoughts of chain models stopped early, over strengths of noise and dropout: what docs/results.md shows.
+"""Sample thoughts of chain models stopped early, over strengths of noise and dropout: what docs/sampling.md shows.
 
     python benchmarks/results/noise.py --output_dir outputs/noise
 

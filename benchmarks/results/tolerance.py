@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How many passes questions of different depth take under `latent_tolerance`, as a Markdown table: what docs/results.md shows.
+"""How many passes questions of different depth take under `latent_tolerance`, as a Markdown table: what docs/passes.md shows.
 
 python run_ccot.py configs/recipes/chain-mixed_pccot-range_gpt2-2x64.yaml
 python benchmarks/results/tolerance.py --model outputs/pccot-chain-mixed
