@@ -39,6 +39,7 @@ Edges = list[tuple[int, int]]
 
 def splits(
     nodes: int = 28,
+    min_nodes: int = 0,
     min_steps: int = 3,
     max_steps: int = 6,
     symbols: int = 0,
@@ -51,6 +52,7 @@ def splits(
 
     Args:
         nodes: persons and kinds, of which those without any fact are left out; 6 to 40.
+        min_nodes: with it, graphs have from so many nodes to `nodes`, each number as often.
         min_steps, max_steps: the shortest path to the answer has from so many to so many facts.
         symbols: 1 for pairs of words in place of sentences; see `in_symbols`.
         train, validation, test: examples per split.
@@ -63,13 +65,16 @@ def splits(
         raise ValueError(f"graph: symbols must be 0 or 1, got {symbols}")
     if not 6 <= nodes <= 40 or not 1 <= min_steps <= max_steps:
         raise ValueError("graph: nodes must be from 6 to 40, and min_steps from 1 to max_steps")
+    if min_nodes and not 6 <= min_nodes <= nodes:
+        raise ValueError(f"graph: min_nodes must be 0, or from 6 to nodes ({nodes}), got {min_nodes}")
 
     def draw(source: random.Random) -> dict:
+        size = source.randint(min_nodes, nodes) if min_nodes else nodes
         for _ in range(10_000):
-            example = try_to_draw(source, nodes, min_steps, max_steps)
+            example = try_to_draw(source, size, min_steps, max_steps)
             if example is not None:
                 return in_symbols(example) if symbols else example
-        raise ValueError(f"graph: {nodes} nodes hardly ever give paths of {min_steps} to {max_steps} facts")
+        raise ValueError(f"graph: {size} nodes hardly ever give paths of {min_steps} to {max_steps} facts")
 
     return draw_splits("graph", draw, train, validation, test, seed)
 

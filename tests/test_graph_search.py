@@ -108,9 +108,20 @@ def test_settings_are_followed():
     assert all(len({word for fact in read(row["question"])[0] for word in fact}) <= 12 for row in rows)
 
 
+def test_graphs_of_mixed_size():
+    """With `min_nodes` small graphs come as often as large ones; without it, nothing changes."""
+    few = "min_steps=1,train=0,validation=0,test=400"
+    mixed = tasks.generate("graph", f"{few},nodes=16,min_nodes=6")["test"]
+    sizes = [len({word for fact in read(row["question"])[0] for word in fact}) for row in mixed]
+    assert min(sizes) <= 6 and max(sizes) >= 15 and 8 < np.mean(sizes) < 11.5
+    assert {1, 2, 3} <= {len(row["steps"]) for row in mixed}
+    assert tasks.generate("graph", few) == tasks.generate("graph", f"{few},min_nodes=0")
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ("nodes=12,min_nodes=13", r"min_nodes must be 0, or from 6 to nodes \(12\), got 13"),
         ("symbols=2", "symbols must be 0 or 1"),
         ("nodes=5", "nodes must be from 6 to 40"),
         ("min_steps=4,max_steps=3", "min_steps from 1 to max_steps"),
