@@ -46,7 +46,7 @@ results: $(VENV)/installed ## compare all methods on a task and write docs/resul
 gpu: ## on a GPU, in MINUTES=9: tests, speed, trainings (PARTS=steps,answers: only these), with the PYTHON that is there
 	$(PYTHON) benchmarks/gpu.py --minutes $(MINUTES) $(if $(PARTS),--parts $(PARTS))
 
-export: $(VENV)/installed ## the shipped checkpoint as a Hub page would hold it, in outputs/export
+export: $(VENV)/installed ## checkpoints/pccot-gpt2-chain as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain
 	$(RUN) -m training.export checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
 

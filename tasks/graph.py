@@ -52,7 +52,7 @@ def splits(
 
     Args:
         nodes: persons and kinds, of which those without any fact are left out; 6 to 40.
-        min_nodes: with it, graphs have from so many nodes to `nodes`, each number as often.
+        min_nodes: with it, a graph has from so many nodes to `nodes`.
         min_steps, max_steps: the shortest path to the answer has from so many to so many facts.
         symbols: 1 for pairs of words in place of sentences; see `in_symbols`.
         train, validation, test: examples per split.
@@ -69,12 +69,12 @@ def splits(
         raise ValueError(f"graph: min_nodes must be 0, or from 6 to nodes ({nodes}), got {min_nodes}")
 
     def draw(source: random.Random) -> dict:
-        size = source.randint(min_nodes, nodes) if min_nodes else nodes
         for _ in range(10_000):
+            size = source.randint(min_nodes, nodes) if min_nodes else nodes
             example = try_to_draw(source, size, min_steps, max_steps)
             if example is not None:
                 return in_symbols(example) if symbols else example
-        raise ValueError(f"graph: {size} nodes hardly ever give paths of {min_steps} to {max_steps} facts")
+        raise ValueError(f"graph: {nodes} nodes hardly ever give paths of {min_steps} to {max_steps} facts")
 
     return draw_splits("graph", draw, train, validation, test, seed)
 

@@ -109,7 +109,7 @@ def test_settings_are_followed():
 
 
 def test_graphs_of_mixed_size():
-    """With `min_nodes` small graphs come as often as large ones; without it, nothing changes."""
+    """With `min_nodes` there are small graphs and large ones; without it, nothing changes."""
     few = "min_steps=1,train=0,validation=0,test=400"
     mixed = tasks.generate("graph", f"{few},nodes=16,min_nodes=6")["test"]
     sizes = [len({word for fact in read(row["question"])[0] for word in fact}) for row in mixed]

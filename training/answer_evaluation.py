@@ -34,11 +34,18 @@ class AnswerEvaluationMixin:
         answers: of the last evaluation, by mode, in the order of its data.
     """
 
-    samples_thoughts = False  # whether there is a latent thought to sample
+    has_latents = False  # whether there is a latent thought to iterate and to sample
 
     def __init__(self, *args, **kwargs):
-        if self.evaluation.num_samples > 1 and not self.samples_thoughts:
-            raise InputError("--num_samples samples latent thoughts, which only run_ccot.py's models have")
+        asked = self.evaluation
+        latent = {
+            "--num_samples": asked.num_samples > 1,
+            "--eval_iterations": asked.eval_iterations is not None,
+            "--latent_tolerance": asked.latent_tolerance is not None,
+        }
+        if any(latent.values()) and not self.has_latents:
+            flags = " and ".join(flag for flag, given in latent.items() if given)
+            raise InputError(f"{flags}: about latent thoughts, which only the models of run_ccot.py have")
         self.generation_seconds, self.num_generated = defaultdict(float), 0
         self.answers: dict[str, Answers] = {}
         super().__init__(*args, compute_metrics=self.answer_metrics, **kwargs)

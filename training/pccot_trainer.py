@@ -21,7 +21,7 @@ class PCCoTTrainer(CoTTrainer):
     family = "pccot"
     method_class = ThoughtArguments
     data_class = DataArguments
-    samples_thoughts = True
+    has_latents = True
 
     def configuration_settings(self) -> dict:
         names = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")

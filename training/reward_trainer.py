@@ -1,7 +1,7 @@
 """A Trainer that rewards right answers: TRL's GRPO (arXiv 2402.03300), with the thought in what it samples and scores.
 
 TRL samples answers with `generate()`, which hides the thought, and scores prompt and answer with the model's base model,
-which thinks only where the token ids hold a thought span. So prompts are opened (`models.PromptSuffixMixin.open_prompt`)
+which thinks only where the token ids hold a thought span. So prompts are opened (`models.prompt_suffix.PromptSuffixMixin.open_prompt`)
 before either; the base model then thinks in every scoring pass, and gradients reach the question through the latents.
 """
 

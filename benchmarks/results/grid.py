@@ -5,7 +5,7 @@
     python benchmarks/results/grid.py --task chain --methods none explicit pccot --seeds 0 1 2
     python benchmarks/results/grid.py --tables                       # only write the tables again
 
-All methods of a task see the same examples, in models of the same size. A run whose file is already in `results/` is not
+All methods of a task but iCoT see the same examples, in models of the same size. A run whose file is already in `results/` is not
 made again; a cell without a file is empty in the table.
 """
 
@@ -115,7 +115,7 @@ TASKS = {
         {"pccot": "word-problems_pccot_gpt2-3x128", "cot": "word-problems_cot_gpt2-3x128"},
     ),
     "graph": Task(
-        "Graph search, 16 nodes, three steps",
+        "Graph search, 6 to 28 nodes, one to six steps",
         {"pccot": "graph_pccot_llama-2x128", "cot": "graph_cot_llama-2x128"},
     ),
 }
