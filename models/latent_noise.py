@@ -49,16 +49,14 @@ class LatentNoise:
         return noisy
 
 
-def sources_of_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, seed: int) -> torch.Tensor:
+def sources_of_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, seed: int) -> torch.Tensor:
     """What the random numbers of each row come from: its tokens and the seed, and its number in the batch; `(batch, 2)`.
 
     Tokens and not places, so that a question has the same samples alone and in a batch.
     """
-    rows = input_ids.tolist()
-    masks = [[1] * len(row) for row in rows] if attention_mask is None else attention_mask.tolist()
     keys = [
         crc32(repr((seed, [token for token, real in zip(row, mask, strict=True) if real])).encode())
-        for row, mask in zip(rows, masks, strict=True)
+        for row, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
     ]
     return torch.tensor(list(enumerate(keys)), device=input_ids.device).flip(1)
 

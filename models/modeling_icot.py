@@ -148,8 +148,8 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             `<ready>`, the answer prompt and the answer.
 
         Raises:
-            ValueError: if the prompt needs more positions than the model has, for an `assistant_model` or `prefill_chunk_size`
-                together with free positions, for `filler_embeds` that are not one for each filler or come with
+            ValueError: if the prompt needs more positions than the model has, for an `assistant_model`, `prefill_chunk_size` or
+                `use_cache=False` together with free positions, for `filler_embeds` that are not one for each filler or come with
                 `prefill_chunk_size`, or if an argument is no such thing.
         """
         if inputs is None:
@@ -176,6 +176,12 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
                 )
                 raise ValueError(f"{what} the whole prompt in one pass: leave prefill_chunk_size out")
         if gap:
+            if not self.caches(generation_config, kwargs):
+                # Without cache and mask transformers takes a hole in the positions for the end of one packed text.
+                raise ValueError(
+                    "positions that are left free (keep_position, position_gap) need a cache: leave use_cache=False out, and "
+                    "call eval() on a model whose layers are checkpointed"
+                )
             kwargs |= {"position_gap": gap, "gap_column": column}
         if filler_embeds is not None:
             check_filler_embeds(filler_embeds, inputs, suffix.count(config.pause_token_id), config.hidden_size)

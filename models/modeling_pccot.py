@@ -268,7 +268,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
                 "latent_noise and latent_dropout need num_beams=1: the beams of a question share its thought"
             )
         seed = int(torch.randint(2**31, ())) if seed is None else seed
-        sources = sources_of_rows(inputs, kwargs.get("attention_mask"), seed)
+        mask = kwargs.get("attention_mask")
+        sources = sources_of_rows(inputs, self._mask_of(inputs) if mask is None else mask, seed)
         sampled: dict[str, Any] = {"latent_noise": noise, "latent_dropout": dropout, "latent_sources": sources}
         several = (first_of("num_return_sequences", self._sources(generation_config, kwargs)) or 1) > 1
         if several and not first_of("do_sample", self._sources(generation_config, kwargs)):

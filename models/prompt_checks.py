@@ -20,11 +20,15 @@ def check_shape(input_ids: object) -> None:
 
 
 def check_token_ids(input_ids: torch.Tensor, attention_mask: object, vocab_size: int) -> None:
-    """Raises ValueError unless a prompt holds tokens of the vocabulary alone and has a mask of its shape, or none.
+    """Raises ValueError unless a prompt holds tokens of the vocabulary alone and has a mask of its shape of 0 and 1, or none.
 
-    Reads the smallest and the largest id on the host, once.
+    Reads the smallest and the largest id, and whether the mask is one, on the host, once.
     """
-    least, most = torch.stack(input_ids.aminmax()).tolist()
+    is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.shape == input_ids.shape
+    extremes = [*input_ids.aminmax()]
+    if is_mask:
+        extremes.append(((attention_mask != 0) != attention_mask).any())
+    least, most, *wrong = torch.stack([value.long() for value in extremes]).tolist()
     if least < 0 or most >= vocab_size:
         outside = least if least < 0 else most
         raise ValueError(
@@ -32,9 +36,11 @@ def check_token_ids(input_ids: torch.Tensor, attention_mask: object, vocab_size:
         )
     if attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4):
         return
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != input_ids.shape:
+    if not is_mask:
         got = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask).__name__
         raise ValueError(f"attention_mask must be a tensor of the prompt's shape {tuple(input_ids.shape)}, got {got}")
+    if any(wrong):
+        raise ValueError("attention_mask must hold 0 (padding) and 1 alone")
 
 
 def check_arguments(sources: Sequence[dict], suffix: list[int], rows: int, vocab_size: int) -> None:

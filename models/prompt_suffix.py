@@ -157,8 +157,8 @@ class PromptSuffixMixin(BatchEngineMixin):
             raise ValueError(
                 f"prefill_chunk_size={chunk} would cut the tokens added after the question at column {length}"
             )
-        if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
-            kwargs["use_cache"] = False  # checkpointed layers keep no cache
+        if self.checkpoints_layers():
+            kwargs["use_cache"] = False
 
         # Everything that has a column per token grows with the prompt.
         positions = kwargs.get("position_ids")
@@ -182,6 +182,17 @@ class PromptSuffixMixin(BatchEngineMixin):
         output.past_key_values = None
         return output
 
+    def checkpoints_layers(self) -> bool:
+        """Whether layers keep no cache because they are computed twice (gradient checkpointing in training)."""
+        return self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    def caches(self, generation_config, kwargs: dict) -> bool:
+        """Whether `generate()` with these arguments keeps a cache."""
+        return (
+            first_of("use_cache", self._sources(generation_config, kwargs)) is not False
+            and not self.checkpoints_layers()
+        )
+
     def _sources(self, generation_config, kwargs: dict) -> list[dict]:
         """Where `generate()` finds an argument, in the order in which it looks."""
         return [kwargs, vars(generation_config) if generation_config else {}, vars(self.generation_config)]
@@ -192,6 +203,10 @@ class PromptSuffixMixin(BatchEngineMixin):
         if first_of("cache_implementation", sources) == "paged":
             raise ValueError(
                 'cache_implementation="paged" would answer padding as if it were text: use generate_batch()'
+            )
+        if suffix and kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "what follows a question is added to token ids: pass input_ids alone, without inputs_embeds"
             )
         check_token_ids(inputs, mask, self.config.vocab_size)
         check_arguments(sources, suffix, inputs.shape[0], self.config.vocab_size)

@@ -165,6 +165,12 @@ def test_kept_positions():
         ValueError, match=r"left free .* need the whole prompt in one pass: leave prefill_chunk_size out"
     ):
         model.generate(ids, attention_mask=mask, max_new_tokens=2, explicit_steps=False, prefill_chunk_size=5)
+    with pytest.raises(ValueError, match=r"left free .* need a cache: leave use_cache=False out"):
+        model.generate(ids, attention_mask=mask, max_new_tokens=2, explicit_steps=False, use_cache=False)
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match=r"left free .* need a cache"):
+        model.train().generate(ids, attention_mask=mask, max_new_tokens=2, explicit_steps=False)
+    model.eval().generate(ids, attention_mask=mask, max_new_tokens=2, explicit_steps=False)
 
 
 def test_base_model_and_bad_settings():

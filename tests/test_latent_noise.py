@@ -27,6 +27,14 @@ def test_a_row_has_the_same_samples_alone_and_in_a_batch(model, options):
             assert (alone[one] - alone[two]).abs().max() > 1e-3, "samples of a question must differ"
 
 
+def test_padding_makes_no_other_samples_without_a_mask(gpt2):
+    """The mask that `generate()` assumes is the one that samples go by too."""
+    ids, mask = question_batch(LENGTHS)
+    _, masked = ask(gpt2, ids, mask)
+    _, assumed = ask(gpt2, ids.masked_fill(mask == 0, gpt2.config.pad_token_id), None)
+    assert (masked - assumed).abs().max() < 1e-5
+
+
 def test_twins_in_a_batch_have_the_same_samples(gpt2):
     """Two rows with one question are two askings of it, not its first and second sample."""
     ids, mask = question_batch([5])

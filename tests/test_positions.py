@@ -98,9 +98,12 @@ def test_a_prompt_that_is_none(kind):
             model.generate(wrong, max_new_tokens=2)
     for options, words in (
         ({"attention_mask": torch.ones(1, 4)}, "attention_mask must be a tensor of the prompt's shape"),
+        ({"attention_mask": torch.full((1, 3), 2)}, r"attention_mask must hold 0 \(padding\) and 1 alone"),
+        ({"attention_mask": -torch.ones(1, 3)}, r"attention_mask must hold 0 \(padding\) and 1 alone"),
         ({"attention_mask": [[1, 1, 1]]}, "got list"),
         ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
         ({"max_new_tokens": "3"}, "max_new_tokens must be a whole number"),
+        ({"inputs_embeds": torch.zeros(1, 3, 32)}, "pass input_ids alone, without inputs_embeds"),
         ({"pad_token_id": 40, "num_beams": 2}, "pad_token_id must be a token of the model's vocabulary of 40"),
     ):
         with pytest.raises(ValueError, match=words):
