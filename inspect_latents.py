@@ -8,6 +8,7 @@ python inspect_latents.py --model outputs/chain --dataset_name chain --html late
 import argparse
 from pathlib import Path
 
+from example import unknown_text
 from training.arguments import DataArguments
 from training.checkpoint import load
 from training.cli import run
@@ -40,6 +41,9 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--html {args.html}: there is no folder {args.html.parent}")
     model, tokenizer = load(args.model, trust_remote_code=args.trust_remote_code)
     check_inspectable(model)
+    for question in args.questions:
+        if unknown := unknown_text(tokenizer, question):
+            raise InputError(f"{args.model} does not know {unknown!r} of {question!r}: its training data never had it")
 
     rows: list[dict] = [{"question": question} for question in args.questions]
     readings = None

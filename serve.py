@@ -44,6 +44,10 @@ def answer_bad_requests():
         for message in messages:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise ValueError(f"each of the messages must have a role, got {str(message)[:60]}")
+            if not isinstance(message.get("content"), str | list | None):
+                raise ValueError(
+                    f"the content of a message must be text or a list of parts, got {message['content']!r:.60}"
+                )
         return await handle(self, body, *args, **kwargs)
 
     def check(model, inputs, config):

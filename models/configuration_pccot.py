@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from .configuration_prompt import PromptConfigMixin, check_count
+from .configuration_prompt import PromptConfigMixin, check_count, is_number
 
 
 @dataclass(kw_only=True)
@@ -64,6 +64,9 @@ class PCCoTConfigMixin(PromptConfigMixin):
         check_count("num_latent_tokens", self.num_latent_tokens, 1, positions)
         check_count("num_iterations", self.num_iterations, 0)
         self.check_range()
+        for name in ("loss_alpha", "loss_beta", "loss_gamma", "loss_delta"):
+            if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
         check_count("latents_per_step", self.latents_per_step, 1, positions)
         held = {name: getattr(self, name) for name in self.special_tokens if getattr(self, name) is not None}
         if len(set(held.values())) < len(held):

@@ -24,10 +24,10 @@ def check_token_ids(input_ids: torch.Tensor, attention_mask: object, vocab_size:
 
     Reads the smallest and the largest id, and whether the mask is one, on the host, once.
     """
-    is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.shape == input_ids.shape
-    extremes = [*input_ids.aminmax()]
-    if is_mask:
-        extremes.append(((attention_mask != 0) != attention_mask).any())
+    extremes, is_mask = [*input_ids.aminmax()], False
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.shape == input_ids.shape:
+        is_mask = True
+        extremes.append(attention_mask.bool().ne(attention_mask).any())
     least, most, *wrong = torch.stack([value.long() for value in extremes]).tolist()
     if least < 0 or most >= vocab_size:
         outside = least if least < 0 else most

@@ -27,14 +27,18 @@ def generate(name: str, settings: str | None = None) -> dict[str, list[dict]]:
         settings: `operations=6,modulus=10`: the task's keyword arguments, all whole numbers.
 
     Raises:
-        ValueError: for an unknown setting or a value that is not a whole number.
+        ValueError: for an unknown task or setting, one given twice, or a value that is not a whole number.
     """
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}; there are: {', '.join(TASKS)}")
     task, parsed = TASKS[name], {}
     known = inspect.signature(task).parameters
     for pair in filter(None, (settings or "").split(",")):
         key, _, value = pair.partition("=")
         if key not in known:
             raise ValueError(f"task {name} has no setting {key!r}; there are: {', '.join(known)}")
+        if key in parsed:
+            raise ValueError(f"task {name}: setting {key} is given twice")
         try:
             parsed[key] = int(value)
         except ValueError:

@@ -322,5 +322,7 @@ def test_commands_that_cannot_end_well(tmp_path):
         main(chain)
     with pytest.raises(InputError, match="--streaming"):
         main([str(SHIPPED), *chain, "--streaming"])
+    with pytest.raises(InputError, match="--block_size is about training"):
+        main([str(SHIPPED), *chain, "--block_size", "3"])
     with pytest.raises(InputError, match="there is no"):
         main([str(tmp_path), *chain, "--update_card"])

@@ -156,6 +156,12 @@ def test_what_is_refused(tmp_path, characters):
         inspect_latents.main(["--html", str(tmp_path / "a.html")])
     with pytest.raises(InputError, match="there is no folder"):
         inspect_latents.main(["1=", "--html", str(tmp_path / "none" / "a.html")])
+    with pytest.raises(InputError, match=r"does not know 'é' of '1\+é='"):
+        inspect_latents.main(["1+é=", "--html", str(tmp_path / "a.html")])
+    with pytest.raises(InputError, match="--max_predict_samples must be at least 1, got -5"):
+        inspect_latents.main(
+            ["--dataset_name", "chain", "--max_predict_samples", "-5", "--html", str(tmp_path / "a.html")]
+        )
     stock = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=60))
     with pytest.raises(InputError, match="a gpt2 model thinks in words alone"):
         inspect(stock, characters, {"question": "1="})

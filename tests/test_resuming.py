@@ -123,6 +123,33 @@ def test_where_no_checkpoint_is_whole_each_is_named(copied):
         checkpoint_to_resume("true", copied)
 
 
+OTHER_RUNS = {
+    "its tokenizer has other ids": ["--dataset_name", "parity"],
+    "it was made with num_iterations=3, and this run has 1": ["--config_overrides", "num_iterations=1"],
+    "it was made with n_head=4, and this run has 1": ["--config_overrides", "n_head=1"],
+    "it was made with loss_alpha=1.0, and this run has 2.0": ["--config_overrides", "loss_alpha=2"],
+    "it holds a whole model, and this run trains adapters": LORA,
+}
+
+
+@pytest.mark.parametrize("why", OTHER_RUNS)
+def test_a_checkpoint_of_another_model_is_refused(why, copied, run):
+    """Its weights have the shape of this run's, and would be trained on as something else."""
+    argv = [*RUN, *PCCOT, "--output_dir", str(copied), "--max_steps", "9", "--resume_from_checkpoint", "true"]
+    with pytest.raises(InputError, match=re.escape(why)):
+        run_ccot.main([*argv, *OTHER_RUNS[why]])
+    assert_same(run, copied)
+
+
+def test_a_learning_rate_that_is_not_used_is_named(copied, caplog):
+    argv = [*RUN, *PCCOT, "--output_dir", str(copied), "--max_steps", "9", "--resume_from_checkpoint", "true"]
+    run_ccot.main(argv)
+    assert "is not used" not in caplog.text
+    shutil.rmtree(copied / "checkpoint-9", ignore_errors=True)
+    run_ccot.main([*argv, "--learning_rate", "0.01"])
+    assert "--learning_rate 0.01 is not used: a resumed run goes on with its own, 5e-05" in caplog.text
+
+
 def test_a_finished_run_trains_no_further_step(copied, run, caplog):
     """Also within an epoch; its results hold no loss of a training that did not take place."""
     (copied / "model.safetensors").unlink()

@@ -16,6 +16,7 @@ from training.rows import format_line
 
 TINY = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters"]
 QUICK = ["--use_cpu", "--max_steps", "3", "--per_device_train_batch_size", "4", "--save_strategy", "no"]
+CHAIN = str(ROOT / "checkpoints" / "pccot-gpt2-chain")
 QUICK += ["--disable_tqdm", "true", "--max_cot_tokens", "12", "--max_new_tokens", "6"]
 
 
@@ -156,6 +157,26 @@ def test_no_cot_and_recipe_file(data, tmp_path):
     assert "test_no_cot_exact_match" in metrics and metrics["test_no_cot_new_tokens"] > 0
 
 
+def test_what_a_model_cannot_read_or_be_right_about_is_named(data, tmp_path, caplog):
+    """Text that its tokenizer does not know, and gold answers with the answer prompt in them; changed settings too."""
+    rows = [{"question": q, "steps": ["3"], "answer": a} for q, a in (("1+2=", "3"), ("1%2=", "3#3"), ("é+2=", "3"))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--model_name_or_path", CHAIN, "--test_file", str(path), *QUICK, "--do_predict"]
+    run_ccot.main([*argv, "--output_dir", str(tmp_path / "o"), "--config_overrides", "num_iterations=1,loss_alpha=1"])
+    assert "test: 2 of 3 rows hold text that the tokenizer does not know (the first is row 1)" in caplog.text
+    assert "test: 1 gold answers hold the answer prompt '#'" in caplog.text
+    assert "--config_overrides num_iterations=1 replaces the checkpoint's 3" in caplog.text
+    assert "loss_alpha" not in caplog.text
+
+
+def test_every_question_is_asked_where_training_drops_the_last_batch(data, tmp_path):
+    flags = ["--dataloader_drop_last", "--per_device_eval_batch_size", "4", "--output_dir", str(tmp_path / "o")]
+    files = ["--train_file", data, "--validation_file", data]
+    run_ccot.main([*TINY, *files, *QUICK, "--do_train", "--do_eval", *flags])
+    assert len((tmp_path / "o" / "predictions.jsonl").read_text().splitlines()) == 9
+
+
 def test_a_recipe_with_other_data(data, tmp_path):
     """`--dataset_name= --task_args=` take the recipe's away."""
     path = tmp_path / "recipe.yaml"
@@ -236,6 +257,39 @@ BAD = {
     "unknown flag": (["--dataset_name", "chain", "--lattents", "3"], "--lattents"),
     "columns": (["--dataset_name", "chain", "--remove_unused_columns", "true"], "must stay off"),
     "a list": (["--dataset_name", "chain", "--config_overrides", "answer_prompt_ids=3"], "does not fit"),
+    "loss only": (["--dataset_name", "chain", "--prediction_loss_only"], "evaluation is of generated answers"),
+    "no steps": (["--dataset_name", "chain", "--max_steps", "0"], "--max_steps 0 would train nothing"),
+    "no batches": (["--dataset_name", "chain", "--gradient_accumulation_steps", "0"], "must be at least 1, got 0"),
+    "weight": (["--dataset_name", "chain", "--config_overrides", "loss_gamma=-1"], "loss_gamma must be a number of"),
+    "half a batch": (
+        ["--dataset_name", "chain", "--dataloader_drop_last", "--per_device_train_batch_size", "9"],
+        "8 training rows do not fill a batch of 9",
+    ),
+    "tied head": (
+        ["--dataset_name", "chain", "--use_peft", "--lora_modules_to_save", "lm_head"],
+        "--lora_modules_to_save lm_head: it shares its matrix",
+    ),
+    "tied head as a target": (
+        ["--dataset_name", "chain", "--use_peft", "--lora_target_modules", "c_attn-lm_head"],
+        "--lora_target_modules lm_head: it shares its matrix",
+    ),
+    "other token ids": (
+        ["--dataset_name", "chain", "--model_name_or_path", CHAIN, "--config_name=", "--tokenizer_name", "bytes"],
+        "was trained with other token ids (0 is '<unk>', and here '<eos>')",
+    ),
+    "unknown prompt": (
+        [
+            "--dataset_name",
+            "chain",
+            "--model_name_or_path",
+            CHAIN,
+            "--config_name=",
+            "--tokenizer_name=",
+            "--answer_prompt",
+            "!",
+        ],
+        "--answer_prompt '!' holds text that the tokenizer does not know",
+    ),
     "nothing to resume": (["--dataset_name", "chain", "--resume_from_checkpoint", "true"], "no checkpoint in"),
 }
 

@@ -1,6 +1,8 @@
 """Evaluation of a Trainer by generation: what it answers in each mode, and how right that is."""
 
+import logging
 from collections import defaultdict
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ from .evaluation import (
 )
 from .sampled_answers import sample_metrics
 from .sharding import is_sharded, options_in_step
+
+logger = logging.getLogger(__name__)
 
 
 class AnswerEvaluationMixin:
@@ -56,6 +60,14 @@ class AnswerEvaluationMixin:
             for name in self.mode_names:
                 mode, features = mode_of(self.unwrapped, name), self.splits[split]
                 warn_of_long_answers(split, features, mode, self.data_collator, self.evaluation)
+            prompt = self.processing_class.decode(self.data_collator.answer_prompt_ids).strip()
+            holding = sum(prompt in gold for gold in self.splits[split]["answer_text"][:]) if prompt else 0
+            if holding:
+                logger.warning(
+                    "%s: %d gold answers hold the answer prompt %r: in a written chain they are read from after it and count as "
+                    "wrong; choose another --answer_prompt",
+                    *(split, holding, prompt),
+                )
 
     def check_faithfulness(self) -> None:
         """Raises InputError, before a run, where `--faithfulness` could not be measured at its end."""
@@ -87,6 +99,23 @@ class AnswerEvaluationMixin:
         asked = (args.metric_for_best_model or "loss").removeprefix("eval_")
         if asked not in known:
             raise InputError(f"--metric_for_best_model {args.metric_for_best_model}: there are {', '.join(known)}")
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        with self.whole_batches():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args, **kwargs):
+        with self.whole_batches():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def whole_batches(self):
+        """Evaluation asks every question, whatever `--dataloader_drop_last` says of training."""
+        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = asked
 
     def evaluation_loop(self, *args, **kwargs):
         self.generation_seconds.clear()

@@ -163,6 +163,16 @@ class DataArguments:
 
     def __post_init__(self):
         self.dataset_name = self.dataset_name or None  # `--dataset_name=` takes a recipe's away
+        least = {
+            "block_size": 1,
+            "max_train_samples": 1,
+            "max_eval_samples": 1,
+            "max_predict_samples": 1,
+            "shuffle_buffer": 0,
+        }
+        for name, value in ((name, getattr(self, name)) for name in least):
+            if value is not None and value < least[name]:
+                raise InputError(f"--{name} must be at least {least[name]}, got {value}")
 
 
 @dataclass

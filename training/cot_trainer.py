@@ -24,8 +24,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import has_length
 
 import models  # noqa: F401  registers the model types
 from models.answer_modes import DIRECT, EXPLICIT
@@ -41,11 +43,12 @@ from .arguments import (
     ModelArguments,
     StepwiseDataArguments,
 )
+from .checkpoint_fit import check_vocabulary
 from .collators import CoTCollator
 from .data import as_dataset
 from .errors import InputError
 from .liger import register_with_liger
-from .loading import load_config, load_model, load_tokenizer, set_up, texts_of
+from .loading import load_config, load_model, load_tokenizer, own_tokenizer, set_up, texts_of
 from .lora import add_adapters
 from .model_saving import ModelSavingMixin
 from .resumable_training import ResumableTrainingMixin
@@ -131,6 +134,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         if args.use_liger_kernel:
             register_with_liger(self.model_type)
         self.hub_model_id: str | None = None  # until init_hf_repo()
+        check_a_batch_is_there(self.splits.get("train"), args)
         super().__init__(
             model=model,
             args=args,
@@ -164,7 +168,10 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         prompt = self.answer_prompt(config)
         if tokenizer is None:
             tokenizer = load_tokenizer(source, texts_of(train_rows, prompt))
+        own = own_tokenizer(source, config)
         self.set_up(config, tokenizer)
+        if own is not None:
+            check_vocabulary(own, tokenizer, source.model_name_or_path)
         set_seed(args.seed)
         return load_model(source, config, tokenizer), tokenizer
 
@@ -273,6 +280,8 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         """
         sizes = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         outputs = model(**inputs, **sizes)
+        if not sizes:  # a batch of which truncation left no label has a loss of 0, as in training
+            outputs.loss = outputs.loss.masked_fill(self.loss_sizes(inputs).sum() == 0, 0.0)
         if model.training:
             for name in LOSS_PARTS:
                 part = getattr(outputs, name, None)
@@ -294,3 +303,10 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
             self._part_sums, self._part_counts = {}, defaultdict(float)
         super().log(logs, *args, **kwargs)
+
+
+def check_a_batch_is_there(rows: Dataset | IterableDataset | None, args: TrainingArguments) -> None:
+    """Raises InputError where `--dataloader_drop_last` would leave nothing to train on."""
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and has_length(rows) and len(rows) < batch:
+        raise InputError(f"--dataloader_drop_last: {len(rows)} training rows do not fill a batch of {batch}")

@@ -269,6 +269,9 @@ def main(argv: list[str]) -> Report:
         raise InputError("no model: python -m training.faithfulness MODEL --dataset_name ...")
     if data.streaming:
         raise InputError("--streaming: the questions are needed all at once; --max_predict_samples takes fewer")
+    for name in ("block_size", "drop_long"):
+        if getattr(data, name):
+            raise InputError(f"--{name} is about training; the questions are asked as they are")
     card = Path(args.model_name_or_path) / "README.md"
     if args.update_card and not card.is_file():
         raise InputError(f"--update_card: there is no {card}")

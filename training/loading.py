@@ -56,6 +56,13 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
     return read_tokenizer(name, args.model_revision, args.trust_remote_code)
 
 
+def own_tokenizer(args: ModelArguments, config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint of ours that a run begins from with another (`--tokenizer_name`); None if there is none."""
+    if args.model_name_or_path is None or args.tokenizer_name is None or not is_set_up(config):
+        return None
+    return read_tokenizer(args.model_name_or_path, args.model_revision, args.trust_remote_code)
+
+
 def texts_of(examples: Dataset | IterableDataset | None, answer_prompt: str | None) -> Iterable[str]:
     """Every text of the training data and the answer prompt, for a tokenizer made from them."""
     yield DEFAULT_ANSWER_PROMPT if answer_prompt is None else answer_prompt
@@ -86,9 +93,8 @@ def load_config(args: ModelArguments, family: str | None = None, settings: dict 
         config = read_config(source, args.model_revision, args.trust_remote_code)
     if family is not None and not config.model_type.startswith(f"{family}-"):
         config = family_config(config, family)
-    apply_overrides(config, args.config_overrides)
-
     trained = is_set_up(config)
+    apply_overrides(config, args.config_overrides, trained)
     for name, value in (settings or {}).items():
         if value is not None and value != getattr(config, name):
             if trained:
@@ -123,8 +129,11 @@ def registered_types() -> list[str]:
     return [config_class.model_type for config_class in classes]
 
 
-def apply_overrides(config: PreTrainedConfig, overrides: str | None) -> None:
+def apply_overrides(config: PreTrainedConfig, overrides: str | None, trained: bool = False) -> None:
     """Set fields from `name=value,name=value`; the value takes the type of the field's present one.
+
+    Args:
+        trained: the configuration is a checkpoint's, so that a change is worth a warning.
 
     Raises:
         InputError: for an unknown field or a value that does not fit.
@@ -149,6 +158,8 @@ def apply_overrides(config: PreTrainedConfig, overrides: str | None) -> None:
                 raise ValueError
         except (ValueError, KeyError):
             raise InputError(f"--config_overrides: {name}={text!r} does not fit a field like {old!r}") from None
+        if trained and value != old:
+            logger.warning("--config_overrides %s=%s replaces the checkpoint's %s", name, value, old)
         setattr(config, name, value)
 
 

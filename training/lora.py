@@ -63,14 +63,21 @@ def lora_config(model: PreTrainedModel, args: LoraArguments, with_rows: bool = T
     saved = args.lora_modules_to_save.split("-") if args.lora_modules_to_save else []
     if getattr(model.config, "use_projection", False) and "prj" not in saved:
         saved.append("prj")
+    names = {module: name for name, module in model.named_modules()}
     config = model.config
+    head = names[model.get_output_embeddings()].rpartition(".")[2]
+    for flag, chosen in (("lora_modules_to_save", saved), ("lora_target_modules", targets)):
+        if config.tie_word_embeddings and head in chosen:
+            raise InputError(
+                f"--{flag} {head}: it shares its matrix with the embeddings, which adapters cannot; the rows of new tokens are "
+                "trained anyway"
+            )
     fields = (*getattr(config, "special_tokens", {}), "pad_token_id", "eos_token_id")
     held = (getattr(config, name) for name in fields)
     token_ids = list(dict.fromkeys(token for token in held if isinstance(token, int)))
-    names = {module: name for name, module in model.named_modules()}
     rows = {names[model.get_input_embeddings()].rpartition(".")[2]: token_ids}
     if not config.tie_word_embeddings:
-        rows[names[model.get_output_embeddings()].rpartition(".")[2]] = token_ids
+        rows[head] = token_ids
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=args.lora_r,

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
+from .checkpoint_fit import check_fit
 from .find_checkpoint import STEP_DECODER, checkpoint_to_resume, fault_of, newest_first
 from .interruption import Interrupted, StopOnSignal
 from .nonfinite_steps import SkipNonfiniteSteps
@@ -80,13 +81,25 @@ class ResumableTrainingMixin:
         if self.is_world_process_zero():
             try:
                 decodes = self.step_decoder is not None
-                found = [str(checkpoint_to_resume(str(asked), Path(self.args.output_dir), decodes))]
+                checkpoint = checkpoint_to_resume(str(asked), Path(self.args.output_dir), decodes)
+                check_fit(checkpoint, self.accelerator.unwrap_model(self.model), self.processing_class)
+                found = [str(checkpoint)]
             except ValueError as error:
                 found = [error]
         broadcast_object_list(found)
         if isinstance(found[0], Exception):
             raise found[0]
         return found[0]
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        rates = getattr(self.lr_scheduler, "base_lrs", None)
+        if checkpoint and rates and not math.isclose(rates[0], self.args.learning_rate):
+            logger.warning(
+                "--learning_rate %g is not used: a resumed run goes on with its own, %g",
+                self.args.learning_rate,
+                rates[0],
+            )
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # transformers looks only after a further step

@@ -59,16 +59,12 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
         raise InputError("--remove_unused_columns must stay off: the collator makes the model's inputs")
     if args.label_smoothing_factor:
         raise InputError("--label_smoothing_factor is not supported: the losses here are plain cross-entropies")
-    for name, least in (
-        ("block_size", 1),
-        ("max_train_samples", 1),
-        ("max_eval_samples", 1),
-        ("max_predict_samples", 1),
-        ("shuffle_buffer", 0),
-    ):
-        value = getattr(data, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} must be at least {least}, got {value}")
+    if args.prediction_loss_only:
+        raise InputError("--prediction_loss_only is not supported: evaluation is of generated answers")
+    if args.do_train and args.max_steps == 0:
+        raise InputError("--max_steps 0 would train nothing; leave --do_train out to measure a model as it is")
+    if args.gradient_accumulation_steps < 1:
+        raise InputError(f"--gradient_accumulation_steps must be at least 1, got {args.gradient_accumulation_steps}")
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise InputError("--streaming needs --max_steps: a stream has no length")
     if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:

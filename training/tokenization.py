@@ -112,7 +112,15 @@ def tokenize_answer_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> lis
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if not ids or not text.strip():
         raise InputError(f"--answer_prompt {text!r} is empty; an answer is recognised by the text before it")
+    if unknown_id(tokenizer) in ids:
+        raise InputError(f"--answer_prompt {text!r} holds text that the tokenizer does not know")
     return ids
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token for text that a tokenizer does not know; None where it knows all (GPT-2 has one by name alone)."""
+    number = tokenizer.unk_token_id
+    return None if number in (tokenizer.eos_token_id, tokenizer.bos_token_id) else number
 
 
 def set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -146,6 +154,11 @@ def tokenize_split(
         InputError: for a row that is too long, unless `--drop_long`.
     """
     limit = min(filter(None, (data.block_size, positions)), default=None)
+    tokenizer = getattr(encode, "keywords", {}).get("tokenizer")
+    unknown = tokenizer and unknown_id(tokenizer)
+
+    def holds_unknown(row: dict) -> bool:
+        return any(unknown in ids for ids in (row["question"], row["answer"], *row["steps"]))
 
     def features_of(examples: dict, indices: list[int]) -> dict:
         features = encode(examples)
@@ -161,6 +174,7 @@ def tokenize_split(
         features["chain_length"] = [len(collator.chain(row)) for row in rows]
         features["ending_length"] = [len(collator.ending(row)) for row in rows]
         features["row"] = indices
+        features["unknown"] = [unknown is not None and holds_unknown(row) for row in rows]
         gold = features.pop("answer_text", examples["answer"])
         if split != "train":
             features |= {"question_text": examples["question"], "answer_text": gold}
@@ -177,6 +191,12 @@ def tokenize_split(
     features = examples.map(features_of, batched=True, with_indices=True, **columns, **options)
     if split == "train" and not column(features, "chain_length").any() and collator.with_steps:
         logger.warning("no row has a step left for the teacher; --keep_last_step keeps the last (or only) one")
+    unread = np.flatnonzero(column(features, "unknown"))
+    if len(unread):
+        logger.warning(
+            "%s: %d of %d rows hold text that the tokenizer does not know (the first is row %d), which the model reads as %s",
+            *(split, len(unread), len(features), unread[0], tokenizer.unk_token),
+        )
     if not drops:
         return features
     kept = np.flatnonzero(column(features, "length") <= limit)
