@@ -231,7 +231,7 @@ def test_file_of_another_encoding(name, tmp_path):
         ),
         ({"dataset_name": "chain", "task_args": "size=3"}, "--task_args: task chain has no setting 'size'"),
         ({"dataset_name": "chain", "task_args": "train=0,test=1"}, "chain, split train: no rows"),
-        ({"dataset_name": "chain", "max_train_samples": 0}, "chain, split train: no rows"),
+        ({"dataset_name": "chain", "max_train_samples": 0}, "--max_train_samples must be at least 1, got 0"),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
