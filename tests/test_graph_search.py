@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tasks
+from benchmarks.results import graph_search
 from tasks.graph import in_symbols
 from training.arguments import DataArguments
 from training.data import load_splits
@@ -141,3 +142,20 @@ def test_the_published_file_is_read(rows, tmp_path, monkeypatch):
     path.write_text(json.dumps([row | graph for row in rows[:5]]))
     args = replace(DataArguments(), validation_file=str(path))
     assert list(load_splits(args, ["validation"])["validation"]) == rows[:5]
+
+
+def test_the_table_of_the_published_questions(tmp_path):
+    """Right answers by T and by number of steps."""
+    names = ("ccot_T0", "ccot_T1", "ccot", "cot")
+    rights = [(0, 0, 1, 1), (0, 1, 1, 0), (0, 0, 1, 0)]
+    predictions = [{f"{name}_right": bool(right) for name, right in zip(names, row, strict=True)} for row in rights]
+    lines = graph_search.table(predictions, [3, 4, 4]).splitlines()
+    assert lines[0] == "| answered after | all | 3 steps (1) | 4 steps (2) |"
+    assert lines[2:] == [
+        "| latent thought, T = 0 | 0.000 | 0.000 | 0.000 |",
+        "| latent thought, T = 1 | 0.333 | 0.000 | 0.500 |",
+        "| latent thought, T = 2 | 1.000 | 1.000 | 1.000 |",
+        "| written chain | 0.333 | 1.000 | 0.000 |",
+    ]
+    graph_search.plot(predictions, [3, 4, 4], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
