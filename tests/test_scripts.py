@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import run_ccot
 import run_cot
 from training import cli
+from training.errors import InputError
 from training.rows import format_line
 
 TINY = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters"]
@@ -177,6 +178,16 @@ def test_every_question_is_asked_where_training_drops_the_last_batch(data, tmp_p
     assert len((tmp_path / "o" / "predictions.jsonl").read_text().splitlines()) == 9
 
 
+def test_a_stock_checkpoint_keeps_its_token_ids(data, tmp_path):
+    """A model of run_cot.py knows by its answer prompt that it was trained."""
+    new = ["--config_name", "configs/gpt2_chain.json", "--tokenizer_name", "characters", "--train_file", data]
+    run_cot.main([*new, *QUICK, "--do_train", "--output_dir", str(tmp_path / "cot")])
+    again = ["--model_name_or_path", str(tmp_path / "cot"), "--train_file", data, *QUICK, "--do_train", "--output_dir"]
+    run_cot.main([*again, str(tmp_path / "same"), "--tokenizer_name", "characters"])
+    with pytest.raises(InputError, match="was trained with other token ids"):
+        run_cot.main([*again, str(tmp_path / "other"), "--tokenizer_name", "bytes"])
+
+
 def test_a_recipe_with_other_data(data, tmp_path):
     """`--dataset_name= --task_args=` take the recipe's away."""
     path = tmp_path / "recipe.yaml"
@@ -250,6 +261,7 @@ BAD = {
     ),
     "two sources": (["--dataset_name", "chain", "--train_file", "pyproject.toml"], "two sources of data"),
     "tolerance": (["--dataset_name", "chain", "--latent_tolerance", "-1"], "--latent_tolerance must be"),
+    "noise of no samples": (["--dataset_name", "chain", "--latent_noise", "0.5"], "that --num_samples asks for"),
     "no room": (["--dataset_name", "chain", "--max_new_tokens", "0"], "--max_new_tokens must be"),
     "probability": (["--dataset_name", "chain", "--curriculum_prob", "2"], "between 0 and 1"),
     "no samples": (["--dataset_name", "chain", "--max_train_samples", "-1"], "--max_train_samples must be"),

@@ -16,6 +16,8 @@ from .processes import check_packages
 
 logger = logging.getLogger(__name__)
 
+NOISE = 0.3
+
 
 def option(default, text: str):
     return field(default=default, metadata={"help": text})
@@ -246,7 +248,7 @@ class EvaluationArguments:
     max_cot_tokens: int = option(256, "Longest explicit chain of thought, answer included, in tokens.")
     explicit_cot: bool = option(True, "Also measure the same model's explicit chain of thought.")
     num_samples: int = option(1, "Also sample so many thoughts per question: pass@k, majority vote, distinct answers.")
-    latent_noise: float = option(0.3, "Noise of these samples, relative to a latent's input.")
+    latent_noise: float = option(NOISE, "Noise of these samples, relative to a latent's input.")
     latent_dropout: float = option(0.0, "Dropout of these samples on a latent's input.")
     eval_iterations: str | None = option(None, "Also measure the latent thought at these T: 1,3,6.")
     latent_tolerance: float | None = option(
@@ -269,6 +271,10 @@ class EvaluationArguments:
             raise InputError("--latent_noise must be at least 0, and --latent_dropout at least 0 and below 1")
         if self.num_samples > 1 and not (self.latent_noise or self.latent_dropout):
             raise InputError("--num_samples: without --latent_noise or --latent_dropout all samples are the same")
+        if self.num_samples == 1 and (self.latent_noise != NOISE or self.latent_dropout):
+            raise InputError(
+                "--latent_noise and --latent_dropout are of the samples that --num_samples asks for: pass it too"
+            )
         if self.eval_iterations is not None:
             whole_numbers("eval_iterations", self.eval_iterations)
 

@@ -198,8 +198,9 @@ def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def is_set_up(config: PreTrainedConfig) -> bool:
-    """Whether a configuration of ours knows its special tokens, as that of every checkpoint does."""
-    return any(getattr(config, name) is not None for name in getattr(config, "special_tokens", {}))
+    """Whether a configuration is one of a checkpoint that was trained here: it knows special tokens or an answer prompt."""
+    names = (*getattr(config, "special_tokens", {}), "answer_prompt_ids")
+    return any(getattr(config, name, None) is not None for name in names)
 
 
 def set_up(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, answer_prompt: str | None) -> None:
