@@ -312,3 +312,33 @@ def test_an_original_checkpoint_is_converted(tmp_path):
         convert(tmp_path / "old", tmp_path / "new")
     with pytest.raises(InputError, match=r"no .base_model. in config\.json"):
         convert(tmp_path / "gpt2", tmp_path / "other")
+
+
+def test_a_row_that_truncation_leaves_no_label_does_not_end_the_run(tmp_path):
+    """Alone in its batch of evaluation it has a loss of 0, and none that is no number."""
+    rows = [{"question": f"{n}+1=", "steps": [str(n)], "answer": str(n + 1)} for n in range(8)]
+    rows.append({"question": "1+" * 30 + "1=", "steps": ["1"], "answer": "31"})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [
+        "--config_name",
+        "configs/icot_gpt2_2x2.json",
+        "--tokenizer_name",
+        "characters",
+        "--use_cpu",
+        "--truncation",
+        "40",
+    ]
+    flags += ["--train_file", str(path), "--validation_file", str(path), "--do_train", "--do_eval", "--max_steps", "2"]
+    flags += [
+        "--remove_start_from",
+        "9",
+        "--per_device_eval_batch_size",
+        "8",
+        "--max_new_tokens",
+        "4",
+        "--save_strategy",
+        "no",
+    ]
+    metrics = run_icot.main([*flags, "--output_dir", str(tmp_path / "out")])
+    assert 0 < metrics["eval_loss"] < 10

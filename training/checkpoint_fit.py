@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
+from .find_checkpoint import SHARDED_WEIGHTS
 from .lora import ADAPTER_CONFIG
 
 # What a run of iCoT itself writes as it goes, and what is about files and not about the model.
@@ -30,7 +31,8 @@ def check_fit(checkpoint: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
     """Raises InputError for a checkpoint of another model than this run's: other adapters, configuration or token ids."""
     flag = f"--resume_from_checkpoint {checkpoint}"
     adapts = hasattr(model, "peft_config")
-    if adapts != (checkpoint / ADAPTER_CONFIG).is_file():
+    sharded = any(path for name in SHARDED_WEIGHTS for path in checkpoint.glob(name))  # where adapters leave no sign
+    if not sharded and adapts != (checkpoint / ADAPTER_CONFIG).is_file():
         holds, trains = ("a whole model", "adapters") if adapts else ("adapters (--use_peft)", "a whole model")
         raise InputError(f"{flag}: it holds {holds}, and this run trains {trains}")
     if (checkpoint / "tokenizer.json").is_file():

@@ -281,7 +281,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         sizes = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         outputs = model(**inputs, **sizes)
         if not sizes:  # a batch of which truncation left no label has a loss of 0, as in training
-            outputs.loss = outputs.loss.masked_fill(self.loss_sizes(inputs).sum() == 0, 0.0)
+            outputs.loss = outputs.loss.masked_fill((inputs["labels"] == IGNORED).all(), 0.0)
         if model.training:
             for name in LOSS_PARTS:
                 part = getattr(outputs, name, None)
