@@ -289,6 +289,10 @@ BAD = {
         ["--dataset_name", "chain", "--model_name_or_path", CHAIN, "--config_name=", "--tokenizer_name", "bytes"],
         "was trained with other token ids (0 is '<unk>', and here '<eos>')",
     ),
+    "other token ids under a recipe's configuration": (
+        ["--dataset_name", "chain", "--model_name_or_path", CHAIN, "--tokenizer_name", "bytes"],
+        "was trained with other token ids (0 is '<unk>', and here '<eos>')",
+    ),
     "unknown prompt": (
         [
             "--dataset_name",

@@ -168,7 +168,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         prompt = self.answer_prompt(config)
         if tokenizer is None:
             tokenizer = load_tokenizer(source, texts_of(train_rows, prompt))
-        own = own_tokenizer(source, config)
+        own = own_tokenizer(source)
         self.set_up(config, tokenizer)
         if own is not None:
             check_vocabulary(own, tokenizer, source.model_name_or_path)

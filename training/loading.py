@@ -56,9 +56,12 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
     return read_tokenizer(name, args.model_revision, args.trust_remote_code)
 
 
-def own_tokenizer(args: ModelArguments, config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:
+def own_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint of ours that a run begins from with another (`--tokenizer_name`); None if there is none."""
-    if args.model_name_or_path is None or args.tokenizer_name is None or not is_set_up(config):
+    if args.model_name_or_path is None or args.tokenizer_name is None or args.gguf_file is not None:
+        return None
+    # The checkpoint's own configuration: --config_name, which a recipe has, does not know that it was trained.
+    if not is_set_up(read_config(args.model_name_or_path, args.model_revision, args.trust_remote_code)):
         return None
     return read_tokenizer(args.model_name_or_path, args.model_revision, args.trust_remote_code)
 
