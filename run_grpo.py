@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable
 
 from training import DataArguments, EvaluationArguments, LoraArguments, ModelArguments
-from training.arguments import RewardArguments
 from training.cli import parse, run
 from training.data import load_splits
 from training.errors import InputError
+from training.method_arguments import RewardArguments
 from training.stages import check_arguments, dataset_label, run_stages, splits_to_load
 
 

@@ -9,7 +9,8 @@ import torch
 from conftest import ROOT, chain_model
 
 import tasks
-from training.arguments import CoTTrainingArguments, LoraArguments, ThoughtArguments
+from training.arguments import CoTTrainingArguments, LoraArguments
+from training.method_arguments import ThoughtArguments
 from training.pccot_trainer import PCCoTTrainer
 
 OURS = {

@@ -33,9 +33,10 @@ import run_cot
 import run_grpo
 import run_icot
 import tasks
-from training.arguments import CoTTrainingArguments, RewardArguments, StepwiseDataArguments
+from training.arguments import CoTTrainingArguments, StepwiseDataArguments
 from training.cli import parse
 from training.faithfulness import FaithfulnessArguments
+from training.method_arguments import RewardArguments
 from training.small_tokenizers import byte_tokenizer
 
 README = (ROOT / "README.md").read_text()

@@ -8,18 +8,13 @@ from conftest import ROOT, make_any
 
 import run_icot
 import tasks
-from training.arguments import (
-    CoTTrainingArguments,
-    DataArguments,
-    EvaluationArguments,
-    InternalizationArguments,
-    ModelArguments,
-)
+from training.arguments import CoTTrainingArguments, DataArguments, EvaluationArguments, ModelArguments
 from training.errors import InputError
 from training.faithfulness import answers_under, main, measure
 from training.faithfulness_report import ICoTReport, Row
 from training.icot_faithfulness import LABELS, answers_to_steps, other_token, what_stands_between, written_steps
 from training.icot_trainer import ICoTTrainer
+from training.method_arguments import InternalizationArguments
 from training.tokenization import tokenize_answer_prompt
 
 QUESTIONS = ["7+3*4-2+9=", "1+1=", "9*9-8=", "2=", "3+4-5="]

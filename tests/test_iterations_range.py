@@ -11,8 +11,9 @@ from transformers.utils.logging import warning_once
 
 import run_ccot
 from models import PCCoTGPT2Config
-from training.arguments import EvaluationArguments, ThoughtArguments
+from training.arguments import EvaluationArguments
 from training.errors import InputError
+from training.method_arguments import ThoughtArguments
 from training.pccot_trainer import PCCoTTrainer
 
 RANGE = [*PCCOT, "--num_iterations_range", "3,6"]

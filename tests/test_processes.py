@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from several_processes import launch, launch_runs
 
 import tasks
-from training.arguments import ChainArguments, CoTTrainingArguments, EvaluationArguments, ThoughtArguments
+from training.arguments import CoTTrainingArguments, EvaluationArguments
 from training.cot_trainer import CoTTrainer
 from training.errors import InputError
+from training.method_arguments import ChainArguments, ThoughtArguments
 from training.pccot_trainer import PCCoTTrainer
 from training.processes import check_launch
 

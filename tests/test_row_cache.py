@@ -12,16 +12,11 @@ import datasets
 import pytest
 from conftest import ROOT, chain_model
 
-from training.arguments import (
-    CoTTrainingArguments,
-    DataArguments,
-    InternalizationArguments,
-    ModelArguments,
-    ThoughtArguments,
-)
+from training.arguments import CoTTrainingArguments, DataArguments, ModelArguments
 from training.data import load_splits
 from training.errors import InputError
 from training.icot_trainer import ICoTTrainer
+from training.method_arguments import InternalizationArguments, ThoughtArguments
 from training.pccot_trainer import PCCoTTrainer
 from training.tokenization import column
 

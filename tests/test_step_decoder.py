@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 
 import run_ccot
 import tasks
-from training.arguments import CoTTrainingArguments, ThoughtArguments
+from training.arguments import CoTTrainingArguments
 from training.collators import PCCoTCollator
 from training.errors import InputError
 from training.find_checkpoint import STEP_DECODER, checkpoint_to_resume
+from training.method_arguments import ThoughtArguments
 from training.pccot_trainer import PCCoTTrainer
 from training.step_decoder import attach_step_decoder
 

@@ -10,9 +10,10 @@ from datasets import IterableDataset
 from torch.utils.data import DataLoader
 
 import run_cot
-from training.arguments import CoTTrainingArguments, DataArguments, ThoughtArguments
+from training.arguments import CoTTrainingArguments, DataArguments
 from training.data import load_splits
 from training.errors import InputError
+from training.method_arguments import ThoughtArguments
 from training.pccot_trainer import PCCoTTrainer
 from training.streaming import endless
 

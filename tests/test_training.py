@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_ccot
 import tasks
-from training.arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments, ThoughtArguments
+from training.arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments
 from training.collators import PCCoTCollator
 from training.lora import add_adapters
+from training.method_arguments import ThoughtArguments
 from training.pccot_trainer import PCCoTTrainer
 
 

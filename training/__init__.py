@@ -8,16 +8,14 @@ from importlib import import_module
 
 _FILES = {
     "arguments": (
-        "ChainArguments",
         "CoTTrainingArguments",
         "DataArguments",
         "EvaluationArguments",
-        "InternalizationArguments",
         "LoraArguments",
         "ModelArguments",
         "StepwiseDataArguments",
-        "ThoughtArguments",
     ),
+    "method_arguments": ("ChainArguments", "InternalizationArguments", "ThoughtArguments"),
     "cot_trainer": ("CoTTrainer",),
     "icot_trainer": ("ICoTTrainer",),
     "pccot_trainer": ("PCCoTTrainer",),

@@ -35,7 +35,6 @@ from models.chunked_cross_entropy import IGNORED
 
 from .answer_evaluation import AnswerEvaluationMixin
 from .arguments import (
-    ChainArguments,
     CoTTrainingArguments,
     DataArguments,
     EvaluationArguments,
@@ -50,6 +49,7 @@ from .errors import InputError
 from .liger import register_with_liger
 from .loading import load_config, load_model, load_tokenizer, own_tokenizer, set_up, texts_of
 from .lora import add_adapters
+from .method_arguments import ChainArguments
 from .model_saving import ModelSavingMixin
 from .resumable_training import ResumableTrainingMixin
 from .sharding import prepare_sharding

@@ -7,8 +7,9 @@ import logging
 import math
 from dataclasses import dataclass
 
-from .arguments import CoTTrainingArguments, InternalizationArguments
+from .arguments import CoTTrainingArguments
 from .errors import InputError
+from .method_arguments import InternalizationArguments
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from transformers.trainer_callback import ExportableState
 from models.answer_modes import EXPLICIT, INTERNALISED
 from models.configuration_icot import ALL_TOKENS
 
-from .arguments import InternalizationArguments
 from .collators import ICoTCollator
 from .cot_trainer import CoTTrainer
 from .errors import InputError
 from .icot_removal import Internalizer
 from .icot_schedule import check_schedule, filler_schedule, removal_schedule
 from .loading import extend_positions, is_set_up, reinitialize, set_up_text_format
+from .method_arguments import InternalizationArguments
 from .plots import plot_internalization
 from .text_format import check_format, is_of_the_fork, tokenize_spaced
 from .tokenization import column

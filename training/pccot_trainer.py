@@ -9,9 +9,10 @@ from models.answer_modes import EXPLICIT, LATENT
 from models.chunked_cross_entropy import IGNORED
 from models.distillation_pccot import window_targets
 
-from .arguments import DataArguments, ThoughtArguments, whole_numbers
+from .arguments import DataArguments, whole_numbers
 from .collators import PCCoTCollator
 from .cot_trainer import CoTTrainer
+from .method_arguments import ThoughtArguments
 from .step_decoder import StepDecoder, attach_step_decoder
 
 

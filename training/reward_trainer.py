@@ -19,13 +19,14 @@ import models  # noqa: F401  registers the model types
 from models.answer_modes import LATENT
 
 from .answer_evaluation import AnswerEvaluationMixin
-from .arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments, ModelArguments, RewardArguments, option
+from .arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments, ModelArguments, option
 from .collators import pad
 from .data import as_dataset
 from .errors import InputError
 from .evaluation import Answers, answer_questions, same_answer
 from .loading import is_set_up, load_config, load_model, load_tokenizer
 from .lora import lora_config
+from .method_arguments import RewardArguments
 from .model_saving import ModelSavingMixin
 from .pccot_trainer import PCCoTTrainer
 from .resumable_training import ResumableTrainingMixin
