@@ -221,6 +221,10 @@ def test_server_refuses_in_one_sentence(which, answers, stream, request):
         ({"messages": []}, "messages must be a list of at least one message"),
         ({"messages": "hello"}, "messages must be a list"),
         ({"messages": [{"content": "1+1="}]}, "must have a role"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "the content of a message must be text or a list of parts, got 5",
+        ),
         ({"messages": user("")}, "at least one token"),
         ({"messages": user("1" * 80)}, "more than the model's 64 positions"),
         ({"max_tokens": 2000}, "2000 new tokens are asked for: more than the model's 64 positions"),
