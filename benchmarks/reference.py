@@ -25,6 +25,7 @@ from transformers.activations import ACT2FN
 
 from models.jacobi_pccot import jacobi
 from models.positions import positions_from_mask
+from models.transformers_versions import CACHE
 
 
 def plain_twin(model: nn.Module) -> nn.Module:
@@ -115,8 +116,8 @@ class Reference:
             inputs_embeds=embeds,
             attention_mask=mask[:, :end],
             position_ids=positions[:, start:end],
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{CACHE: cache},
             **kwargs,
         )
 

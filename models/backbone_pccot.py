@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
 
+from .transformers_versions import CACHE
 from .complete_weights import CompleteWeightsMixin
 from .configuration_prompt import check_count, is_number
 from .jacobi_pccot import jacobi_until_settled, jacobi_window
@@ -56,6 +57,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         latent_sources: torch.Tensor | None = None,
         latent_embeds: torch.Tensor | None = None,
         compiled_forward=None,
+        cache: Cache | None = None,
         **kwargs,
     ):
         """Hidden states after thinking.
@@ -64,7 +66,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             input_ids: `(batch, length)`, with as many thought spans (none is fine) in every row.
             attention_mask: `(batch, past + length)`, 1 for tokens and 0 for padding.
             position_ids: `(batch, length)`; counted from the attention mask if absent.
-            past_key_values: any cache; the new positions are appended.
+            past_key_values, cache: any cache, under either name; the new positions are appended.
             inputs_embeds: `(batch, length, hidden)` instead of `input_ids`; a span in them must be named.
             thought_span: where the span is, if known: spares the search, which reads the ids on the host.
             num_iterations: T for this call; the configuration's if absent.
@@ -86,6 +88,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             ValueError: for T < 0, ragged or cut spans, a 4-dimensional mask together with a span, a cache that has dropped
                 positions, or `latent_embeds` without a span that they fit.
         """
+        given = past_key_values if cache is None else cache
         iterations = self.config.num_iterations if num_iterations is None else num_iterations
         check_count("num_iterations", iterations, 0)
         if latent_tolerance is not None and not (is_number(latent_tolerance) and latent_tolerance >= 0):
@@ -96,7 +99,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
 
         spans = [thought_span] if thought_span is not None else []
         if latent_embeds is not None or (not spans and input_ids is not None and length > 1):
-            has_past = past_key_values is not None and bool(past_key_values.get_seq_length() > 0)
+            has_past = given is not None and bool(given.get_seq_length() > 0)
             wanted = iterations > 0 or latent_embeds is not None
             if wanted and not spans and input_ids is not None and length > 1:
                 spans = find_thought_spans(input_ids, self.config, has_past)
@@ -106,16 +109,16 @@ class PCCoTModelMixin(CompleteWeightsMixin):
                 input_ids, spans = None, []  # nothing is left to think
         if not spans or iterations == 0:  # T = 0: the latents stay filler tokens
             if self.training and self.is_checkpointed():
-                if past_key_values is not None:
-                    raise ValueError("gradient checkpointing needs whole sequences: leave past_key_values out")
+                if given is not None:
+                    raise ValueError("gradient checkpointing needs whole sequences: leave the cache out")
                 use_cache = False
             return self.plain_forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
+                **{CACHE: given},
                 **kwargs,
             )
 
@@ -126,8 +129,8 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        in_place = use_cache and is_static(past_key_values) and spans[0].is_aligned and not torch.is_grad_enabled()
-        cache = past_key_values if in_place else PrefixCache.from_cache(past_key_values)
+        in_place = use_cache and is_static(given) and spans[0].is_aligned and not torch.is_grad_enabled()
+        cache = given if in_place else PrefixCache.from_cache(given)
         past = int(cache.get_seq_length())
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
@@ -148,10 +151,10 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             **kwargs,
         )
         if in_place:
-            output.past_key_values = cache
+            setattr(output, CACHE, cache)
         elif use_cache:
-            target = DynamicCache(config=self.config) if past_key_values is None else past_key_values
-            output.past_key_values = cache.append_to(target, past)
+            target = DynamicCache(config=self.config) if given is None else given
+            setattr(output, CACHE, cache.append_to(target, past))
         return output
 
     def think(self, embeds, mask, positions, cache, span, iterations, tolerance, noise, compiled_forward, **options):

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from .answer_modes import EXPLICIT, INTERNALISED, AnswerMode
+from .transformers_versions import CACHE
 from .complete_weights import CompleteWeightsMixin
 from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
 from .configuration_prompt import check_count, check_flag
@@ -55,11 +56,12 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             position_ids = positions_from_mask(attention_mask)[:, -length:]
+        if past_key_values is not None:
+            kwargs[CACHE] = past_key_values
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,

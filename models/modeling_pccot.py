@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .answer_modes import DIRECT, EXPLICIT, LATENT, AnswerMode
 from .backbone_pccot import PCCoTModelMixin
+from .transformers_versions import CACHE
 from .configuration_pccot import PCCoTGPT2Config, PCCoTLlamaConfig, PCCoTMistralConfig, PCCoTQwen3Config
 from .configuration_prompt import check_count, check_flag, is_number
 from .distillation_pccot import distillation_step, teacher_step
@@ -93,11 +94,12 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
                 return teacher_step(self, **batch)
             batch |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
             return distillation_step(self, num_iterations=num_iterations, **batch)
+        if past_key_values is not None:
+            kwargs[CACHE] = past_key_values
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as ThoughtOutput
 
+from .transformers_versions import CACHE
 from .prefix_cache import PrefixCache, take_columns, truncate_to
 
 
@@ -60,10 +61,10 @@ class Passes:
         """One pass; `attention_mask` and `position_ids` reach up to its last column."""
         return self.backbone.plain_forward(
             inputs_embeds=inputs,
-            past_key_values=self.cache,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=True,
+            **{CACHE: self.cache},
             **options,
         )
 
@@ -130,10 +131,10 @@ def static_forward(backbone, inputs_embeds, cache, attention_mask, position_ids,
     """The last hidden states of one pass over a static cache: what is compiled."""
     return backbone.plain_forward(
         inputs_embeds=inputs_embeds,
-        past_key_values=cache,
         attention_mask=attention_mask,
         position_ids=position_ids,
         use_cache=True,
+        **{CACHE: cache},
         **options,
     ).last_hidden_state
 

@@ -64,7 +64,7 @@ class PrefixCache(Cache):
         if any(layer.keys is None or layer.keys.shape[-2] < length for layer in cache.layers):
             raise ValueError(
                 "this cache no longer holds every earlier position (its sliding window is full), so a thought span "
-                "cannot be added to it; pass the whole prompt without past_key_values"
+                "cannot be added to it; pass the whole prompt without a cache"
             )
         return first_positions(cache, length)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from .answer_modes import AnswerMode
 from .batch_engine import BatchEngineMixin
+from .transformers_versions import CACHE
 from .prompt_checks import LENGTHS, check_arguments, check_shape, check_token_ids, first_of, positions_taken
 
 
@@ -179,7 +180,7 @@ class PromptSuffixMixin(BatchEngineMixin):
             return strip_suffix(output, question, prompt.shape[1])
         output.sequences = strip_suffix(output.sequences, question, prompt.shape[1])
         # It holds what is hidden, so it does not continue the sequences that the caller sees.
-        output.past_key_values = None
+        setattr(output, CACHE, None)
         return output
 
     def checkpoints_layers(self) -> bool:
