@@ -24,10 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 import run_ccot
 import run_cot
-import tasks
-from models.answer_modes import DIRECT, EXPLICIT, LATENT
-from training.cli import read_recipe, run
-from training.evaluation import Answers, answer_questions, wilson_interval
+from latent_cot import tasks
+from latent_cot.analysis.evaluation import Answers, answer_questions, wilson_interval
+from latent_cot.answer_modes import DIRECT, EXPLICIT, LATENT
+from latent_cot.training.cli import read_recipe, run
 
 ROOT = Path(__file__).resolve().parent
 LATENT_RECIPE, DIRECT_RECIPE = (

@@ -21,7 +21,7 @@ SHIPPED = HERE / "checkpoints"
 def load(name: str, trust_remote_code: bool):
     """Model and tokenizer. Inside the repository also of adapters, and of checkpoints that the original published."""
     try:
-        from training.checkpoint import load
+        from latent_cot.training.checkpoints.read import load
     except ImportError:
         trusted = {"trust_remote_code": True} if trust_remote_code else {}
         try:

@@ -9,14 +9,13 @@ import argparse
 from pathlib import Path
 
 from example import unknown_text
-from training.arguments import DataArguments
-from training.checkpoint import load
-from training.cli import run
-from training.data import load_splits
-from training.errors import InputError
-from training.inspection import check_inspectable, inspect, read_data
-from training.inspection_page import render_page
-from training.stages import dataset_label
+from latent_cot.analysis.inspection import check_inspectable, inspect, read_data
+from latent_cot.analysis.inspection_page import render_page
+from latent_cot.training.arguments import DataArguments
+from latent_cot.training.checkpoints.read import load
+from latent_cot.training.cli import run
+from latent_cot.training.data.sources import dataset_label, load_splits
+from latent_cot.training.errors import InputError
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "pccot-gpt2-chain"
 SHOWN = 3  # questions of a data set, where none are asked

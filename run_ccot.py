@@ -7,7 +7,7 @@
     python run_ccot.py --model_name_or_path outputs/chain --dataset_name chain --do_predict --output_dir outputs/test
 """
 
-from training import (
+from latent_cot.training import (
     CoTTrainingArguments,
     DataArguments,
     EvaluationArguments,
@@ -16,9 +16,9 @@ from training import (
     PCCoTTrainer,
     ThoughtArguments,
 )
-from training.cli import parse, run
-from training.data import load_splits
-from training.stages import check_arguments, dataset_label, run_stages, splits_to_load
+from latent_cot.training.cli import parse, run
+from latent_cot.training.data.sources import dataset_label, load_splits
+from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
 
 ARGUMENTS = (ModelArguments, ThoughtArguments, LoraArguments, DataArguments, EvaluationArguments, CoTTrainingArguments)
 

@@ -12,19 +12,19 @@ import os
 import sys
 from collections.abc import Callable
 
-from training import DataArguments, EvaluationArguments, LoraArguments, ModelArguments
-from training.cli import parse, run
-from training.data import load_splits
-from training.errors import InputError
-from training.method_arguments import RewardArguments
-from training.stages import check_arguments, dataset_label, run_stages, splits_to_load
+from latent_cot.training import DataArguments, EvaluationArguments, LoraArguments, ModelArguments
+from latent_cot.training.cli import parse, run
+from latent_cot.training.data.sources import dataset_label, load_splits
+from latent_cot.training.errors import InputError
+from latent_cot.training.method_arguments import RewardArguments
+from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
 
 
 def argument_classes() -> tuple[type, ...]:
     """The groups of flags. TRL's own are among them, so it has to be installed."""
     if importlib.util.find_spec("trl") is None:
-        raise InputError("run_grpo.py needs: pip install -r requirements-rl.txt")
-    from training.reward_trainer import RewardTrainingArguments
+        raise InputError("run_grpo.py needs: pip install '.[rl]'")
+    from latent_cot.training.trainers.reward import RewardTrainingArguments
 
     return ModelArguments, RewardArguments, LoraArguments, DataArguments, EvaluationArguments, RewardTrainingArguments
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> dict:
         )
     if evaluation.faithfulness:
         raise InputError("--faithfulness is not supported here: run python -m training.faithfulness on the checkpoint")
-    from training.reward_trainer import RewardTrainer
+    from latent_cot.training.trainers.reward import RewardTrainer
 
     splits = load_splits(data, splits_to_load(args))
     trainer = RewardTrainer(

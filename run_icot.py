@@ -7,7 +7,7 @@
         --do_train --do_eval --output_dir outputs/icot-gpt2
 """
 
-from training import (
+from latent_cot.training import (
     CoTTrainingArguments,
     EvaluationArguments,
     ICoTTrainer,
@@ -15,9 +15,9 @@ from training import (
     ModelArguments,
     StepwiseDataArguments,
 )
-from training.cli import parse, run
-from training.data import load_splits
-from training.stages import check_arguments, dataset_label, run_stages, splits_to_load
+from latent_cot.training.cli import parse, run
+from latent_cot.training.data.sources import dataset_label, load_splits
+from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
 
 ARGUMENTS = (ModelArguments, InternalizationArguments, StepwiseDataArguments, EvaluationArguments, CoTTrainingArguments)
 

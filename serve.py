@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-import models
+import latent_cot
 
 UNASKED = 1024  # the limit of new tokens that transformers' server writes into a request without one
 
@@ -87,8 +87,8 @@ def main():
         sys.exit(f'error: {error.name} is missing; pip install "transformers[serving]"')
     # The server looks a checkpoint's architecture up among transformers' own names. (Importing the command line puts
     # another module object in the place of `transformers`.)
-    for name in models.__all__:
-        setattr(sys.modules["transformers"], name, getattr(models, name))
+    for name in latent_cot.__all__:
+        setattr(sys.modules["transformers"], name, getattr(latent_cot, name))
     if sys.argv[1:2] == ["serve"]:
         answer_bad_requests()
     app()

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.workload import Setting
-from training.step_work import Work, thought_work
+from latent_cot.training.runs.step_work import Work, thought_work
 
 # Dense FLOP/s in bf16 of the vendor's data sheets; a name further up is looked for first.
 BF16_PEAKS = {
@@ -32,7 +32,7 @@ def bf16_peak(device_name: str) -> float | None:
 
 
 def needed_work(setting: Setting, iterations: int) -> Work:
-    """What no implementation can do without: see `training/step_work.py`."""
+    """What no implementation can do without: see `training/runs/step_work.py`."""
     ending = setting.prompt + setting.answer
     return thought_work(setting.question, setting.cot - ending, ending, setting.latents, iterations)
 

@@ -23,8 +23,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-
 # In order of value, with the share of the time left that each may take at most; the next part has what it leaves.
 PARTS = {"tests": 0.3, "steps": 0.5, "answers": 0.6, "trainings": 1.0}
 FOR_THE_TABLE = 15.0  # seconds

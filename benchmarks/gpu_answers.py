@@ -11,7 +11,7 @@ from benchmarks.gpu_part import Part, reason
 from benchmarks.measure import alternate, ratio, summary
 from benchmarks.report import draw, panels
 from benchmarks.workload import Bench, Setting, question_batch
-from training.devices import synchronize
+from latent_cot.analysis.devices import synchronize
 
 TITLE = "Answers of GPT-2 small, weights in bf16"
 COMPILED_ENDING = ", compiled"

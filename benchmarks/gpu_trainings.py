@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import tasks
 from benchmarks.gpu import environment, run_logged
 from benchmarks.gpu_part import Part
 from benchmarks.report import panels
 from benchmarks.workload import ROOT
+from latent_cot import tasks
 
 TITLE = "Trainings"
 SAVING = 45.0  # seconds: to end a step or an evaluation, and write a checkpoint

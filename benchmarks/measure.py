@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from training.devices import synchronize
+from latent_cot.analysis.devices import synchronize
 
 MIB = 2**20
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what a training step keeps for its backward pass, and fit the coefficients of `training/memory_estimate.py`.
+"""Measure what a training step keeps for its backward pass, and fit the coefficients of `training/runs/memory_estimate.py`.
 
     python benchmarks/memory.py --output training/memory_coefficients.json
     python benchmarks/memory.py --only "thought gpt2, LoRA"
@@ -13,7 +13,6 @@ measures nothing: it prints the table of docs/scaling.md.
 
 import argparse
 import json
-import sys
 import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -21,20 +20,17 @@ from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
-import torch  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel  # noqa: E402
-from transformers.utils import logging  # noqa: E402
-
-from benchmarks.flops import needed_work  # noqa: E402
-from benchmarks.measure import make_gradients, peak_memory  # noqa: E402
-from benchmarks.memory_table import table  # noqa: E402
-from benchmarks.workload import LORA_TARGETS, Setting, Tokens, training_batch  # noqa: E402
-from training.arguments import LoraArguments  # noqa: E402
-from training.lora import add_adapters  # noqa: E402
-from training.memory_estimate import (  # noqa: E402
+from benchmarks.flops import needed_work
+from benchmarks.measure import make_gradients, peak_memory
+from benchmarks.memory_table import table
+from benchmarks.workload import LORA_TARGETS, Setting, Tokens, training_batch
+from latent_cot.training.arguments import LoraArguments
+from latent_cot.training.checkpoints.lora import add_adapters
+from latent_cot.training.runs.memory_estimate import (
     Mode,
     Shape,
     head_gradient,
@@ -44,7 +40,9 @@ from training.memory_estimate import (  # noqa: E402
     terms,
     weight_copies,
 )
-from training.step_work import Work, sequence_work  # noqa: E402
+from latent_cot.training.runs.step_work import Work, sequence_work
+
+ROOT = Path(__file__).resolve().parent.parent
 
 CPU = torch.device("cpu")
 # The model type that stands for each kind of step.
@@ -120,7 +118,9 @@ class Step:
         with ExitStack() as stack:
             stack.enter_context(mock.patch("torch.nn.functional.dropout", dropout_of_a_gpu))
             if self.mode.sharded:
-                stack.enter_context(mock.patch("models.distillation_pccot.shared_gradients", lambda _: nullcontext()))
+                stack.enter_context(
+                    mock.patch("latent_cot.distillation_pccot.shared_gradients", lambda _: nullcontext())
+                )
             return peak_memory(run, CPU)
 
     def estimate(self) -> int:

@@ -1,13 +1,13 @@
-"""The table of docs/scaling.md: the memory of larger models by `training/memory_estimate.py`, from their shapes alone."""
+"""The table of docs/scaling.md: the memory of larger models by `training/runs/memory_estimate.py`, from their shapes alone."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.workload import LORA_TARGETS
-from training.arguments import LoraArguments
-from training.lora import add_adapters
-from training.memory_estimate import GIB, Mode, Sharding, device_memory, kind_of
-from training.step_work import thought_work
+from latent_cot.training.arguments import LoraArguments
+from latent_cot.training.checkpoints.lora import add_adapters
+from latent_cot.training.runs.memory_estimate import GIB, Mode, Sharding, device_memory, kind_of
+from latent_cot.training.runs.step_work import thought_work
 
 RANK, EXAMPLES, ROOM = 128, 16, 72 * GIB
 # A batch padded to these lengths: question, steps, and answer prompt with answer and end of sequence.

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.activations import ACT2FN
 
-from models.jacobi_pccot import jacobi
-from models.positions import positions_from_mask
-from models.transformers_versions import CACHE
+from latent_cot.jacobi_pccot import jacobi
+from latent_cot.positions import positions_from_mask
+from latent_cot.transformers_versions import CACHE
 
 
 def plain_twin(model: nn.Module) -> nn.Module:

@@ -12,18 +12,14 @@ nothing.
 import argparse
 import dataclasses
 import os
-import sys
 import time
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+import torch
+from transformers.utils import logging
 
-import torch  # noqa: E402
-from transformers.utils import logging  # noqa: E402
-
-from benchmarks import (  # noqa: E402
+from benchmarks import (
     compare,
     report,
     table_answering,
@@ -33,8 +29,10 @@ from benchmarks import (  # noqa: E402
     table_tolerance,
     table_training,
 )
-from benchmarks.measure import keep_memory  # noqa: E402
-from benchmarks.workload import Bench, Setting, machine  # noqa: E402
+from benchmarks.measure import keep_memory
+from benchmarks.workload import Bench, Setting, machine
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TABLES = {
     table.NAME: table

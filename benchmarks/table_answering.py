@@ -9,7 +9,7 @@ from benchmarks.measure import alternate, ratio, summary
 from benchmarks.reference import Reference
 from benchmarks.report import Column, draw, panels
 from benchmarks.workload import Bench, Setting, Tokens, merged, question_batch
-from training.devices import synchronize
+from latent_cot.analysis.devices import synchronize
 
 NAME = "answering"
 TITLE = "Answering"

@@ -2,12 +2,12 @@
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tasks
 from benchmarks.measure import summary
 from benchmarks.report import Column, draw, panels
 from benchmarks.workload import ROOT, Bench
-from training.cli import read_recipe
-from training.evaluation import answer_questions, same_answer, wilson_interval
+from latent_cot import tasks
+from latent_cot.analysis.evaluation import answer_questions, same_answer, wilson_interval
+from latent_cot.training.cli import read_recipe
 
 NAME = "tolerance"
 TITLE = "latent_tolerance on checkpoints/pccot-gpt2-chain"

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-import models  # noqa: F401  registers the model types
-from training.arguments import LoraArguments
-from training.collators import PCCoTCollator
-from training.lora import add_adapters
+import latent_cot  # noqa: F401  registers the model types
+from latent_cot.training.arguments import LoraArguments
+from latent_cot.training.checkpoints.lora import add_adapters
+from latent_cot.training.data.collators import PCCoTCollator
 
 ROOT = Path(__file__).resolve().parent.parent
 

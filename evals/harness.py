@@ -5,20 +5,17 @@ this module makes its `hf` model put the thought between question and answer; ot
 """
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 from lm_eval.models.huggingface import HFLM
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-import tasks
-from training.data_files import read_file
-from training.evaluation import same_answer
-from training.rows import examples_of
-from training.tokenization import without_leading_space
+from latent_cot import tasks
+from latent_cot.analysis.evaluation import same_answer
+from latent_cot.training.data.files import read_file
+from latent_cot.training.data.rows import examples_of
+from latent_cot.training.data.tokenization import without_leading_space
 
 # --- where questions come from ---
 

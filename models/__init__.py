@@ -2,98 +2,17 @@
 
 A family is `configuration_*.py` and `modeling_*.py`, and what these import. The folder is flat because a checkpoint on
 the Hub takes its code along as files of one folder.
+
+The package is `latent_cot`; `models`, the folder's name, is the same package in a clone.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+import sys
+from importlib import import_module
 
-from .answer_modes import ANSWER_MODES, AnswerMode
-from .backbone_pccot import PCCoTModelMixin
-from .configuration_icot import ICoTConfigMixin, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
-from .configuration_pccot import (
-    PCCoTConfigMixin,
-    PCCoTGPT2Config,
-    PCCoTLlamaConfig,
-    PCCoTMistralConfig,
-    PCCoTQwen3Config,
-)
-from .configuration_prompt import PromptConfigMixin
-from .distillation_pccot import PCCoTOutput
-from .modeling_icot import (
-    ICoTForCausalLMMixin,
-    ICoTGPT2LMHeadModel,
-    ICoTGPT2Model,
-    ICoTLlamaForCausalLM,
-    ICoTLlamaModel,
-    ICoTMistralForCausalLM,
-    ICoTMistralModel,
-)
-from .modeling_pccot import (
-    PCCoTForCausalLMMixin,
-    PCCoTGPT2LMHeadModel,
-    PCCoTGPT2Model,
-    PCCoTLlamaForCausalLM,
-    PCCoTLlamaModel,
-    PCCoTMistralForCausalLM,
-    PCCoTMistralModel,
-    PCCoTQwen3ForCausalLM,
-    PCCoTQwen3Model,
-)
-from .own_base_model import OwnBaseModelMixin
-
-
-def register(model_class: type[OwnBaseModelMixin]) -> None:
-    """Make a causal language model, its base model and its configuration known to the Auto classes."""
-    config_class, base_class = model_class.config_class, model_class.base_model_class
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModel.register(config_class, base_class, exist_ok=True)
-    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
-    # transformers' Trainer shifts smoothed labels for what this lists, and lm_eval asks it for the kind of a model.
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config_class.model_type] = model_class.__name__
-    # ... and have every saved checkpoint carry its code.
-    config_class.register_for_auto_class()
-    base_class.register_for_auto_class("AutoModel")
-    model_class.register_for_auto_class("AutoModelForCausalLM")
-
-
-register(PCCoTGPT2LMHeadModel)
-register(PCCoTLlamaForCausalLM)
-register(PCCoTMistralForCausalLM)
-register(PCCoTQwen3ForCausalLM)
-register(ICoTGPT2LMHeadModel)
-register(ICoTLlamaForCausalLM)
-register(ICoTMistralForCausalLM)
-
-__all__ = [
-    "ANSWER_MODES",
-    "AnswerMode",
-    "ICoTConfigMixin",
-    "ICoTForCausalLMMixin",
-    "ICoTGPT2Config",
-    "ICoTGPT2LMHeadModel",
-    "ICoTGPT2Model",
-    "ICoTLlamaConfig",
-    "ICoTLlamaForCausalLM",
-    "ICoTLlamaModel",
-    "ICoTMistralConfig",
-    "ICoTMistralForCausalLM",
-    "ICoTMistralModel",
-    "PCCoTConfigMixin",
-    "PCCoTForCausalLMMixin",
-    "PCCoTGPT2Config",
-    "PCCoTGPT2LMHeadModel",
-    "PCCoTGPT2Model",
-    "PCCoTLlamaConfig",
-    "PCCoTLlamaForCausalLM",
-    "PCCoTLlamaModel",
-    "PCCoTMistralConfig",
-    "PCCoTMistralForCausalLM",
-    "PCCoTMistralModel",
-    "PCCoTModelMixin",
-    "PCCoTOutput",
-    "PCCoTQwen3Config",
-    "PCCoTQwen3ForCausalLM",
-    "PCCoTQwen3Model",
-    "PromptConfigMixin",
-    "register",
-]
+if __name__ == "models":
+    import_module("latent_cot")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "latent_cot"]:
+        sys.modules["models" + name.removeprefix("latent_cot")] = sys.modules[name]
+else:
+    from .registry import *  # noqa: F403
+    from .registry import __all__  # noqa: F401

@@ -10,7 +10,6 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
 
-from .transformers_versions import CACHE
 from .complete_weights import CompleteWeightsMixin
 from .configuration_prompt import check_count, is_number
 from .jacobi_pccot import jacobi_until_settled, jacobi_window
@@ -20,6 +19,7 @@ from .positions import positions_from_mask
 from .prefix_cache import PrefixCache, is_static, take_columns
 from .spans_pccot import Alignment, ThoughtSpan, find_thought_spans
 from .thought_trace import put_latents
+from .transformers_versions import CACHE
 
 
 class PCCoTModelMixin(CompleteWeightsMixin):

@@ -1,6 +1,7 @@
 """transformers' batch engine (`generate_batch()`, continuous batching) for models that add tokens of their own after a prompt."""
 
 import inspect
+from importlib import import_module
 
 import torch
 
@@ -8,7 +9,7 @@ from .mixin_base import ModelBase
 
 
 class BatchEngineMixin(ModelBase):
-    """Makes the batch engine answer as `generate()` does, or refuse; the engine's side is in `continuous_batching.py`."""
+    """Makes the batch engine answer as `generate()` does, or refuse; the engine's side is in `engines/batching/`."""
 
     # The arguments of `generate_batch()`, or attributes of a batch engine's generation configuration, that a family adds.
     batch_options: tuple[str, ...] = ()
@@ -40,12 +41,11 @@ class BatchEngineMixin(ModelBase):
         Raises:
             ValueError: for what the engine cannot do for this model, or where a manager is kept for other options.
         """
-        from .continuous_batching import make_manager, options_of
-
+        engine = engine_of_the_package(self.config.model_type)
         kept = getattr(self, "_cached_continuous_batching_manager", None)
         if kept is None:
-            return make_manager(self, generation_config, *args, **kwargs)
-        kept.check_same(options_of(self, self._prepare_generation_config(generation_config)[0]))
+            return engine.make_manager(self, generation_config, *args, **kwargs)
+        kept.check_same(engine.options_of(self, self._prepare_generation_config(generation_config)[0]))
         return super().init_continuous_batching(generation_config, *args, **kwargs)
 
     @torch.no_grad()
@@ -65,8 +65,7 @@ class BatchEngineMixin(ModelBase):
         Raises:
             ValueError: for an argument that is none, and for what the engine cannot do for this model.
         """
-        from .continuous_batching import config_with_options
-
+        engine = engine_of_the_package(self.config.model_type)
         known = {*inspect.signature(super().generate_batch).parameters, "max_new_tokens", *self.batch_options} - {
             "kwargs"
         }
@@ -75,5 +74,20 @@ class BatchEngineMixin(ModelBase):
                 f"generate_batch() of a {self.config.model_type} model has no argument {unknown[0]}: what transformers' "
                 "generation_config holds belongs there"
             )
-        config = config_with_options(self, generation_config, kwargs)
+        config = engine.config_with_options(self, generation_config, kwargs)
         return super().generate_batch(inputs, config, *args, **kwargs)
+
+
+def engine_of_the_package(model_type: str):
+    """The engine's side, which is no part of a checkpoint's own code.
+
+    Raises:
+        ImportError: where the package is not installed: transformers' own engine would answer without a thought.
+    """
+    try:
+        return import_module("latent_cot.engines.batching.manager")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"continuous batching (generate_batch) of a {model_type} model needs the package latent-cot, which this checkpoint's "
+            "own code is a part of: install it (see the model's card), or use generate() on left-padded batches"
+        ) from error

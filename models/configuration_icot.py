@@ -32,7 +32,7 @@ class ICoTConfigMixin(PromptConfigMixin):
         filler_mode: "none"; "prefilled", where fillers are put after the question in one pass; or "written", where
             the model writes them itself.
         num_fillers: how many fillers a prompt gets.
-        text_format: how the parts are written: "plain", or as one of the original codes does (`training/text_format.py`).
+        text_format: how the parts are written: "plain", or as one of the original codes does (`training/data/text_format.py`).
         question_end_ids: tokens between a question and `<start>`, if any.
         answer_prompt_ids, questions_start_with_bos: see `PromptConfigMixin`; the answer prompt may be empty.
 

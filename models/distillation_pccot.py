@@ -65,7 +65,7 @@ def distillation_step(
     num_items_in_batch: torch.Tensor | None = None,
     return_logits: bool | None = None,
 ) -> PCCoTOutput:
-    """Teacher, student and their losses, for a batch as `training.collators.PCCoTCollator` makes it.
+    """Teacher, student and their losses, for a batch as `latent_cot.training.data.collators.PCCoTCollator` makes it.
 
     Args:
         model: a causal language model with a `PCCoTModelMixin` inside.
@@ -83,7 +83,7 @@ def distillation_step(
             off the hidden state that becomes the latent: that of the position before it, in the last pass.
         read_steps: what reads those states `(batch, c, hidden)` first, in place of the output head alone: called with them,
             `step_labels` of whatever shape it takes and the input embeddings; gives states `(n, hidden)` for the output
-            head, and their labels `(n,)`. `training.step_decoder.StepDecoder` is one.
+            head, and their labels `(n,)`. `latent_cot.training.step_decoder.StepDecoder` is one.
         window_labels: `(batch, passes, c)`: the token that each latent stands for after each pass, -100 for none, as part of
             step supervision. It is read off the states that become latents in the next pass; see `window_targets`.
         answer_labelled, cot_labelled: `(labelled tokens,)`: where `labels` and `cot_labels`, flattened, are not -100.

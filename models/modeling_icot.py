@@ -1,6 +1,6 @@
 """iCoT models: backbones that were trained to write their chain of thought and then to do without it.
 
-The method (arXiv 2405.14838) is in how they are trained (`training/icot_removal.py`); here is how to query them.
+The method (arXiv 2405.14838) is in how they are trained (`training/trainers/icot_removal.py`); here is how to query them.
 """
 
 import torch
@@ -17,7 +17,6 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from .answer_modes import EXPLICIT, INTERNALISED, AnswerMode
-from .transformers_versions import CACHE
 from .complete_weights import CompleteWeightsMixin
 from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
 from .configuration_prompt import check_count, check_flag
@@ -26,6 +25,7 @@ from .own_base_model import OwnBaseModelMixin
 from .positions import positions_from_mask
 from .prompt_checks import check_shape, first_of
 from .prompt_suffix import PromptSuffixMixin
+from .transformers_versions import CACHE
 
 
 class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):

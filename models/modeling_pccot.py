@@ -24,7 +24,6 @@ from transformers.utils.generic import can_return_tuple
 
 from .answer_modes import DIRECT, EXPLICIT, LATENT, AnswerMode
 from .backbone_pccot import PCCoTModelMixin
-from .transformers_versions import CACHE
 from .configuration_pccot import PCCoTGPT2Config, PCCoTLlamaConfig, PCCoTMistralConfig, PCCoTQwen3Config
 from .configuration_prompt import check_count, check_flag, is_number
 from .distillation_pccot import distillation_step, teacher_step
@@ -36,6 +35,7 @@ from .prompt_checks import check_shape, first_of
 from .prompt_suffix import PromptSuffixMixin
 from .spans_pccot import starts_of_spans
 from .thought_trace import ThoughtTrace, check_given, trace_thought
+from .transformers_versions import CACHE
 
 logger = logging.get_logger(__name__)
 

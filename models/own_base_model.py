@@ -10,7 +10,7 @@ class OwnBaseModelMixin(CompleteWeightsMixin):
     """Builds `base_model_class`, and nothing else, where the backbone's causal language model builds its own.
 
     A class that mixes this in names its base model in `base_model_class`. Its backbone's head must be a linear layer
-    `lm_head` without a bias, as nearly all are (`tests/test_models.py` compares every registered type with its backbone).
+    `lm_head` without a bias, as nearly all are (`tests/models/test_models.py` compares every registered type with its backbone).
     """
 
     base_model_class: type[PreTrainedModel]

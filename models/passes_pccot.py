@@ -13,8 +13,8 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as ThoughtOutput
 
-from .transformers_versions import CACHE
 from .prefix_cache import PrefixCache, take_columns, truncate_to
+from .transformers_versions import CACHE
 
 
 class Passes:

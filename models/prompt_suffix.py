@@ -14,8 +14,8 @@ from torch import nn
 
 from .answer_modes import AnswerMode
 from .batch_engine import BatchEngineMixin
-from .transformers_versions import CACHE
 from .prompt_checks import LENGTHS, check_arguments, check_shape, check_token_ids, first_of, positions_taken
+from .transformers_versions import CACHE
 
 
 class PromptSuffixMixin(BatchEngineMixin):

@@ -20,7 +20,9 @@ def check_version(version: str) -> None:
     release = tuple(int(part) for part in version.split(".")[:2])
     known = f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
     if release < OLDEST:
-        raise ImportError(f"these models were tested with transformers {known}, and this is {version}: install one of them")
+        raise ImportError(
+            f"these models were tested with transformers {known}, and this is {version}: install one of them"
+        )
     if release > NEWEST:
         logging.get_logger(__name__).warning_once(
             f"these models were tested with transformers {known}, and this is {version}: compare their answers with those "

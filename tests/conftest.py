@@ -18,10 +18,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import example
-import models
-from training.export import export
-from training.small_tokenizers import character_tokenizer
-from training.tokenization import prepare_tokenizer, tokenize_answer_prompt
+import latent_cot
+from latent_cot.converters.export import export
+from latent_cot.training.data.small_tokenizers import character_tokenizer
+from latent_cot.training.data.tokenization import prepare_tokenizer, tokenize_answer_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -48,10 +48,10 @@ LEARNED = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
 LEARNED |= {"initializer_range": 0.24}  # GPT-2 halves it in the residual projections of two layers
 LEARNED |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 CONFIGS = {
-    "gpt2": lambda **kw: models.PCCoTGPT2Config(**(SMALL | LEARNED | THOUGHT | kw)),
-    "llama": lambda **kw: models.PCCoTLlamaConfig(**(SMALL | ROPE | THOUGHT | kw)),
-    "mistral": lambda **kw: models.PCCoTMistralConfig(**(SMALL | ROPE | THOUGHT | {"sliding_window": 9} | kw)),
-    "qwen3": lambda **kw: models.PCCoTQwen3Config(**(SMALL | ROPE | THOUGHT | kw)),
+    "gpt2": lambda **kw: latent_cot.PCCoTGPT2Config(**(SMALL | LEARNED | THOUGHT | kw)),
+    "llama": lambda **kw: latent_cot.PCCoTLlamaConfig(**(SMALL | ROPE | THOUGHT | kw)),
+    "mistral": lambda **kw: latent_cot.PCCoTMistralConfig(**(SMALL | ROPE | THOUGHT | {"sliding_window": 9} | kw)),
+    "qwen3": lambda **kw: latent_cot.PCCoTQwen3Config(**(SMALL | ROPE | THOUGHT | kw)),
 }
 # A chain that is gone, with three fillers in its place.
 GONE = {"start_token_id": 36, "pause_token_id": 37, "ready_token_id": 38, "answer_prompt_ids": [5]}
@@ -62,7 +62,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--parity-dir",
         default=str(FIXTURES / "parity"),
-        help="folder of golden cases from the original implementation (see tests/test_parity.py)",
+        help="folder of golden cases from the original implementation (see tests/product/test_parity.py)",
     )
 
 
@@ -166,7 +166,7 @@ def with_span(model, ids, mask, tail: int = 4, seed: int = 1):
 def characters():
     """A character tokenizer with the tokens of the thought span."""
     tokenizer = character_tokenizer(["0123456789+-*=# abcdefghijklmnopqrstuvwxyz<>.|?"])
-    prepare_tokenizer(tokenizer, models.PCCoTConfigMixin.special_tokens)
+    prepare_tokenizer(tokenizer, latent_cot.PCCoTConfigMixin.special_tokens)
     return tokenizer
 
 

@@ -16,9 +16,9 @@ _FILES = {
         "StepwiseDataArguments",
     ),
     "method_arguments": ("ChainArguments", "InternalizationArguments", "ThoughtArguments"),
-    "cot_trainer": ("CoTTrainer",),
-    "icot_trainer": ("ICoTTrainer",),
-    "pccot_trainer": ("PCCoTTrainer",),
+    "trainers.cot": ("CoTTrainer",),
+    "trainers.icot": ("ICoTTrainer",),
+    "trainers.pccot": ("PCCoTTrainer",),
 }
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 __all__ = sorted(_FILE_OF)

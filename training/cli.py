@@ -17,8 +17,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from .errors import InputError
-from .interruption import Interrupted
+from .errors import InputError, Interrupted
 from .processes import wait_for_main_process
 
 logger = logging.getLogger(__name__)

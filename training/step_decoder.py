@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from models.chunked_cross_entropy import select_labelled
+from latent_cot.chunked_cross_entropy import select_labelled
 
 from .errors import InputError
-from .find_checkpoint import STEP_DECODER
 
 NAME = "step_decoder"  # of the module in the model
+
+
+STEP_DECODER = "step_decoder.safetensors"  # its file in a checkpoint
 
 
 class StepDecoder(nn.Module):

@@ -10,16 +10,14 @@ Chains of K + 1 operations mod 7 that forget nothing (docs/tasks.md). A run whos
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+from benchmarks.results.one_thread import results_of
 
-from benchmarks.results.one_thread import results_of  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 RESULTS = ROOT / "results" / "depth"
 RECIPE = "configs/recipes/chain16_pccot_gpt2-2x64.yaml"

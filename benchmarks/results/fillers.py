@@ -9,16 +9,12 @@ printed are the medians and the median of the ratios.
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
-
-import models  # noqa: F401
+import latent_cot  # noqa: F401
 
 
 def one_at_a_time(model, question: torch.Tensor, answer: int) -> torch.Tensor:

@@ -8,18 +8,16 @@
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+import run_ccot
+from latent_cot.tasks.graph import in_symbols
+from latent_cot.training.checkpoints.read import read_config
 
-import run_ccot  # noqa: E402
-from tasks.graph import in_symbols  # noqa: E402
-from training.checkpoint import read_config  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 GUESS = 0.5  # there are two kinds to choose from
 

@@ -12,16 +12,14 @@ made again; a cell without a file is empty in the table.
 import argparse
 import json
 import statistics
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+from benchmarks.results.one_thread import results_of
+from latent_cot.training.cli import read_recipe
 
-from benchmarks.results.one_thread import results_of  # noqa: E402
-from training.cli import read_recipe  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- grid: benchmarks/results/grid.py writes this part -->", "<!-- end of the grid -->"

@@ -7,15 +7,13 @@ A training whose results are already in `--output_dir` is not run again.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+from benchmarks.results.one_thread import results_of
 
-from benchmarks.results.one_thread import results_of  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 RANGE = "run_ccot.py configs/recipes/chain_pccot-range_gpt2-2x64.yaml"
 FIXED = (

@@ -7,16 +7,14 @@ A training whose results are already in `--output_dir` is not run again.
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+from benchmarks.results.one_thread import results_of
 
-from benchmarks.results.one_thread import results_of  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 RECIPE = "configs/recipes/affine_pccot-windows_gpt2-3x128.yaml"
 SIZE = "n_layer=3,n_embd=128,initializer_range=0.08"

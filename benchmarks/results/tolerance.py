@@ -7,20 +7,18 @@ python benchmarks/results/tolerance.py --model outputs/pccot-chain-mixed
 
 import argparse
 import statistics
-import sys
 from collections import defaultdict
 from itertools import chain
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+import latent_cot  # noqa: F401  registers the model types
+from latent_cot import tasks
+from latent_cot.analysis.evaluation import answer_questions, same_answer
+from latent_cot.training.cli import read_recipe
 
-import models  # noqa: E402, F401 (registers the model types)
-import tasks  # noqa: E402
-from training.cli import read_recipe  # noqa: E402
-from training.evaluation import answer_questions, same_answer  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 RECIPE = ROOT / "configs" / "recipes" / "chain-mixed_pccot-range_gpt2-2x64.yaml"
 TOLERANCES = (None, 0.03, 0.1, 0.3, 0.5, 0.7)

@@ -15,12 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT)]  # as a file of its own this script does not see the repository
+from latent_cot import tasks
+from latent_cot.tasks.word_sentences import template_of
+from latent_cot.training.cli import read_recipe
 
-import tasks  # noqa: E402
-from tasks.word_sentences import template_of  # noqa: E402
-from training.cli import read_recipe  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 RECIPE = "configs/recipes/word-problems_pccot_gpt2-3x128.yaml"
 LONG, SHORT = 24_000, 10_000  # questions of two to four steps, and of one

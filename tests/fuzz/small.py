@@ -9,9 +9,10 @@ from conftest import GONE, LEARNED, ROPE, SMALL, THOUGHT
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import example
-from training.checkpoint import load, save_checkpoint
-from training.small_tokenizers import character_tokenizer
-from training.tokenization import prepare_tokenizer
+from latent_cot.training.checkpoints.read import load
+from latent_cot.training.checkpoints.write import write_model_files
+from latent_cot.training.data.small_tokenizers import character_tokenizer
+from latent_cot.training.data.tokenization import prepare_tokenizer
 
 KINDS = ("pccot-gpt2", "pccot-llama", "icot-gpt2")
 DOCUMENTED = (ValueError, OSError)  # docs/troubleshooting.md; InputError is a ValueError
@@ -39,7 +40,7 @@ def make(kind: str):
 
 
 def save(kind: str, folder: Path) -> Path:
-    save_checkpoint(*make(kind), folder)
+    write_model_files(*make(kind), folder)
     return folder
 
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.arguments import DataArguments
-from training.data import load_splits
-from training.errors import InputError
-from training.rows import format_line
+from latent_cot.training.arguments import DataArguments
+from latent_cot.training.data.rows import format_line
+from latent_cot.training.data.sources import load_splits
+from latent_cot.training.errors import InputError
 
 SECONDS = 20  # for one file; all are small
 MOST_MEMORY = 4 * 2**20  # KiB

@@ -14,7 +14,7 @@ from transformers.masking_utils import flash_attention_mask
 from transformers.utils import is_flash_attn_2_available
 
 from benchmarks.workload import TINY_SHAPES, Setting, build_model, training_batch
-from models.positions import positions_from_mask
+from latent_cot.positions import positions_from_mask
 
 DEVICES = [
     "cpu",

@@ -14,7 +14,7 @@ from gpu_cases import (
 from torch.nn import functional as F
 from transformers import StaticCache
 
-from models.passes_pccot import static_forward
+from latent_cot.passes_pccot import static_forward
 
 
 def formed(model, device: str):

@@ -7,7 +7,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 CASES = [("Llama, 4 layers", 3), ("GPT-2 small", 6)]
-# The CPU, where compiling takes its time, has tests with more passes and every backbone: tests/test_generation.py.
+# The CPU, where compiling takes its time, has tests with more passes and every backbone: tests/models/test_generation.py.
 on_a_device = [pytest.param("cpu", "Llama, 4 layers", 1, marks=pytest.mark.slow)]
 on_a_device += [pytest.param("cuda", *case, marks=DEVICES[1].marks) for case in CASES]
 

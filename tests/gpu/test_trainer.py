@@ -10,9 +10,9 @@ pytest.importorskip("accelerate", reason="needs accelerate")
 
 from transformers import TrainerCallback
 
-import tasks
 from benchmarks.workload import ROOT
-from training import CoTTrainingArguments, ModelArguments, PCCoTTrainer
+from latent_cot import tasks
+from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTTrainer
 
 
 class ErrorsWhileTraining(TrainerCallback):

@@ -157,12 +157,12 @@ def test_the_reference_trains_alike(shape, device, lora):
 
 @pytest.mark.parametrize("device", DEVICES[1:])
 def test_liger_trains_alike(device):
-    """Its norms, rotary embeddings and MLPs; which of them are put where is asked without a GPU in tests/test_liger.py."""
+    """Its norms, rotary embeddings and MLPs; which of them are put where is asked without a GPU in tests/training/checkpoints/test_liger.py."""
     if find_spec("liger_kernel") is None:
         pytest.skip("needs liger-kernel")
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
-    from training.liger import register_with_liger
+    from latent_cot.training.checkpoints.liger import register_with_liger
 
     model = make_model("Llama, 4 layers", device)
     wanted_losses, wanted = losses_and_gradients(model)

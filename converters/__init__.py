@@ -1,0 +1,1 @@
+"""Checkpoints in other forms: of other code, for other engines, for the Hub."""

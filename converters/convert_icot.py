@@ -1,0 +1,120 @@
+"""Turn a checkpoint of the original iCoT code, or of its fork with filler tokens, into an `icot-*` one.
+
+    python -m training.convert_icot FOLDER OUT
+
+FOLDER holds `config.json` (`base_model`, `tokenizer_name`) and `state_dict.bin`, as the original saves them, or a model and
+a tokenizer with `<|start|>`, `<|pause|>` and `<|ready|>`, as the fork does. The converted tokenizer and configuration write
+a question and an answer as the other code did (`text_format.py`), so that the model answers what it answered.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import latent_cot  # noqa: F401  registers the model types
+from latent_cot.training.checkpoints.loading import family_config, set_up, set_up_text_format
+from latent_cot.training.checkpoints.read import load_weights
+from latent_cot.training.checkpoints.write import write_model_files
+from latent_cot.training.cli import run
+from latent_cot.training.data.text_format import is_of_the_fork
+from latent_cot.training.data.tokenization import set_special_ids
+from latent_cot.training.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+PREFIXES = ("base_model.", "model.module.", "model.")
+
+
+def convert(folder: Path, out: Path, num_internalized_tokens: int | None = None) -> None:
+    """Write the converted checkpoint.
+
+    Args:
+        folder: of the other code's checkpoint.
+        out: a new or empty folder.
+        num_internalized_tokens: how many tokens of the chain the model does without, -1 for all. By default all for the
+            original's, whose models are asked for the answer; and none for the fork's, whose models write what is left.
+
+    Raises:
+        InputError: for a missing file, a folder that is in use, or weights that do not fit.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder / 'config.json'}: no such file; a checkpoint has one")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; choose another folder")
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    base = fields.get("base_model") or fields.get("model")
+    model, tokenizer = (
+        load_fork(folder) if base is None else load_original(folder, base, fields.get("tokenizer_name", base))
+    )
+    default = 0 if model.config.text_format == "fork" else -1
+    model.config.num_internalized_tokens = default if num_internalized_tokens is None else num_internalized_tokens
+    set_up(model.config, tokenizer, "####")
+    if len(tokenizer) > model.config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
+    set_special_ids(model, tokenizer)
+    write_model_files(model, tokenizer, out)
+    logger.info("wrote %s", out)
+
+
+def load_fork(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a checkpoint of the fork, which is one of transformers'."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not is_of_the_fork(tokenizer):
+        raise InputError(
+            f"{folder}: no 'base_model' in config.json, and no token <|start|>, <|pause|> and <|ready|> either"
+        )
+    config = family_config(AutoConfig.from_pretrained(folder), "icot")
+    set_up_text_format(config, tokenizer, "fork")
+    config.filler_mode = "written"
+    return load_weights(str(folder), config), tokenizer
+
+
+def load_original(folder: Path, base: str, tokenizer_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a checkpoint of the original."""
+    path = folder / "state_dict.bin"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; an original checkpoint has config.json and state_dict.bin")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    # weights_only: a pickle from elsewhere must not run code
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = {strip_prefix(name): value for name, value in weights.items()}
+
+    config = family_config(AutoConfig.from_pretrained(base), "icot")
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    embeddings = f"{model_class.base_model_prefix}.wte.weight"
+    if embeddings in weights:  # GPT-2, whose tables may have been extended
+        config.vocab_size = weights[embeddings].shape[0]
+        config.n_positions = weights[embeddings.replace("wte", "wpe")].shape[0]
+    set_up_text_format(config, tokenizer, "original")
+    model = AutoModelForCausalLM.from_config(config)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if name != "lm_head.weight" or not config.tie_word_embeddings]
+    unexpected = [name for name in unexpected if not name.endswith((".attn.bias", ".attn.masked_bias"))]
+    if missing or unexpected:
+        raise InputError(f"{path}: missing {missing[:3]}, unknown {unexpected[:3]}")
+    return model, tokenizer
+
+
+def strip_prefix(name: str) -> str:
+    """A weight's name in the backbone."""
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.convert_icot", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--num_internalized_tokens", type=int, help="-1 for all of the chain")
+    args = parser.parse_args(argv)
+    convert(args.folder, args.out, args.num_internalized_tokens)
+
+
+if __name__ == "__main__":
+    run(main)

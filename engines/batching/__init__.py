@@ -1,0 +1,1 @@
+"""transformers' batch engine (`generate_batch()`, continuous batching)."""

@@ -1,0 +1,148 @@
+"""lm-evaluation-harness: the accuracy of our own evaluation, example by example; also started as a user starts it."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import lm_eval
+import pytest
+import torch
+from conftest import FIXTURES, ROOT, SHIPPED, chain_model
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import latent_cot  # noqa: F401
+from latent_cot import tasks
+from latent_cot.analysis.evaluation import answer_questions, same_answer
+
+TASK = "operations=4,train=1,validation=1,test=60,seed=77"
+ROWS = tasks.generate("chain", TASK)["test"]
+HARNESS = Path(sys.executable).parent / "lm_eval"
+SAMPLES = dict[str, list[dict]]
+
+
+@pytest.fixture(scope="module")
+def unsure(tmp_path_factory):
+    """The shipped model made to think less, so that it is right on some questions only."""
+    folder = tmp_path_factory.mktemp("unsure")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    model.config.num_iterations = 2
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def evaluate(folder: Path, names: str, metadata: dict, **options) -> SAMPLES:
+    """The logged samples of each task, in this process: the command spends ten seconds on looking for other tasks."""
+    results = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={folder}",
+        tasks=names.split(","),
+        task_manager=TaskManager(include_path=str(ROOT / "evals"), include_defaults=False, metadata=metadata),
+        device="cpu",
+        bootstrap_iters=0,
+        **options,
+    )
+    return {name: sorted(results["samples"][name], key=lambda sample: sample["doc_id"]) for name in names.split(",")}
+
+
+def command(folder: Path, names: str, metadata: dict, **options) -> SAMPLES:
+    """The same by `lm_eval` and remote code, where this repository's folder is not the working one."""
+    flags = []
+    for name, value in options.items():
+        flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    out = Path(tempfile.mkdtemp(dir=folder.parent))
+    words = [str(HARNESS), "--model", "hf", "--model_args", f"pretrained={folder},trust_remote_code=True"]
+    words += ["--tasks", names, "--include_path", str(ROOT / "evals"), "--device", "cpu", "--log_samples"]
+    words += ["--output_path", str(out), "--metadata", json.dumps(metadata), *flags]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=out, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {}
+    for name in names.split(","):
+        (path,) = out.rglob(f"samples_{name}_*.jsonl")
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        found[name] = sorted(samples, key=lambda sample: sample["doc_id"])
+    return found
+
+
+ALONE, CHATS = {"batch_size": 1}, {"batch_size": 8, "apply_chat_template": True}
+WAYS = [(evaluate, ALONE), (evaluate, CHATS)]
+WAYS += [pytest.param(command, CHATS, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("run_harness", "options"), WAYS)
+def test_the_same_accuracy_to_the_last_example(unsure, run_harness, options):
+    """... by generation and, of the ten digits, by likelihood with the latents in place."""
+    samples = run_harness(unsure, "chain_latent,chain_choice", {"task_args": TASK}, **options)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(unsure), AutoTokenizer.from_pretrained(unsure)
+    ours = answer_questions(model, tokenizer, [row["question"] for row in ROWS], batch_size=16, max_new_tokens=8)
+    right = [float(same_answer(given, row["answer"])) for given, row in zip(ours.answers, ROWS, strict=True)]
+    assert 0.05 < sum(right) / len(right) < 0.6
+    assert [sample["exact_match"] for sample in samples["chain_latent"]] == right
+    assert [sample["resps"][0][0].strip() for sample in samples["chain_latent"]] == ours.texts
+
+    # The likelihood of each digit after the thought, computed by hand; without the thought it is another.
+    digits = tokenizer([str(digit) for digit in range(10)], add_special_tokens=False)["input_ids"]
+    for row, sample in list(zip(ROWS, samples["chain_choice"], strict=True))[:10]:
+        ids = torch.tensor([tokenizer(row["question"])["input_ids"]])
+        thought = torch.tensor([model.thought_ids()])
+        with torch.no_grad():
+            after = model(torch.cat([ids, thought], dim=1)).logits[0, -1].log_softmax(dim=-1)
+            without = model(ids).logits[0, -1].log_softmax(dim=-1)
+        scores = torch.tensor([float(response[0][0]) for response in sample["resps"]])
+        assert torch.allclose(scores, after[torch.tensor(digits)[:, 0]], atol=1e-4)
+        assert not torch.allclose(scores, without[torch.tensor(digits)[:, 0]], atol=1e-2)
+        assert sample["acc"] == float(scores.argmax() == int(row["answer"]))
+
+
+def test_every_task_reads_a_local_file(tmp_path, characters):
+    """Offline; the published text format, a file like ProsQA's, and plain questions."""
+    model = chain_model(characters, n_positions=1024, num_latent_tokens=2)
+    model.save_pretrained(tmp_path / "model")
+    characters.save_pretrained(tmp_path / "model")
+    words = "gsm8k_latent,svamp_latent,gsm_hard_latent,multiarith_latent"
+    data = {"data_file": str(FIXTURES / "published" / "gsm8k_valid.txt")}
+    samples = evaluate(tmp_path / "model", words, data, limit=2, batch_size=2)
+    questions = [line.partition("||")[0] for line in Path(data["data_file"]).read_text().splitlines()[:2]]
+    for name in words.split(","):
+        assert [sample["doc"]["question"] for sample in samples[name]] == questions
+        assert {sample["exact_match"] for sample in samples[name]} <= {0.0, 1.0}
+    row = {"question": "Tom is a terpus. Is Tom a lempus or scrompus?", "steps": [], "answer": "Tom is a lempus."}
+    (tmp_path / "graph.json").write_text(json.dumps([row]))
+    samples = evaluate(tmp_path / "model", "prosqa_choice", {"data_file": str(tmp_path / "graph.json")})
+    (sample,) = samples["prosqa_choice"]
+    choices = [choice for _, choice in sample["arguments"]]
+    assert choices == ["Tom is a lempus.", "Tom is a scrompus."]
+
+
+@pytest.fixture
+def functions(monkeypatch):
+    """The module that the task files name their functions from."""
+    monkeypatch.syspath_prepend(ROOT / "evals")
+    return importlib.import_module("harness")
+
+
+def test_every_task_file_is_complete(functions):
+    """Each names a function that exists, and what it includes is there."""
+    files = sorted((ROOT / "evals").glob("[a-z]*.yaml"))
+    assert len(files) >= 8
+    for path in files:
+        lines = path.read_text().splitlines()
+        assert f"task: {path.stem}" in lines
+        for line in lines:
+            if "!function" in line:
+                assert callable(getattr(functions, line.rpartition("harness.")[2])), line
+            if line.startswith("include: "):
+                assert (path.parent / line.removeprefix("include: ")).exists()
+
+
+def test_a_model_of_the_harness_own_is_left_alone(functions, characters):
+    """Importing the task files changes nothing for models without a thought."""
+    plain = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, n_positions=32, vocab_size=len(characters)))
+    lm = functions.HFLM(pretrained=plain, tokenizer=characters, device="cpu")
+    assert lm._encode_pair("1+2=", " 3") == functions.harness_encode_pair(lm, "1+2=", " 3")

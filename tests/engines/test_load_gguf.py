@@ -1,0 +1,203 @@
+"""GGUF files as a source of weights (`--gguf_file`, `training/checkpoints/load_gguf.py`)."""
+
+import json
+
+import pytest
+import torch
+from conftest import LEARNED, ROPE
+from test_gguf import PLAIN, WORLDS, byte_level, make_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import run_ccot
+import run_icot
+from latent_cot.converters import convert_gguf
+from latent_cot.converters.export_gguf import export_gguf
+from latent_cot.training.arguments import ModelArguments
+from latent_cot.training.checkpoints import load_gguf
+from latent_cot.training.checkpoints.loading import load_config, load_model, load_tokenizer
+from latent_cot.training.data.small_tokenizers import byte_tokenizer
+from latent_cot.training.errors import InputError
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install '.[gguf]'")
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def world(request, tmp_path_factory):
+    """A checkpoint and the folder of its GGUF file."""
+    model_type, make_tokenizer, fields, questions = WORLDS[request.param]
+    folder = tmp_path_factory.mktemp("gguf")
+    make_checkpoint(folder / "model", model_type, make_tokenizer(), fields)
+    export_gguf(str(folder / "model"), folder / "model.gguf")
+    return folder, questions
+
+
+def source(folder, **more) -> ModelArguments:
+    return ModelArguments(model_name_or_path=str(folder), gguf_file="model.gguf", **more)
+
+
+def test_the_weights_come_back(world):
+    """Also those of scaled positions, of biases and of an untied head."""
+    folder, _ = world
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    config = load_config(source(folder))
+    assert config.model_type == {"mistral": "llama"}.get(name := model.config.model_type.rpartition("-")[2], name)
+    again = load_gguf.load_gguf(load_gguf.open_gguf(str(folder), "model.gguf"), config, dtype=torch.float32).eval()
+    ids = torch.arange(60)[None] % model.config.vocab_size
+    with torch.no_grad():
+        wanted = model(ids).logits
+        assert (again(ids).logits - wanted).abs().max() <= 1e-5
+    assert wanted.abs().max() > 0.5
+
+
+def test_the_tokens_come_back(world):
+    folder, questions = world
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    if tokenizer.backend_tokenizer.model.__class__.__name__ == "WordLevel":
+        with pytest.raises(InputError, match="cannot be read; pass --tokenizer_name"):
+            load_tokenizer(source(folder), [])
+        assert len(load_tokenizer(source(folder, tokenizer_name=str(folder / "model")), [])) == len(tokenizer)
+        return
+    again = load_tokenizer(source(folder), [])
+    spaced = (
+        " " if getattr(load_config(ModelArguments(str(folder / "model"))), "text_format", "plain") != "plain" else ""
+    )
+    for text in [*questions, *PLAIN, "x12345y  67\n\n89"]:
+        wanted = tokenizer(text)["input_ids"]
+        assert again(f"{spaced}{text}{spaced}", split_special_tokens=True)["input_ids"] == wanted, text
+    assert (again.eos_token_id, again.bos_token_id) == (tokenizer.eos_token_id, tokenizer.bos_token_id)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A backbone that was never one of ours: its GGUF file, and nothing else in its folder."""
+    folder = tmp_path_factory.mktemp("base")
+    make_checkpoint(folder / "made", "llama", byte_level(), ROPE | {"max_position_embeddings": 256})
+    export_gguf(str(folder / "made"), folder / "model.gguf")
+    lines = [
+        f"Tom has {n} pens and buys {n + 1}.||<<{n}+{n + 1}={2 * n + 1}>> <<1*1=1>> #### {2 * n + 1}" for n in range(16)
+    ]
+    (folder / "data.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("script", [run_ccot, run_icot], ids=["pccot", "icot"])
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+def test_a_run_starts_from_it(script, lora, base, tmp_path):
+    if lora and script is run_icot:
+        pytest.skip("run_icot.py trains no adapters")
+    data = str(base / "data.txt")
+    flags = [
+        "--model_name_or_path",
+        str(base),
+        "--gguf_file",
+        "model.gguf",
+        "--train_file",
+        data,
+        "--validation_file",
+        data,
+    ]
+    flags += [
+        "--do_train",
+        "--do_eval",
+        "--max_steps",
+        "2",
+        "--learning_rate",
+        "0",
+        "--use_cpu",
+        "--save_strategy",
+        "no",
+    ]
+    flags += [
+        "--max_eval_samples",
+        "2",
+        "--max_new_tokens",
+        "3",
+        "--max_cot_tokens",
+        "4",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    flags += ["--use_peft", "--lora_r", "2"] if lora else []
+    flags += ["--partial_removal"] if script is run_icot else []
+    script.main(flags)
+    family = "pccot" if script is run_ccot else "icot"
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == f"{family}-llama" and "quantization_config" not in config
+    assert (tmp_path / "model.safetensors").is_file() and "model.gguf" not in {path.name for path in tmp_path.iterdir()}
+    trained, made = AutoModelForCausalLM.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(base / "made")
+    rows = made.get_input_embeddings().num_embeddings
+    ids = torch.arange(20)[None]
+    with torch.no_grad():  # a learning rate of 0: the same backbone
+        assert (trained.eval()(ids).logits[..., :rows] - made.eval()(ids).logits).abs().max() < 1e-5
+    assert trained.config.vocab_size == rows + 3 == len(AutoTokenizer.from_pretrained(tmp_path))
+    assert (
+        f"base_model: {base}" in (tmp_path / "README.md").read_text() or family in (tmp_path / "README.md").read_text()
+    )
+
+
+def test_a_configuration_of_ones_own(base):
+    config = load_config(source(base, config_name="configs/pccot_llama_tiny.json"), "pccot")
+    with pytest.raises(InputError, match="the configuration makes it"):
+        load_model(source(base), config, byte_tokenizer())
+
+
+def test_quantised_tensors(tmp_path):
+    """Q8_0 comes back within its own step."""
+    fields = LEARNED | {"n_positions": 64, "n_embd": 64}
+    make_checkpoint(tmp_path / "made", "gpt2", byte_tokenizer(), fields)
+    export_gguf(str(tmp_path / "made"), tmp_path / "exact.gguf")
+    exact = load_gguf.GGUFFile(tmp_path / "exact.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gpt2")
+    for name, field in gguf.GGUFReader(tmp_path / "exact.gguf").fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kind, inner = field.types[0], field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(name, field.contents(), kind, inner)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for name, tensor in exact.tensors.items():
+        if len(tensor.shape) > 1 and tensor.shape[0] % 32 == 0:
+            writer.add_tensor(name, gguf.quantize(tensor.data, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, tensor.data)
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    args = source(tmp_path)
+    config, tokenizer = load_config(args), load_tokenizer(args, [])
+    model, made = load_model(args, config, tokenizer), AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    for (name, ours), theirs in zip(model.named_parameters(), made.parameters(), strict=True):
+        assert (ours - theirs).abs().max() <= theirs.abs().max() / 127, name
+    convert_gguf.main([str(tmp_path / "model.gguf"), str(tmp_path / "written")])
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "written")
+    assert all(torch.equal(a, b) for a, b in zip(written.parameters(), model.parameters(), strict=True))
+    with pytest.raises(InputError, match="is not empty"):
+        convert_gguf.main([str(tmp_path / "model.gguf"), str(tmp_path / "written")])
+
+
+def test_what_is_refused(base, tmp_path, monkeypatch):
+    for args, message in (
+        (ModelArguments(gguf_file="model.gguf", config_name="configs/gpt2_chain.json"), "pass both"),
+        (source(base / "made"), "no model.gguf in it"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_config(args)
+    (tmp_path / "model.gguf").write_bytes((base / "model.gguf").read_bytes()[:4000])
+    with pytest.raises(InputError, match=r"model\.gguf: the GGUF file cannot be read") as error:
+        load_config(source(tmp_path))
+    assert "\n" not in str(error.value)
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "falcon")
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.close):
+        write()
+    with pytest.raises(InputError, match="architecture 'falcon'; here are gpt2, llama, qwen3"):
+        load_config(ModelArguments(str(tmp_path), gguf_file="other.gguf"))
+    file = load_gguf.open_gguf(str(base), "model.gguf")
+    monkeypatch.setitem(file.fields, "llama.rope.scaling.type", "yarn")
+    with pytest.raises(InputError, match=r"llama\.rope\.scaling\.type is set"):
+        load_config(source(base))
+    monkeypatch.undo()
+    monkeypatch.setitem(file.tensors, "blk.9.attn_q.weight", file.tensors["blk.0.attn_q.weight"])
+    with pytest.raises(InputError, match=r"blk\.9\.attn_q\.weight has no place"):
+        load_model(source(base), load_config(source(base)), byte_tokenizer())

@@ -1,0 +1,495 @@
+"""`--push_to_hub` and loading by name, against a server that speaks the Hub's protocol (tests/helpers/hub_server.py)."""
+
+import io
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, chain_model
+from hub_server import Hub
+from huggingface_hub import constants
+
+import run_ccot
+from latent_cot.training import cli
+from latent_cot.training.arguments import CoTTrainingArguments
+from latent_cot.training.checkpoints.hub import check_access, push
+from latent_cot.training.errors import InputError
+
+TOKEN, READER, STRANGER = "hf_secretOfMe", "hf_secretReader", "hf_secretOfYou"
+USERS = {TOKEN: ("me", True), READER: ("me", False), STRANGER: ("you", True)}
+QUESTIONS = ["1+2*3-4+5=", "7="]
+LEFT_OUT = ["checkpoint-3/model.safetensors", "checkpoint-3/optimizer.pt", "runs/now/events.out", "training_args.bin"]
+LEFT_OUT += ["weights.pth", "state.pkl", "adapter/old.bin", "train.log", ".env"]
+
+
+def connect(hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Make this process's huggingface_hub, which read its environment when it was imported, talk to a server."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "no token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between huggingface_hub's own attempts
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with Hub(USERS) as hub:
+        connect(hub, monkeypatch, tmp_path)
+        yield hub
+
+
+def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
+    """Of a fresh process without this repository, with its cache in `home`."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+    }
+    kept.pop("PYTHONPATH", None)
+    ours = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    return kept | ours | {"OMP_NUM_THREADS": "1"} | more
+
+
+def arguments(folder, **changes) -> CoTTrainingArguments:
+    settings = {"push_to_hub": True, "hub_model_id": "me/tiny", "hub_token": TOKEN, "use_cpu": True}
+    return CoTTrainingArguments(output_dir=str(folder), **(settings | changes))
+
+
+def checkpoint(folder: Path, tokenizer, seed: int):
+    """A complete checkpoint, among it what a run leaves beside; returns its answers."""
+    model = chain_model(tokenizer, seed=seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(ROOT / "example.py", folder / "example.py")
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# tiny\n")
+    (folder / "all_results.json").write_text('{"eval_ccot_exact_match": 0.5}')
+    (folder / "predictions.jsonl").write_text('{"question": "1+2=", "gold": "3"}\n')
+    for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", *LEFT_OUT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    inputs = tokenizer(QUESTIONS, padding=True, return_tensors="pt")
+    return model.generate(**inputs, max_new_tokens=8, do_sample=False).tolist()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pushed_part(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in contents(folder).items() if name not in LEFT_OUT}
+
+
+def token_is_nowhere(hub: Hub, *texts: str) -> bool:
+    """Not in what was said or committed, nor in a request but for the header that shows it to the Hub."""
+    data = [text.encode() for text in texts] + list(hub.storage.values())
+    for repository in hub.repositories.values():
+        for commit in repository.commits:
+            data += [commit.title.encode(), commit.description.encode(), *(file.data for file in commit.files.values())]
+    for request in hub.requests:
+        headers = {name: value for name, value in request.headers.items() if name != "authorization"}
+        data += [f"{request.path} {request.query} {headers}".encode(), request.body]
+    return not any(token.encode() in text for token in USERS for text in data)
+
+
+@pytest.fixture(scope="module")
+def folder(characters, tmp_path_factory):
+    """A checkpoint to push; no test may change it."""
+    folder = tmp_path_factory.mktemp("pushed") / "tiny"
+    checkpoint(folder, characters, seed=0)
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before
+
+
+# Loading by name
+
+
+LOAD = """
+import json, sys
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+results = {}
+for case, options in json.loads(sys.argv[1]).items():
+    options = {"pretrained_model_name_or_path": "me/tiny", "trust_remote_code": True} | options
+    try:
+        config = AutoConfig.from_pretrained(**options)
+        tokenizer = AutoTokenizer.from_pretrained(**options)
+        model = AutoModelForCausalLM.from_pretrained(**options)
+    except Exception as error:
+        results[case] = f"{type(error).__name__}: {error}"
+        continue
+    assert type(config) is type(model.config) and not any(name.split(".")[0] == "models" for name in sys.modules)
+    inputs = tokenizer(["1+2*3-4+5=", "7="], padding=True, return_tensors="pt")
+    results[case] = model.generate(**inputs, max_new_tokens=8, do_sample=False).tolist()
+print("\\n" + json.dumps(results))
+"""
+
+
+def load(hub: Hub, home: Path, cases: dict[str, dict], **env: str) -> dict:
+    """The answers, or the errors, of models that a fresh process loads by name."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, json.dumps(cases)],
+        cwd=home, env=environment(hub, home / "hf", **env), capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert token_is_nowhere(hub, done.stdout, done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@dataclass
+class Published:
+    """Two commits on a branch, the first one on main too, and a private repository; what a fresh process made of it."""
+
+    hub: Hub
+    home: Path
+    answers: dict[str, list]  # before pushing
+    commits: list[str]
+    revisions: dict[str, dict]  # what was asked for by name
+    results: dict[str, list | str]
+
+
+@pytest.fixture(scope="module")
+def published(characters, tmp_path_factory):
+    home = tmp_path_factory.mktemp("published")
+    answers = {name: checkpoint(home / name, characters, seed) for seed, name in enumerate(("old", "new"))}
+    with Hub(USERS) as hub:
+        commits = []
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            connect(hub, monkeypatch, home)
+            monkeypatch.setenv("HF_TOKEN", TOKEN)
+            for name, repo_id, revision, private in (
+                ("old", "me/tiny", None, None),
+                ("old", "me/tiny", "next/try", None),
+                ("new", "tiny", "next/try", None),
+                ("new", "me/hidden", None, True),
+            ):
+                args = arguments(
+                    home / name, hub_model_id=repo_id, hub_revision=revision, hub_private_repo=private, hub_token=None
+                )
+                commits.append(push(home / name, check_access(args), args).rpartition("/")[2])
+        revisions = {"name": {}, "main": {"revision": "main"}, "branch": {"revision": "next/try"}}
+        revisions |= {"first": {"revision": commits[0]}, "second": {"revision": commits[2]}}
+        # Every reader of the private one with a cache of its own: it must not come from another's.
+        hidden = {"pretrained_model_name_or_path": "me/hidden"}
+        cases = revisions | {
+            "no trust": {"trust_remote_code": None},
+            "no revision": {"revision": "elsewhere"},
+            "no model": {"pretrained_model_name_or_path": "me/nothing"},
+            "owner": hidden | {"token": TOKEN, "cache_dir": str(home / "a")},
+            "anyone": hidden | {"token": False, "cache_dir": str(home / "b")},
+            "stranger": hidden | {"token": STRANGER, "cache_dir": str(home / "c")},
+        }
+        yield Published(hub, home, answers, commits, revisions, load(hub, home, cases))
+
+
+def test_a_pushed_checkpoint_loads_by_name_branch_and_commit(published):
+    """In a process that has nothing else."""
+    answers = published.answers
+    assert answers["old"] != answers["new"]
+    wanted = {"name": "old", "main": "old", "branch": "new", "first": "old", "second": "new"}
+    assert {case: published.results[case] for case in wanted} == {case: answers[name] for case, name in wanted.items()}
+    first, same, second, _ = published.commits
+    assert first == same != second  # the branch began where main was, and the same files make no commit
+
+
+@pytest.mark.slow
+def test_what_was_loaded_once_loads_without_a_connection(published):
+    published.hub.requests.clear()
+    results = load(published.hub, published.home, published.revisions, HF_HUB_OFFLINE="1")
+    assert results == {case: published.results[case] for case in published.revisions}
+    assert published.hub.requests == []
+
+
+def test_transformers_refuses_as_ever(published):
+    results = published.results
+    assert results["no trust"].startswith("ValueError: The repository me/tiny contains custom code")
+    assert "Please pass the argument `trust_remote_code=True`" in results["no trust"]
+    assert results["no revision"].startswith("OSError: elsewhere is not a valid git identifier")
+    assert results["no model"].startswith("OSError: me/nothing is not a local folder and is not a valid model")
+
+
+def test_a_private_repository_opens_with_its_token_only(published):
+    assert published.hub.repository("me/hidden").private
+    assert published.results["owner"] == published.answers["new"]
+    for reader in ("anyone", "stranger"):
+        refusal = published.results[reader]
+        assert refusal.startswith("OSError: me/hidden is not a local folder and is not a valid model identifier")
+
+
+# Pushing
+
+
+def test_a_push_is_one_commit_of_what_others_need(hub, folder):
+    args = arguments(folder)
+    repo_id = check_access(args)
+    url = push(folder, repo_id, args)
+    repository = hub.repository("me/tiny")
+    assert repo_id == "me/tiny" and not repository.private
+    assert url == f"{hub.endpoint}/me/tiny/commit/{repository.commits[-1].oid}" and len(repository.commits) == 2
+    files = hub.files("me/tiny")
+    assert files.pop(".gitattributes") is not None and files == pushed_part(folder)
+    needed = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "example.py", "all_results.json"}
+    assert needed | {"modeling_pccot.py", "predictions.jsonl", "adapter/adapter_model.safetensors"} <= files.keys()
+    assert repository.find("main").files["model.safetensors"].lfs
+    assert token_is_nowhere(hub)
+
+
+def test_the_same_files_again_are_no_second_commit(hub, folder):
+    args = arguments(folder)
+    assert push(folder, check_access(args), args) == push(folder, "me/tiny", args)
+    assert len(hub.repository("me/tiny").commits) == 2
+
+
+def test_names_are_completed_and_spelled_as_the_hub_spells_them(hub, tmp_path):
+    assert check_access(arguments(tmp_path / "Tiny", hub_model_id=None)) == "me/Tiny"
+    assert check_access(arguments(tmp_path, hub_model_id="ME/tiny", hub_private_repo=True)) == "me/Tiny"
+    assert not hub.repository("me/tiny").private
+    assert check_access(arguments(tmp_path, hub_model_id="me/mine", hub_private_repo=True)) == "me/mine"
+    assert hub.repository("me/mine").private
+
+
+def test_a_branch_is_created_and_pushed_to(hub, folder):
+    args = arguments(folder, hub_revision="trial")
+    push(folder, check_access(args), args)
+    assert set(hub.files("me/tiny")) == {".gitattributes"}
+    assert hub.files("me/tiny", "trial").keys() == {".gitattributes", *pushed_part(folder)}
+
+
+def refused(call, *args) -> str:
+    """The message of an InputError: one line, without a token, and nothing of the cause in a traceback."""
+    with pytest.raises(InputError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert "\n" not in message and not any(token in message for token in USERS)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    return message
+
+
+NO_ACCESS = {
+    "no token": ({"hub_token": None}, "no token: log in with `hf auth login`, set HF_TOKEN, or pass --hub_token"),
+    "wrong token": ({"hub_token": "hf_wrong"}, "the token is not accepted"),
+    "two tokens": ({"hub_token": f"{TOKEN}\n{READER}"}, "not one line of ASCII"),
+    "no token's letters": ({"hub_token": f"{TOKEN}é"}, "not one line of ASCII"),
+    "a token that reads": ({"hub_token": READER}, "the token may not write there"),
+    "another's name": ({"hub_model_id": "you/tiny"}, "the token may not write there"),
+    "two slashes": ({"hub_model_id": "me/tiny/model"}, "Repo id must be in the form"),
+    "bad letters": ({"hub_model_id": "me/ti ny"}, "Repo id must use alphanumeric chars"),
+}
+
+
+@pytest.mark.parametrize("case", NO_ACCESS)
+def test_no_access_is_said_before_training(case, hub, tmp_path):
+    changes, said = NO_ACCESS[case]
+    message = refused(check_access, arguments(tmp_path, **changes))
+    assert said in message and repr(changes.get("hub_model_id", "me/tiny")) in message
+    assert not hub.repositories
+
+
+def test_a_repository_that_one_may_only_read_is_no_access(hub, folder):
+    """huggingface_hub's create_repo(exist_ok=True) is content with such a one."""
+    check_access(arguments(folder))
+    assert "may not write there" in refused(check_access, arguments(folder, hub_token=READER))
+    assert "may not write there" in refused(check_access, arguments(folder, hub_token=STRANGER))
+
+
+def test_no_connection_is_said_before_training(hub, tmp_path, monkeypatch):
+    hub.drop("/api/repos/create")
+    assert "the connection failed" in refused(check_access, arguments(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "unset the `HF_HUB_OFFLINE`" in refused(check_access, arguments(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "the connection failed" in refused(check_access, arguments(tmp_path))
+
+
+FAULTS = {
+    "401 on the commit": (("fail", "/commit/", 401), "the token is not accepted"),
+    "403 on the commit": (("fail", "/commit/", 403), "the token may not write there"),
+    "409 on the commit": (("fail", "/commit/", 409), "the repository was changed at the same time"),
+    "403 before the upload": (("fail", "/preupload/", 403), "the token may not write there"),
+    "403 from the storage": (("fail", "/storage/", 403), "the token may not write there"),
+    "500 from the storage": (("fail", "/storage/", 500), "try again later"),
+    "503 on the commit": (("fail", "/commit/", 503), "try again later"),
+    "lost in the upload": (("drop", "/storage/"), "the connection failed"),
+    "lost in the commit": (("drop", "/commit/"), "the connection failed"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_push_that_fails_leaves_everything_and_says_how_to_go_on(case, hub, folder, caplog):
+    (kind, *fault), said = FAULTS[case]
+    args = arguments(folder)
+    repo_id = check_access(args)
+    # A server that repeats what it was shown must not bring the token into the message.
+    getattr(hub, kind)(*fault, **({"message": f"no:\n{TOKEN}"} if kind == "fail" else {}))
+    before = contents(folder)
+    with caplog.at_level(logging.INFO):
+        message = refused(push, folder, repo_id, args)
+    assert message.startswith("the push to me/tiny failed: ") and said in message
+    assert f"the checkpoint in {folder} is complete" in message and f"run: hf upload me/tiny {folder} " in message
+    assert contents(folder) == before
+    assert set(hub.files("me/tiny")) == {".gitattributes"}
+    assert token_is_nowhere(hub, caplog.text)
+
+
+def test_a_refusal_of_xet_storage_is_said_as_well(hub, folder, monkeypatch):
+    """What uploads where HF_HUB_DISABLE_XET is not set; its storage has no stand-in here."""
+    pytest.importorskip("hf_xet")
+    args = arguments(folder)
+    repo_id = check_access(args)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.fail("/xet-write-token/", 403, f"no: {TOKEN}")
+    message = refused(push, folder, repo_id, args)
+    assert "403 Forbidden" in message and f"the checkpoint in {folder} is complete" in message
+    assert set(hub.files("me/tiny")) == {".gitattributes"}
+    assert token_is_nowhere(hub)
+
+
+def test_a_connection_that_is_lost_once_is_not_noticed(hub, folder):
+    args = arguments(folder)
+    repo_id = check_access(args)
+    hub.drop("/storage/", times=1)
+    push(folder, repo_id, args)
+    assert [request.status for request in hub.requests if "/storage/" in request.path].count(None) == 1
+    assert hub.files("me/tiny").keys() == {".gitattributes", *pushed_part(folder)}
+
+
+def test_a_commit_whose_answer_is_lost_is_there(hub, folder):
+    """Pushing again finds it, and makes no second one."""
+    args = arguments(folder)
+    repo_id = check_access(args)
+    hub.drop("/commit/", after=True)
+    assert "the connection failed" in refused(push, folder, repo_id, args)
+    hub.heal()
+    assert push(folder, repo_id, args).endswith(hub.repository(repo_id).commits[-1].oid)
+    assert len(hub.repository(repo_id).commits) == 2
+
+
+def test_a_file_with_the_token_is_not_uploaded(hub, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text(f"python run_ccot.py --hub_token {TOKEN}")
+    args = arguments(tmp_path)
+    repo_id = check_access(args)
+    assert "remove the token from README.md first" in refused(push, tmp_path, repo_id, args)
+    assert len(hub.repository(repo_id).commits) == 1 and token_is_nowhere(hub)
+
+
+def test_the_command_that_a_failed_push_names_does_what_it_says(hub, folder, tmp_path):
+    args = arguments(folder, hub_revision="trial")
+    repo_id = check_access(args)
+    hub.drop("/commit/", times=1)
+    command, *flags = shlex.split(refused(push, folder, repo_id, args).rpartition(" run: ")[2])
+    assert command == "hf"
+    env = environment(hub, tmp_path, HF_TOKEN=TOKEN, HF_HUB_DISABLE_UPDATE_CHECK="1")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hf"), *flags], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    files = hub.files("me/tiny", "trial")
+    assert files.pop(".gitattributes") is not None and files == pushed_part(folder)
+
+
+# The scripts
+
+
+RUN = ["--config_name", "configs/gpt2_chain.json", "--tokenizer_name", "characters", "--dataset_name", "chain"]
+RUN += ["--task_args", "train=64,validation=8,test=8", "--use_cpu", "--do_train", "--do_eval", "--max_steps", "2"]
+RUN += ["--per_device_train_batch_size", "4", "--max_cot_tokens", "12", "--max_new_tokens", "6", "--save_steps", "1"]
+RUN += ["--disable_tqdm", "true", "--push_to_hub", "--hub_model_id", "me/tiny"]
+
+
+def run_here(hub: Hub, home: Path, argv: list[str]) -> subprocess.CompletedProcess:
+    """A script run in this process; what it printed and logged."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(out), redirect_stderr(err):
+        connect(hub, monkeypatch, home)
+        monkeypatch.setattr(sys, "argv", argv)
+        cli.run(run_ccot.main)
+    logging.basicConfig(force=True)  # `err` is no place for what others log
+    return subprocess.CompletedProcess(argv, 0, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module", params=["here", pytest.param("as a user starts it", marks=pytest.mark.slow)])
+def run(request, tmp_path_factory):
+    """A script's run: the server, the process when it has ended, and its folder."""
+    home = tmp_path_factory.mktemp("run")
+    argv = ["run_ccot.py", *RUN, "--hub_token", TOKEN, "--output_dir", str(home / "output")]
+    with Hub(USERS) as hub:
+        if request.param == "here":
+            yield hub, run_here(hub, home, argv), home
+        else:
+            env = environment(hub, home / "hf")
+            yield hub, subprocess.run([sys.executable, *argv], cwd=ROOT, env=env, capture_output=True, text=True), home
+
+
+def test_a_run_ends_in_a_push(run):
+    """The finished checkpoint in one commit, and none on the way."""
+    hub, done, home = run
+    assert done.returncode == 0, done.stderr
+    commits = hub.repository("me/tiny").commits
+    assert len(commits) == 2 and commits[-1].oid in done.stdout + done.stderr
+    files = hub.files("me/tiny")
+    here = {name: data for name, data in contents(home / "output").items() if not name.startswith("checkpoint-")}
+    assert (home / "output" / "checkpoint-2").is_dir()
+    assert files.pop(".gitattributes") is not None and files == here
+    assert {"model.safetensors", "config.json", "README.md", "example.py", "predictions.jsonl"} <= files.keys()
+
+
+def test_a_run_tells_its_token_to_nobody(run):
+    """Not on the Hub, in the log, in the card's command, nor in a file of a checkpoint here."""
+    hub, done, home = run
+    assert "run_ccot.py --config_name" in hub.files("me/tiny")["README.md"].decode()
+    assert token_is_nowhere(hub, done.stdout, done.stderr)
+    assert [name for name, data in contents(home).items() if TOKEN.encode() in data] == []
+
+
+def test_a_run_logs_no_address_that_opens_the_storage(run):
+    hub, done, _ = run
+    assert any("X-Amz-Signature" in request.query for request in hub.requests)
+    assert "X-Amz-Signature" not in done.stdout + done.stderr
+
+
+def last_words(monkeypatch, *flags: str) -> str:
+    """The one line that a script ends with."""
+    monkeypatch.setattr(sys, "argv", ["run_ccot.py", *RUN, *flags])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(run_ccot.main)
+    return str(stop.value.code)
+
+
+def test_a_run_without_access_ends_before_training(hub, tmp_path, monkeypatch, capfd):
+    output = tmp_path / "output"
+    said = last_words(monkeypatch, "--hub_token", STRANGER, "--output_dir", str(output))
+    assert said.startswith("error: --push_to_hub to 'me/tiny': the token may not write there")
+    assert not output.exists()
+    assert token_is_nowhere(hub, said, *capfd.readouterr())
+
+
+def test_a_run_whose_push_fails_has_its_checkpoint(hub, tmp_path, monkeypatch, capfd):
+    output = tmp_path / "output"
+    hub.fail("/commit/", 403)
+    # A shortened flag, which argparse takes: the card's command must hide this token too.
+    said = last_words(monkeypatch, f"--hub_tok={TOKEN}", "--save_strategy", "no", "--output_dir", str(output))
+    assert said.startswith("error: the push to me/tiny failed: the token may not write there")
+    assert f"run: hf upload me/tiny {output} " in said
+    files = contents(output)
+    assert {"model.safetensors", "config.json", "README.md", "all_results.json"} <= files.keys()
+    assert [name for name, data in files.items() if TOKEN.encode() in data] == []
+    assert token_is_nowhere(hub, said, *capfd.readouterr())

@@ -1,0 +1,283 @@
+"""What can end a run early: signals, a full disk, losses that are no numbers. Nothing it leaves looks like a finished run."""
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_resuming import ICOT, PCCOT, RUN, assert_same
+
+import run_ccot
+import run_icot
+from latent_cot.training.checkpoints import read as checkpoint
+from latent_cot.training.errors import InputError
+from latent_cot.training.runs import stages
+from latent_cot.training.trainers.pccot import PCCoTTrainer
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Each file of a folder and a digest of it."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# --- signals ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_a_checkpoint(number, tmp_path):
+    """One line, exit code 128 + signal, and a checkpoint in the middle of the epoch that leads to the same weights."""
+    argv = [*RUN, *PCCOT, "--max_steps", "60", "--save_steps", "1000"]
+    run_ccot.main([*argv, "--output_dir", str(tmp_path / "whole")])
+    stopped = tmp_path / "stopped"
+    command = [sys.executable, "run_ccot.py", *argv, "--logging_steps", "1", "--output_dir", str(stopped)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "'loss'" in line:
+            process.send_signal(number)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    line = err.splitlines()[-1]
+    assert line.startswith(f"{number.name}: saved") and "--resume_from_checkpoint true" in line
+    (saved,) = stopped.glob("checkpoint-*")
+    assert 1 <= json.loads((saved / "trainer_state.json").read_text())["global_step"] < 60
+    assert not (stopped / "config.json").exists() and not (stopped / "all_results.json").exists()
+    run_ccot.main([*argv, "--output_dir", str(stopped), "--resume_from_checkpoint", "true"])
+    assert_same(tmp_path / "whole", stopped)
+
+
+@pytest.mark.slow
+def test_all_processes_end_after_the_same_step(tmp_path):
+    """A signal that only one of two processes gets."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    script = f"""
+import os, signal, sys
+sys.path[:0] = [{str(ROOT)!r}]
+import run_ccot
+from latent_cot.training.cli import run
+from latent_cot.training.resume.interruption import StopOnSignal
+noticed = StopOnSignal.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    if os.environ["RANK"] == "1" and state.global_step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    noticed(self, args, state, control, **kwargs)
+StopOnSignal.on_step_end = on_step_end
+run(run_ccot.main)
+"""
+    (tmp_path / "script.py").write_text(script)
+    argv = [*RUN, *PCCOT, "--ddp_backend", "gloo", "--save_steps", "1000", "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "script.py"), *argv], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode != 0 and "SIGTERM: saved" in done.stderr, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-3"]
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    from latent_cot.training.errors import Interrupted
+    from latent_cot.training.resume.interruption import StopOnSignal
+
+    stop = StopOnSignal()
+    stop.receive(signal.SIGINT, None)
+    stop.receive(signal.SIGINT, None)  # the same one, passed on by a launcher
+    stop.received_at -= 5
+    with pytest.raises(Interrupted, match="at once"):
+        stop.receive(signal.SIGINT, None)
+
+
+# --- writing that fails ---
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line(tmp_path):
+    """Of the operating system's own making: no file may grow beyond a size that the first checkpoint's optimiser passes."""
+    out = tmp_path / "out"
+    argv = [*RUN, *PCCOT, "--output_dir", str(out)]
+    limit = 150_000
+    done = subprocess.run(
+        [sys.executable, "run_ccot.py", *argv],
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: could not write") and "MiB are free" in line and "checkpoint-2" in line, done.stderr
+    assert not out.exists() or not any(out.iterdir())
+
+
+def fails_at(count: int, function):
+    """`function`, which finds a full disk when it is called for the n-th time, after it wrote."""
+    calls = []
+
+    def wrapper(*args, **kwargs):
+        result = function(*args, **kwargs)
+        calls.append(args)
+        if len(calls) == count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return result
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "count", [4, 5]
+)  # optimizer and scheduler of the second checkpoint (arguments, optimizer, ...)
+def test_a_checkpoint_that_fails_leaves_the_older_ones(count, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", fails_at(4 + count - 3, torch.save))
+    with pytest.raises(OSError, match=r"could not write .*checkpoint-4.*MiB are free"):
+        run_ccot.main([*RUN, *PCCOT, "--output_dir", str(tmp_path)])
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    run_ccot.main([*RUN, *PCCOT, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
+    assert (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("where", ["weights", "card"])
+def test_a_model_is_replaced_as_a_whole_or_not_at_all(where, tmp_path, monkeypatch):
+    argv = [*RUN, *PCCOT, "--save_strategy", "no", "--do_eval", "--output_dir", str(tmp_path)]
+    run_ccot.main(argv)
+    before = contents(tmp_path)
+    module, name = (checkpoint.shutil, "copy") if where == "weights" else (stages, "write_card")
+    monkeypatch.setattr(module, name, fails_at(1, getattr(module, name)))
+    with pytest.raises(OSError, match="could not write"):
+        run_ccot.main([*argv, "--overwrite_output_dir", "--learning_rate", "1e-2"])
+    assert contents(tmp_path) == before
+    monkeypatch.undo()
+    run_ccot.main([*argv, "--overwrite_output_dir", "--learning_rate", "1e-2"])
+    after = contents(tmp_path)
+    assert all(before[name] != after[name] for name in ("model.safetensors", "all_results.json", "README.md"))
+
+
+def test_what_only_the_older_model_had_goes_with_it(tmp_path):
+    """Its adapters and its results; what is no part of a model stays."""
+    argv = [*RUN, *PCCOT, "--save_strategy", "no", "--output_dir", str(tmp_path)]
+    (tmp_path / "adapter").mkdir()
+    for name in ("adapter/adapter_config.json", "model-00001-of-00002.safetensors", "test_results.json", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    run_ccot.main([*argv, "--overwrite_output_dir"])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "notes.txt" in names and "model.safetensors" in names
+    assert not names & {"adapter", "model-00001-of-00002.safetensors", "test_results.json"}
+
+
+# --- losses that are no numbers ---
+
+
+class BrokenAt(PCCoTTrainer):
+    """Its gradients are not finite at some steps."""
+
+    broken = (1,)
+
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        if self.model.training and self.state.global_step in self.broken:
+            return loss * torch.tensor(float("nan"))
+        return loss
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_torch", "sgd"])
+def test_steps_without_finite_gradients_are_dropped(optimizer, tmp_path, monkeypatch):
+    """As if the step had not been: neither weights nor moments nor the logged loss know of it."""
+    monkeypatch.setattr(run_ccot, "PCCoTTrainer", BrokenAt)
+    argv = [*RUN, *PCCOT, "--optim", optimizer, "--lr_scheduler_type", "constant", "--logging_steps", "2"]
+    argv += ["--learning_rate", "1e-2", "--on_nan", "skip", "--save_steps", "1", "--max_steps", "2"]
+    run_ccot.main([*argv, "--output_dir", str(tmp_path / "a")])
+    first, second = (tmp_path / "a" / f"checkpoint-{step}" for step in (1, 2))
+    assert_same(first, second)
+    states = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (first, second)]
+    for one, two in zip(*(state.values() for state in states), strict=True):
+        assert all(value is None or torch.equal(value, two[name]) for name, value in one.items())
+    (logged,) = [e for e in json.loads((second / "trainer_state.json").read_text())["log_history"] if "loss" in e]
+    assert logged["skipped_steps"] == 1
+    run_ccot.main([*argv, "--logging_steps", "1", "--max_steps", "1", "--output_dir", str(tmp_path / "b")])
+    history = json.loads((tmp_path / "b" / "checkpoint-1" / "trainer_state.json").read_text())["log_history"]
+    for name in ("loss", "cot_loss", "ccot_loss", "kd_loss"):
+        assert logged[name] == pytest.approx(history[0][name], rel=1e-4), name
+    assert json.loads((tmp_path / "a" / "all_results.json").read_text())["skipped_steps"] == 1
+
+
+def test_where_every_step_is_dropped_the_run_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_ccot, "PCCoTTrainer", BrokenAt)
+    monkeypatch.setattr(BrokenAt, "broken", (2, 3))
+    argv = [*RUN, *PCCOT, "--on_nan", "skip", "--logging_steps", "2", "--output_dir", str(tmp_path)]
+    with pytest.raises(FloatingPointError, match="step 4: the gradients of all 2 steps"):
+        run_ccot.main(argv)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_by_default_such_a_step_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_ccot, "PCCoTTrainer", BrokenAt)
+    monkeypatch.setattr(BrokenAt, "broken", (3,))
+    with pytest.raises(FloatingPointError, match=r"step 4: loss nan, .*kd_loss .*last checkpoint: .*checkpoint-2"):
+        run_ccot.main([*RUN, *PCCOT, "--logging_steps", "1", "--output_dir", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+# --- the best checkpoint ---
+
+
+def test_the_state_of_removal_travels_with_the_best_checkpoint(tmp_path, monkeypatch):
+    """What is saved and evaluated at the end is what had been removed at that step, not at the last one."""
+    best = [0.9, 0.2, 0.1, 0.0]
+    evaluate = run_icot.ICoTTrainer.evaluate
+
+    def with_metric(self, *args, **kwargs):
+        metrics = evaluate(self, *args, **kwargs)
+        return metrics | {"eval_icot_exact_match": best.pop(0)} if best else metrics
+
+    monkeypatch.setattr(run_icot.ICoTTrainer, "evaluate", with_metric)
+    argv = [
+        *RUN,
+        *ICOT,
+        "--remove_per_epoch",
+        "10",
+        "--partial_removal",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "2",
+    ]
+    argv += [
+        "--load_best_model_at_end",
+        "--metric_for_best_model",
+        "icot_exact_match",
+        "--do_eval",
+        "--logging_steps",
+        "1",
+    ]
+    run_icot.main([*argv, "--output_dir", str(tmp_path)])
+    early, late, final = (
+        json.loads((tmp_path / name / "config.json").read_text())["num_internalized_tokens"]
+        for name in ("checkpoint-2", "checkpoint-8", "")
+    )
+    assert early == final != late
+    at_best, at_last = (load_file(tmp_path / name / "model.safetensors") for name in ("checkpoint-2", "checkpoint-8"))
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(saved[name], at_best[name]) for name in saved)
+    assert not all(torch.equal(saved[name], at_last[name]) for name in saved)
+    assert json.loads((tmp_path / "eval_results.json").read_text())["removed_tokens"] == early
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--save_steps", "4"], "--save_steps 4 would not save what most evaluations"),
+        (["--metric_for_best_model", "accuracy"], "--metric_for_best_model accuracy: there are loss, ccot_exact_match"),
+    ],
+)
+def test_a_best_checkpoint_that_cannot_be_chosen_is_refused(flags, message, tmp_path):
+    argv = [*RUN, *PCCOT, "--eval_strategy", "steps", "--eval_steps", "2", "--load_best_model_at_end", *flags]
+    with pytest.raises(InputError, match=message):
+        run_ccot.main([*argv, "--output_dir", str(tmp_path)])
+    assert not any(tmp_path.iterdir())

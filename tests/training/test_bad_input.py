@@ -1,0 +1,169 @@
+"""Bad input to the scripts: one line that says what and where, and nothing is written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from test_scripts import CHAIN, QUICK, TINY, trained  # noqa: F401  a fixture
+
+import run_ccot
+from latent_cot.training import cli
+
+
+def fails(monkeypatch, capsys, argv, script=run_ccot) -> str:
+    """Run a script that must end with one line on standard error."""
+    monkeypatch.setattr(sys, "argv", ["script", *argv])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(script.main)
+    message = str(stop.value.code)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+BAD = {
+    "missing file": (["--train_file", "nowhere.json"], "nowhere.json: no such file"),
+    "unknown suffix": (["--train_file", "pyproject.toml"], "cannot read '.toml' files"),
+    "no data": ([], "no data: pass --dataset_name"),
+    "unknown data set": (["--dataset_name", "no/such-set"], "neither a task (affine, chain"),
+    "settings of no task": (
+        ["--dataset_name", "no/such-set", "--task_args", "size=3"],
+        "only for a task (affine, chain",
+    ),
+    "settings of a file": (["--train_file", "pyproject.toml", "--task_args", "size=3"], "and a file is none"),
+    "task setting": (["--dataset_name", "chain", "--task_args", "size=3"], "no setting 'size'"),
+    "negative T": (["--dataset_name", "chain", "--config_overrides", "num_iterations=-1"], "num_iterations must be"),
+    "no latents": (["--dataset_name", "chain", "--num_latent_tokens", "0"], "num_latent_tokens must be"),
+    "no such field": (["--dataset_name", "chain", "--config_overrides", "depth=3"], "no field 'depth'"),
+    "bad value": (["--dataset_name", "chain", "--config_overrides", "loss_gamma=much"], "does not fit"),
+    "empty answer prompt": (["--dataset_name", "chain", "--answer_prompt", ""], "--answer_prompt '' is empty"),
+    "too long": (["--dataset_name", "chain", "--block_size", "9"], "train row 0 is too long"),
+    "all too long": (["--dataset_name", "chain", "--block_size", "9", "--drop_long"], "every row is longer"),
+    "missing model": (["--dataset_name", "chain", "--config_name", "./nowhere"], "'./nowhere': no such file"),
+    "streaming": (["--dataset_name", "chain", "--streaming", "--max_steps", "-1"], "needs --max_steps"),
+    "flash": (["--dataset_name", "chain", "--attn_implementation", "flash_attention_2"], "needs a GPU"),
+    "liger": (["--dataset_name", "chain", "--use_liger_kernel"], "needs: pip install liger-kernel"),
+    "wandb": (["--dataset_name", "chain", "--report_to", "wandb"], "needs: pip install wandb"),
+    "tensorboard": (["--dataset_name", "chain", "--report_to", "tensorboard"], "needs: pip install tensorboard"),
+    "unknown tracker": (
+        ["--dataset_name", "chain", "--report_to", "wandbb"],
+        "--report_to: wandbb is not supported, only",
+    ),
+    "two sources": (["--dataset_name", "chain", "--train_file", "pyproject.toml"], "two sources of data"),
+    "tolerance": (["--dataset_name", "chain", "--latent_tolerance", "-1"], "--latent_tolerance must be"),
+    "noise of no samples": (["--dataset_name", "chain", "--latent_noise", "0.5"], "that --num_samples asks for"),
+    "no room": (["--dataset_name", "chain", "--max_new_tokens", "0"], "--max_new_tokens must be"),
+    "probability": (["--dataset_name", "chain", "--curriculum_prob", "2"], "between 0 and 1"),
+    "no samples": (["--dataset_name", "chain", "--max_train_samples", "-1"], "--max_train_samples must be"),
+    "bad number": (["--dataset_name", "chain", "--max_steps", "x"], "invalid int value: 'x'"),
+    "unknown flag": (["--dataset_name", "chain", "--lattents", "3"], "--lattents"),
+    "columns": (["--dataset_name", "chain", "--remove_unused_columns", "true"], "must stay off"),
+    "a list": (["--dataset_name", "chain", "--config_overrides", "answer_prompt_ids=3"], "does not fit"),
+    "loss only": (["--dataset_name", "chain", "--prediction_loss_only"], "evaluation is of generated answers"),
+    "no steps": (["--dataset_name", "chain", "--max_steps", "0"], "--max_steps 0 would train nothing"),
+    "no batches": (["--dataset_name", "chain", "--gradient_accumulation_steps", "0"], "must be at least 1, got 0"),
+    "weight": (["--dataset_name", "chain", "--config_overrides", "loss_gamma=-1"], "loss_gamma must be a number of"),
+    "half a batch": (
+        ["--dataset_name", "chain", "--dataloader_drop_last", "--per_device_train_batch_size", "9"],
+        "8 training rows do not fill a batch of 9",
+    ),
+    "tied head": (
+        ["--dataset_name", "chain", "--use_peft", "--lora_modules_to_save", "lm_head"],
+        "--lora_modules_to_save lm_head: it shares its matrix",
+    ),
+    "tied head as a target": (
+        ["--dataset_name", "chain", "--use_peft", "--lora_target_modules", "c_attn-lm_head"],
+        "--lora_target_modules lm_head: it shares its matrix",
+    ),
+    "other token ids": (
+        ["--dataset_name", "chain", "--model_name_or_path", CHAIN, "--config_name=", "--tokenizer_name", "bytes"],
+        "was trained with other token ids (0 is '<unk>', and here '<eos>')",
+    ),
+    "other token ids under a recipe's configuration": (
+        ["--dataset_name", "chain", "--model_name_or_path", CHAIN, "--tokenizer_name", "bytes"],
+        "was trained with other token ids (0 is '<unk>', and here '<eos>')",
+    ),
+    "unknown prompt": (
+        [
+            "--dataset_name",
+            "chain",
+            "--model_name_or_path",
+            CHAIN,
+            "--config_name=",
+            "--tokenizer_name=",
+            "--answer_prompt",
+            "!",
+        ],
+        "--answer_prompt '!' holds text that the tokenizer does not know",
+    ),
+    "nothing to resume": (["--dataset_name", "chain", "--resume_from_checkpoint", "true"], "no checkpoint in"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name, monkeypatch, capsys, tmp_path):
+    """One line that says what and where; nothing is written."""
+    argv, message = BAD[name]
+    output = tmp_path / "out"
+    is_small = "chain" not in argv or "--task_args" in argv
+    small = [] if is_small else ["--task_args", "train=8,validation=2,test=2"]
+    said = fails(monkeypatch, capsys, [*TINY, *QUICK, *small, "--do_train", *argv, "--output_dir", str(output)])
+    assert message in said
+    assert not output.exists()
+
+
+ROWS = {
+    "missing column": ([{"question": "1?", "answer": "1"}], "row 0: no column 'steps'"),
+    "wrong type": ([{"question": 3, "steps": [], "answer": "1"}], "row 0: 'question' must be text"),
+    "wrong steps": ([{"question": "1?", "steps": "1", "answer": "1"}], "row 0: 'steps' must be a list"),
+    "empty question": ([{"question": " ", "steps": [], "answer": "1"}], "row 0: the question is empty"),
+    "empty split": ([], "no rows"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_bad_rows(name, monkeypatch, capsys, tmp_path):
+    rows, message = ROWS[name]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    said = fails(
+        monkeypatch,
+        capsys,
+        [*TINY, *QUICK, "--do_train", "--train_file", str(path), "--output_dir", str(tmp_path / "out")],
+    )
+    assert message in said and "rows.json" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_backbone(monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+    argv = ["--config_name", str(tmp_path), "--tokenizer_name", "bytes", "--dataset_name", "chain", "--do_train"]
+    assert "unknown backbone 'bloom'; there are: gpt2, llama" in fails(monkeypatch, capsys, argv)
+
+
+def test_an_existing_model_is_not_overwritten(monkeypatch, capsys, trained):  # noqa: F811
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    argv = [*TINY, *QUICK, "--dataset_name", "chain", "--do_train", "--output_dir", str(trained)]
+    assert "already holds a model" in fails(monkeypatch, capsys, argv)
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+MISSING = ["--train_file", "nowhere.json", "--do_train", "--config_name", TINY[1]]
+
+
+def test_a_traceback_with_debug_alone(monkeypatch, capsys):
+    assert fails(monkeypatch, capsys, MISSING) == "error: nowhere.json: no such file"
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["run_ccot.py", *MISSING, "--debug"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(run_ccot.main)
+    assert stop.value.code == 1 and "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_no_traceback_as_a_user_starts_it():
+    command = [sys.executable, "run_ccot.py", *MISSING]
+    plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert plain.returncode == 1 and "Traceback" not in plain.stderr
+    assert plain.stderr.strip().splitlines()[-1] == "error: nowhere.json: no such file"

@@ -1,0 +1,192 @@
+"""Training by reward (`run_grpo.py`) on TRL's GRPOTrainer: what is sampled is what is scored, and what is saved is whole."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, SHIPPED
+from datasets import Dataset
+from several_processes import launch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import run_grpo
+from latent_cot import tasks
+from latent_cot.training.errors import InputError
+
+trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[rl]'")
+
+from latent_cot.training.trainers.reward import RewardTrainer, RewardTrainingArguments  # noqa: E402
+
+FLAGS = "--dataset_name chain --task_args operations=4,train=64,validation=8,test=8 --do_train --do_eval --use_cpu "
+FLAGS += "--max_steps 2 --per_device_train_batch_size 8 --num_generations 4 --max_completion_length 3 --report_to none "
+FLAGS += "--per_device_eval_batch_size 8 --max_new_tokens 3 --max_cot_tokens 4 --save_strategy no --learning_rate 1e-3"
+
+
+FLAGS += " --temperature 5"  # the shipped model gives right answers only, which would teach nothing
+
+
+def flags(folder, *more: str) -> list[str]:
+    return [*FLAGS.split(), "--model_name_or_path", str(SHIPPED), "--output_dir", str(folder), *more]
+
+
+def make_trainer(folder, *more: str, **changes) -> RewardTrainer:
+    model, reward, lora, *_, args = run_grpo.parse(run_grpo.argument_classes(), flags(folder, *more))
+    rows = tasks.generate("chain", "train=64,validation=8,test=8")["train"]
+    for row in rows[::2]:
+        row["question"] = row["question"][:5]  # so that there is padding
+    options = {"train_dataset": rows, "reward": reward, "lora": lora} | changes
+    return RewardTrainer(model, args, **options)
+
+
+def largest_difference(trainer: RewardTrainer) -> float:
+    """Between the log-probabilities of fresh samples and those that training computes for them."""
+    trainer.is_checked, trainer.reward.max_logprob_difference = False, 0.0
+    rows = [trainer.train_dataset[index // 4] for index in range(8)]
+    inputs = trainer._generate_and_score_completions(rows)
+    assert inputs["prompt_mask"].min() == 0  # padding
+    with pytest.raises(InputError, match="differ by") as error:
+        trainer.check_logprobs(trainer.model, inputs)
+    return float(str(error.value).partition("differ by ")[2].partition(",")[0])
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+def test_a_run_leaves_a_whole_checkpoint(lora, tmp_path):
+    more = ["--use_peft", "--lora_r", "2"] if lora else []
+    metrics = run_grpo.main(flags(tmp_path, *more))
+    assert {"eval_ccot_exact_match", "eval_cot_exact_match", "train_loss"} <= metrics.keys()
+    for name in (
+        "README.md",
+        "example.py",
+        "modeling_pccot.py",
+        "all_results.json",
+        "trainer_state.json",
+        "config.json",
+    ):
+        assert (tmp_path / name).is_file(), name
+    assert "trained by reward" in (tmp_path / "README.md").read_text()
+    logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert any("rewards/exact_match/mean" in entry for entry in logged)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert type(model).__name__ == "PCCoTGPT2LMHeadModel" and model.config.use_cache
+    assert tokenizer.padding_side == "left"
+    before = AutoModelForCausalLM.from_pretrained(SHIPPED)
+    assert any((a - b).abs().max() > 0 for a, b in zip(model.parameters(), before.parameters(), strict=True))
+    if lora:
+        adapted = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+        opened = model.open_thought(**tokenizer(["7+3*4-2+9=", "1+2="], padding=True, return_tensors="pt"))
+        with torch.no_grad():
+            assert (adapted(**opened).logits - model.eval()(**opened).logits).abs().max() < 1e-4
+
+
+def test_the_recipe_runs(tmp_path):
+    (recipe,) = (ROOT / "configs" / "recipes").glob("*_grpo_*.yaml")
+    more = ["--per_device_train_batch_size", "8", "--max_steps", "2", "--eval_steps", "1", "--use_cpu"]
+    more += ["--task_args", "operations=4,train=64,validation=8,test=8", "--model_name_or_path", str(SHIPPED)]
+    metrics = run_grpo.main([str(recipe), *more, "--output_dir", str(tmp_path)])
+    assert metrics["test_ccot_exact_match"] == 1.0
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+def test_what_is_sampled_is_what_is_scored(lora, tmp_path):
+    """At the first step, and after the weights (of an adapter, those of `<eot>` and end of sequence too) have moved."""
+    more = ["--use_peft", "--lora_r", "2"] if lora else []
+    trainer = make_trainer(tmp_path, "--learning_rate", "0.01", *more)
+    assert largest_difference(trainer) < 1e-5
+    trainer.is_checked, trainer.reward.max_logprob_difference = False, 1e-4
+    trainer.train()
+    assert trainer.is_checked
+    assert largest_difference(trainer) < 1e-5
+
+
+def test_a_run_goes_on_from_a_checkpoint(tmp_path):
+    more = ["--save_strategy", "steps", "--save_steps", "1"]
+    run_grpo.main(flags(tmp_path, *more))
+    run_grpo.main(flags(tmp_path, *more, "--max_steps", "3", "--resume_from_checkpoint", "true"))
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+def test_another_distribution_stops_the_run(tmp_path):
+    trainer = make_trainer(tmp_path, "--disable_dropout", "false", "--config_overrides", "resid_pdrop=0.1")
+    with pytest.raises(InputError, match="sampled with other log-probabilities than training computes"):
+        trainer.train()
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_thought_that_is_not_scored_stops_the_run(tmp_path, monkeypatch):
+    """What the plain GRPOTrainer does: it samples after the thought and scores without."""
+    from latent_cot.training.trainers import reward as reward_trainer
+
+    def sample(prompts, trainer):
+        sampled, opening = sample_answers(prompts, trainer), len(trainer.model.thought_ids())
+        return sampled | {"prompt_ids": [ids[:-opening] for ids in sampled["prompt_ids"]]}
+
+    sample_answers = reward_trainer.sample_answers
+    monkeypatch.setattr(reward_trainer, "sample_answers", sample)
+    with pytest.raises(InputError, match="they differ by"):
+        make_trainer(tmp_path).train()
+
+
+def test_the_plain_trainer_is_refused(tmp_path):
+    """It would sample after a thought that `generate()` adds, and score without it."""
+    trainer = trl.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(SHIPPED),
+        reward_funcs=[lambda completions, **_: [0.0] * len(completions)],
+        args=RewardTrainingArguments(
+            str(tmp_path), use_cpu=True, max_steps=1, per_device_train_batch_size=4, num_generations=4, report_to="none"
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "1+2="}] * 4),
+        processing_class=AutoTokenizer.from_pretrained(SHIPPED),
+    )
+    with pytest.raises(ValueError, match=r"pass prompts of open_prompt\(\)"):
+        trainer.train()
+
+
+def test_a_reward_of_ones_own(tmp_path, monkeypatch):
+    """It alone is followed where exact match weighs nothing: the rewarded token gets likelier."""
+    (tmp_path / "my_rewards.py").write_text(
+        "def fives(completions, answer, question, **kwargs):\n    return [float(text.startswith('5')) for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    more = ["--reward_function", "my_rewards:fives", "--reward_weights", "0", "1", "--max_steps", "8"]
+    more += ["--per_device_train_batch_size", "64", "--learning_rate", "0.01", "--logging_steps", "1"]
+    run_grpo.main(flags(tmp_path / "out", *more))
+    logged = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    rewards = [entry["rewards/fives/mean"] for entry in logged if "rewards/fives/mean" in entry]
+    assert len(rewards) == 8 and rewards[-1] > rewards[0] + 0.2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--reward_function", "json:nothing"], "--reward_function json:nothing: module 'json' has no attribute"),
+        (["--reward_function", "no_such_module:f"], "--reward_function no_such_module:f: No module named"),
+        (["--reward_function", "json"], "expected module:function"),
+        (["--max_logprob_difference", "0"], "--max_logprob_difference must be above 0"),
+        (["--use_vllm"], "--use_vllm is not supported here"),
+        (["--on_nan", "skip"], "--on_nan skip is not supported here"),
+        (["--streaming"], "--streaming is not supported here"),
+        (["--block_size", "9"], "--block_size is not supported here"),
+        (["--num_samples", "4"], "--num_samples and --eval_iterations are not supported here"),
+        (["--eval_iterations", "1"], "--num_samples and --eval_iterations are not supported here"),
+        (["--faithfulness"], "--faithfulness is not supported here: run python -m training.faithfulness"),
+        (["--model_name_or_path", "gpt2-untrained"], "trains pccot models, and this is a gpt2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_refused(more, said, tmp_path, monkeypatch):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    monkeypatch.chdir(tmp_path)
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=40)).save_pretrained("gpt2-untrained")
+    with pytest.raises(InputError) as error:
+        run_grpo.main(flags(tmp_path / "out", *more))
+    assert said in str(error.value)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    done = launch("run_grpo.py", *flags(tmp_path, "--ddp_backend", "gloo"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "all_results.json").read_text())["eval_ccot_exact_match"] == 1.0

@@ -1,0 +1,232 @@
+"""The Trainer: loss parts, warm-up, checkpoints, adapters, old flags."""
+
+import json
+import logging
+import traceback
+
+import pytest
+import torch
+from conftest import chain_model, question_batch, with_span
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import run_ccot
+from latent_cot import tasks
+from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments
+from latent_cot.training.checkpoints.lora import add_adapters
+from latent_cot.training.data.collators import PCCoTCollator
+from latent_cot.training.method_arguments import ThoughtArguments
+from latent_cot.training.trainers.pccot import PCCoTTrainer
+
+
+@pytest.fixture
+def make_trainer(characters, tmp_path):
+    def make(teacher_warmup_steps=0, model=None, **options):
+        model = model or chain_model(characters, num_latent_tokens=3, loss_delta=1.0)
+        splits = tasks.generate("chain", "train=64,validation=12,test=4")
+        defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 2, "save_strategy": "no"}
+        args = CoTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **(defaults | options))
+        return PCCoTTrainer(
+            model,
+            args,
+            train_dataset=splits["train"],
+            eval_dataset=splits["validation"],
+            processing_class=characters,
+            evaluation=EvaluationArguments(max_new_tokens=4, max_cot_tokens=12),
+            method=ThoughtArguments(teacher_warmup_steps=teacher_warmup_steps),
+        )
+
+    return make
+
+
+def test_loss_parts_are_logged(make_trainer):
+    """The logged parts add up to the logged loss."""
+    trainer = make_trainer()
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "cot_loss" in entry]
+    assert len(logs) == 2
+    for entry in logs:
+        parts = sum(entry[name] for name in ("cot_loss", "ccot_loss", "kd_loss", "step_loss"))
+        assert float(entry["loss"]) == pytest.approx(parts, rel=1e-3)
+        assert entry["teacher_std"] > 0
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails where a tensor's value is read on the host, which on a GPU waits for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        reads = func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+        # transformers' own mask making looks whether there is any padding; everything else is ours to answer for
+        if reads and not any("masking_utils" in frame.filename for frame in traceback.extract_stack()):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_the_device(make_trainer):
+    trainer = make_trainer()
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    with NoHostReads():
+        trainer.compute_loss(trainer.model, batch).backward()
+    with pytest.raises(AssertionError, match="waits"), NoHostReads():
+        float(trainer._part_sums["cot_loss"])
+
+
+def test_teacher_warmup_trains_the_teacher_alone(make_trainer):
+    trainer = make_trainer(teacher_warmup_steps=2)
+    trainer.train()
+    first, second = [entry for entry in trainer.state.log_history if "cot_loss" in entry]
+    assert "ccot_loss" not in first and first["loss"] == pytest.approx(first["cot_loss"], rel=1e-3)
+    assert "ccot_loss" in second
+
+
+def test_interrupted_training_ends_with_the_same_weights(make_trainer, characters):
+    whole = make_trainer(model=chain_model(characters, num_latent_tokens=3))
+    whole.train()
+    first = make_trainer(model=chain_model(characters, num_latent_tokens=3), save_strategy="steps", save_steps=2)
+    first.train()
+    second = make_trainer(model=chain_model(characters, seed=5, num_latent_tokens=3))
+    second.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-2")
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_validation_chooses_the_checkpoint(make_trainer):
+    """Generation metrics drive `load_best_model_at_end`; predictions keep the order of the data."""
+    trainer = make_trainer(
+        eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, load_best_model_at_end=True,
+        metric_for_best_model="eval_ccot_exact_match", per_device_eval_batch_size=5,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_metric is not None
+    metrics = trainer.evaluate()
+    rows = trainer.predictions("validation", trainer.eval_dataset)
+    assert [row["question"] for row in rows] == trainer.eval_dataset["question_text"][:]
+    assert metrics["eval_ccot_exact_match"] == sum(row["ccot_right"] for row in rows) / 12
+    model, tokenizer = trainer.model, trainer.processing_class
+    for row in rows:  # each answer is what the question gets alone
+        inputs = tokenizer([row["question"]], return_tensors="pt")
+        alone = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs.input_ids.shape[1] :]
+        assert tokenizer.decode(alone, skip_special_tokens=True).strip() == row["ccot_text"]
+
+
+def test_evaluation_leaves_the_mixed_curriculum_aside(make_trainer, characters):
+    trainer = make_trainer()
+    trainer.data_collator = PCCoTCollator(characters, trainer.model.config, curriculum_prob=1.0)
+    assert {batch["thought_span"].num_latents for batch in trainer.get_eval_dataloader()} == {3}
+    assert {batch["thought_span"].num_latents for batch in trainer.get_train_dataloader()} <= {1, 2}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("projection", [True, False])
+def test_adapters(make_trainer, characters, tied, projection, tmp_path):
+    """LoRA trains adapters, the rows of the thought, of padding and of the end, and the projection, nothing else; merging changes no answer."""
+    model = chain_model(characters, num_latent_tokens=3, tie_word_embeddings=tied, use_projection=projection, n_embd=32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lora = LoraArguments(use_peft=True, lora_r=4, lora_dropout=0.0)
+    peft_model = add_adapters(model, lora)
+    trainer = make_trainer(model=peft_model, learning_rate=1e-2)
+    trainer.train()
+
+    ids, mask = with_span(model, *question_batch([5, 3]))
+    peft_model.eval()
+    wanted = peft_model(input_ids=ids, attention_mask=mask).logits
+    merged = peft_model.merge_and_unload()
+    assert (merged(input_ids=ids, attention_mask=mask).logits - wanted).abs().max() < 1e-5
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert (again(input_ids=ids, attention_mask=mask).logits - wanted).abs().max() < 1e-5
+
+    after = merged.state_dict()
+    config = model.config
+    special = [
+        config.bot_token_id,
+        config.eot_token_id,
+        config.latent_token_id,
+        config.eos_token_id,
+        config.pad_token_id,
+    ]
+    ordinary = [row for row in range(len(characters)) if row not in special]
+    embeddings = "transformer.wte.weight"
+    assert torch.equal(after[embeddings][ordinary], before[embeddings][ordinary])
+    assert not torch.equal(after[embeddings][special[0]], before[embeddings][special[0]])
+    if not tied:
+        assert torch.equal(after["lm_head.weight"][ordinary], before["lm_head.weight"][ordinary])
+        assert not torch.equal(after["lm_head.weight"][special], before["lm_head.weight"][special])
+        assert not torch.equal(
+            after["lm_head.weight"][config.eos_token_id], before["lm_head.weight"][config.eos_token_id]
+        )
+    if projection:
+        assert not torch.equal(after["transformer.prj.0.weight"], before["transformer.prj.0.weight"])
+
+
+@pytest.mark.parametrize("logging_steps", ["1", "50"])
+def test_a_run_that_went_wrong_does_not_look_right(logging_steps, tmp_path):
+    """A loss that is no number stops the run at the next log, or at the end, and nothing is saved."""
+    argv = [
+        "--config_name",
+        "configs/pccot_gpt2_tiny.json",
+        "--tokenizer_name",
+        "characters",
+        "--dataset_name",
+        "chain",
+    ]
+    argv += ["--task_args", "train=64,validation=2,test=2", "--do_train", "--max_steps", "6", "--use_cpu"]
+    argv += ["--learning_rate", "1e10", "--max_grad_norm", "0", "--report_to", "none", "--save_steps", "2"]
+    with pytest.raises(FloatingPointError, match=r"step \d: .*(not finite, so it is not saved|training stopped)"):
+        run_ccot.main([*argv, "--logging_steps", logging_steps, "--output_dir", str(tmp_path)])
+    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "README.md").exists()
+    for path in tmp_path.glob("checkpoint-*/model.safetensors"):
+        assert all(torch.isfinite(weights).all() for weights in load_file(path).values())
+
+
+def test_old_flags_still_work(caplog, tmp_path):
+    """Renamed and removed Trainer flags keep their effect and say what to use now."""
+    with caplog.at_level(logging.WARNING):
+        args = CoTTrainingArguments(
+            output_dir=str(tmp_path),
+            evaluation_strategy="steps",
+            eval_steps=7,
+            warmup_ratio=0.03,
+            no_cuda=True,
+            group_by_length=True,
+            save_safetensors=True,
+            overwrite_output_dir=True,
+        )
+    assert args.eval_strategy == "steps" and args.warmup_steps == 0.03 and args.use_cpu
+    assert args.get_warmup_steps(1000) == 30
+    assert args.train_sampling_strategy == "group_by_length"
+    for hint in ("--eval_strategy steps", "--warmup_steps 0.03", "--use_cpu", "--train_sampling_strategy"):
+        assert hint in caplog.text
+
+
+def test_group_by_length_keeps_evaluation_in_order(make_trainer):
+    trainer = make_trainer(group_by_length=True)
+    trainer.train()
+    trainer.evaluate()
+    rows = trainer.predictions("validation", trainer.eval_dataset)
+    assert [row["gold"] for row in rows] == trainer.eval_dataset["answer_text"][:]
+
+
+def test_a_lora_run_saves_adapter_and_merged_model(tmp_path):
+    """`run_ccot.py --use_peft`, from a plain backbone's folder, twice: from it, and from what it made."""
+    base = tmp_path / "base"
+    first = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "bytes", "--dataset_name", "chain"]
+    sizes = ["--task_args", "train=32,validation=4,test=4", "--max_steps", "2", "--use_cpu", "--disable_tqdm", "true"]
+    sizes += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--do_train"]
+    run_ccot.main([*first, *sizes, "--output_dir", str(base)])
+    lora = ["--model_name_or_path", str(base), "--dataset_name", "chain", "--use_peft", "--lora_r", "4"]
+    run_ccot.main(
+        [*lora, "--lora_target_modules", "c_attn-c_fc-c_proj", *sizes, "--output_dir", str(tmp_path / "lora")]
+    )
+    assert (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").exists()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "lora")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lora")
+    output = model.generate(**tokenizer(["1+1="], return_tensors="pt"), max_new_tokens=2)
+    assert output.shape[1] > 4
+    old, new = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "lora"))
+    assert not torch.equal(old["transformer.h.0.attn.c_attn.weight"], new["transformer.h.0.attn.c_attn.weight"])
+    assert torch.equal(old["transformer.wpe.weight"], new["transformer.wpe.weight"])
+    config = json.loads((tmp_path / "lora" / "config.json").read_text())
+    assert config["num_latent_tokens"] == 6 and config["use_cache"] and config["answer_prompt_ids"]

@@ -1,0 +1,214 @@
+"""How a checkpoint is read, of whatever kind.
+
+Some hold adapters instead of whole weights: those of a LoRA run, and those of the original PCCoT code, which publishes an
+adapter, a `config.json` that lacks half of the settings, the other half in `pccot_args.json`, and a tokenizer; the base
+model is elsewhere and its vocabulary too small.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import latent_cot  # noqa: F401  registers the model types
+from latent_cot.complete_weights import CompleteWeightsMixin, check_files
+from latent_cot.training.data.tokenization import (
+    prepare_tokenizer,
+    set_special_ids,
+    starts_with_bos,
+    tokenize_answer_prompt,
+)
+from latent_cot.training.errors import InputError
+
+from .checks import check_finite, find_file, one_clear_error
+from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_adapter
+
+SETTINGS = "pccot_args.json"
+
+
+def read_config(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """A checkpoint's configuration, completed from the file in which the original keeps the other settings."""
+    with one_clear_error(name, "configuration"):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    path = find_file(name, SETTINGS, revision)
+    if path is None:
+        return config
+    settings = read_object(path)
+    fields = ("num_latent_tokens", *getattr(config, "special_tokens", {}))
+    missing = [field for field in (*fields, "answer_prompt") if field not in settings]
+    if missing:
+        raise InputError(f"{path}: no {missing[0]} in it")
+    if not isinstance(settings["answer_prompt"], str):
+        raise InputError(f"{path}: answer_prompt must be text, got {settings['answer_prompt']!r}")
+    tokenizer = read_tokenizer(name, revision)
+    answer_prompt_ids = tokenize_answer_prompt(settings["answer_prompt"], tokenizer)
+    try:  # checked as a configuration file's values are
+        return type(config).from_dict(
+            config.to_dict() | {field: settings[field] for field in fields} | {"answer_prompt_ids": answer_prompt_ids}
+        )
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def read_object(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, no JSON in it: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold names and values, not a {type(content).__name__}")
+    return content
+
+
+def read_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer.
+
+    Raises:
+        InputError: for a damaged one.
+    """
+    with one_clear_error(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer("1")  # what a damaged file lacks may show only now
+        return tokenizer
+
+
+def load_weights(
+    name: str,
+    config: PreTrainedConfig,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    base_model: str | None = None,
+    **options,
+) -> PreTrainedModel:
+    """The model of a checkpoint; adapters are merged into it.
+
+    Args:
+        name: a folder or a name on the Hub.
+        config: the checkpoint's configuration, or its backbone's counterpart.
+        base_model: what the adapters are added to, instead of the checkpoint's own word for it.
+        **options: `dtype`, `attn_implementation`.
+
+    Raises:
+        InputError: for damaged, missing or infinite weights, or ones that do not fit; for adapters of another kind,
+            pickled ones, or a base model that cannot be found.
+    """
+    options |= {"use_safetensors": True}
+    adapter = find_file(name, ADAPTER_CONFIG, revision)
+    if adapter is None:
+        model = read_weights(name, config, revision=revision, trust_remote_code=trust_remote_code, **options)
+        check_finite(model, name)
+        return model
+    fields = read_object(adapter)
+    if fields.get("peft_type") != "LORA":
+        raise InputError(f"{adapter}: adapters of type {fields.get('peft_type')!r} cannot be read, only LORA")
+    if find_file(name, ADAPTER_WEIGHTS, revision) is None:
+        raise InputError(f"{name}: no {ADAPTER_WEIGHTS} in it")
+
+    has_base = any((adapter.parent).glob("model*.safetensors"))
+    base = base_model or (str(adapter.parent) if has_base else base_beside(adapter, fields))
+    rows, pad = config.vocab_size, config.pad_token_id
+    with one_clear_error(base, "configuration"):
+        base_config = AutoConfig.from_pretrained(base)
+    if base_config.model_type != config.model_type.partition("-")[2] and base_config.model_type != config.model_type:
+        raise InputError(f"{name}: a {config.model_type} cannot be built on {base!r}, a {base_config.model_type}")
+    # A padding id beyond the base's smaller vocabulary crashes Llama's embedding.
+    config.vocab_size, config.pad_token_id = base_config.vocab_size, None
+    with without_adapter(base) as alone:
+        model = read_weights(alone, config, **options)
+    if rows > base_config.vocab_size:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    model.config.pad_token_id = pad
+    merged = merge_adapter(model, adapter.parent)
+    check_finite(merged, name)
+    return merged
+
+
+def read_weights(name: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
+    """`AutoModelForCausalLM.from_pretrained`, which for a stock model fills what is missing with random numbers.
+
+    Raises:
+        InputError: instead.
+    """
+    with one_clear_error(name, "weights"):
+        model, info = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **options)
+        if not isinstance(model, CompleteWeightsMixin):  # ours have been checked, and may lack a new projection
+            for missing in sorted(info["missing_keys"]):
+                raise InputError(f"{name}: the checkpoint lacks the tensor {missing}")
+            if Path(name).is_dir():
+                check_files(model, sorted(Path(name).glob("model*.safetensors")))
+    return model
+
+
+@contextmanager
+def without_adapter(name: str) -> Iterator[str]:
+    """A folder as it would be without the adapter in it, which transformers would load along; other names as they are."""
+    if not (Path(name) / ADAPTER_CONFIG).is_file():
+        yield name
+        return
+    with TemporaryDirectory() as alone:
+        for path in Path(name).resolve().iterdir():
+            if not path.name.startswith("adapter_"):
+                (Path(alone) / path.name).symlink_to(path)
+        yield alone
+
+
+def base_beside(adapter: Path, fields: dict) -> str:
+    """Where an adapter's base model is: a folder beside the adapter's own, or a name on the Hub."""
+    base = str(fields.get("base_model_name_or_path") or "")
+    if not base or Path(base).is_absolute() or ".." in Path(base).parts:
+        raise InputError(
+            f"{adapter}: the base model {base!r} is not looked for there; name it yourself: "
+            "python -m training.convert_pccot FOLDER OUT --base_model PATH"
+        )
+    beside = adapter.resolve().parent.parent / base
+    return str(beside) if beside.is_dir() else base
+
+
+def load(
+    name: str, revision: str = "main", base_model: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of any checkpoint, ready for `generate()`; adapters are merged.
+
+    Args:
+        name: a folder or a name on the Hub.
+        revision: branch, tag or commit.
+        base_model: of an adapter, instead of the one that the checkpoint names.
+        trust_remote_code: run code that the checkpoint brings along.
+
+    Raises:
+        InputError: if something is missing or does not fit.
+    """
+    check_reachable(name, "model")
+    config = read_config(name, revision, trust_remote_code)
+    tokenizer = read_tokenizer(name, revision, trust_remote_code)
+    model = load_weights(name, config, revision, trust_remote_code, base_model)
+    if find_file(name, SETTINGS, revision) is not None:
+        prepare_tokenizer(tokenizer, config.special_tokens)
+        set_special_ids(model, tokenizer)
+        model.config.questions_start_with_bos = starts_with_bos(tokenizer)
+    most, rows = max(tokenizer.get_vocab().values(), default=-1), model.get_input_embeddings().num_embeddings
+    if most >= rows:
+        raise InputError(f"{name}: the tokenizer has a token {most}, and the model's vocabulary ends at {rows - 1}")
+    return model.eval(), tokenizer
+
+
+def check_reachable(name: str, what: str) -> None:
+    """Raises InputError for something that looks like a path and does not exist."""
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
+    if looks_like_path and not Path(name).expanduser().exists():
+        raise InputError(f"{what} {name!r}: no such file or folder")

@@ -1,0 +1,245 @@
+"""Rows of data files (.json, .jsonl, .csv, .txt): what cannot be read is a bad row, named with its file and line.
+
+Bytes that are not UTF-8 reach a row as lone surrogates (`surrogateescape`), so one bad byte spoils one row and not a file.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from latent_cot.training.errors import InputError
+
+from .rows import Rows, on_one_line, parse_line
+
+COLUMNS = ("question", "steps", "answer", "windows", "input", "output")
+LONGEST_LINE = 2**24  # characters; far beyond any example, so a longer line is no row
+LINE_END = re.compile(r"\r\n|\r|\n")
+JSON_SPACE = re.compile(r"[ \t\n\r]*")
+QUOTED_LIST = re.compile(r"\s*\[\s*['\"]")
+
+
+def read_file(path: Path) -> Rows:
+    """Raw rows of a file, each with the place it came from; a row that cannot be read is its `InputError`.
+
+    Raises:
+        InputError: for a file that is not there, cannot be opened, or cannot be read on.
+    """
+    readers = {".json": read_json, ".jsonl": read_jsonl, ".csv": read_csv, ".txt": read_text}
+    if not path.is_file():
+        raise InputError(f"{path}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
+    if path.suffix not in readers:
+        raise InputError(f"{path}: cannot read '{path.suffix}' files; use one of {', '.join(readers)}")
+    return name_failure(path, readers[path.suffix](path))
+
+
+def name_failure(path: Path, rows: Rows) -> Rows:
+    """The rows as they are; a file that the system does not give is named."""
+    try:
+        yield from rows
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_jsonl(path: Path) -> Rows:
+    return read_rows(path, parse_json)
+
+
+def read_text(path: Path) -> Rows:
+    return read_rows(path, lambda line: parse_line(line.rstrip("\n")))
+
+
+def read_rows(path: Path, parse: Callable[[str], object]) -> Rows:
+    """A row for every line that is not blank."""
+    for number, line in read_lines(path):
+        if isinstance(line, str) and not line.strip():
+            continue
+        try:
+            row = line if isinstance(line, InputError) else parse(line)
+        except InputError as error:
+            row = error
+        yield f"{path}, line {number}", row
+
+
+def read_json(path: Path) -> Rows:
+    """A JSON list of objects (or, as data sets are often published, one object a line).
+
+    Raises:
+        InputError: where a list is not JSON: what comes after cannot be told apart.
+    """
+    with open_text(path) as file:
+        while (start := file.read(4096)) and not start.strip():
+            pass
+        if not start.lstrip().startswith("["):
+            yield from read_jsonl(path)
+            return
+        file.seek(0)
+        text = file.read()
+    index, place = 0, skip_space(text, text.index("[") + 1)
+    more = not text.startswith("]", place)
+    while more:
+        try:
+            row, end = DECODER.raw_decode(text, place)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{path}: not JSON: {json_problem(error)} (row {index})") from error
+        yield f"{path}, row {index}", not_utf8(text[place:end]) or row
+        place = skip_space(text, end)
+        more = text.startswith(",", place)
+        if not more and not text.startswith("]", place):
+            error = json.JSONDecodeError("Expecting ',' delimiter", text, place)
+            raise InputError(f"{path}: not JSON: {error} (after row {index})")
+        if more:
+            index, place = index + 1, skip_space(text, place + 1)
+    rest = skip_space(text, place + 1)
+    if rest < len(text):
+        raise InputError(f"{path}: not JSON: {json.JSONDecodeError('text after the list', text, rest)}")
+
+
+def read_csv(path: Path) -> Rows:
+    """Columns `question`, `steps` (a JSON list, or one step a line), `answer`, and `windows` (a JSON list of lists) if any;
+    a row is named by its first line.
+
+    Raises:
+        InputError: for a header that cannot be read or has a column twice.
+    """
+    csv.field_size_limit(LONGEST_LINE)  # the module's own limit is 131,072 characters
+    unreadable: list[InputError] = []  # lines of the present record
+
+    def lines() -> Iterator[str]:
+        for _, line in read_lines(path, newline=""):
+            if isinstance(line, InputError):
+                unreadable.append(line)
+            yield "\n" if isinstance(line, InputError) else line
+
+    header, reader = None, csv.reader(lines(), strict=True)
+    while True:
+        first, fields = reader.line_num + 1, None
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            last = f" (its record goes on to line {reader.line_num})" if reader.line_num > first else ""
+            unreadable.append(InputError(f"not CSV: {error}{last}"))
+        where, problem = f"{path}, line {first}", unreadable[0] if unreadable else None
+        unreadable.clear()
+        if header is None and problem:
+            raise InputError(f"{where}: {problem}")
+        if header is None:
+            header = check_header(where, fields) or None
+        elif problem or fields:
+            yield where, problem or csv_row(header, fields)
+
+
+def check_header(where: str, header: list[str]) -> list[str]:
+    for name in COLUMNS:
+        if header.count(name) > 1:
+            raise InputError(f"{where}: the column {name!r} is there twice")
+    return header
+
+
+def csv_row(header: list[str], fields: list[str]) -> dict | InputError:
+    """A record as a row."""
+    if len(fields) > len(header):
+        return InputError(f"more fields than columns ({on_one_line(', '.join(header))}): quote the commas")
+    row = dict(zip(header, fields, strict=False))  # a missing field is a missing column
+    if "steps" in row:
+        row["steps"] = csv_steps(row["steps"])
+    if "windows" in row:
+        row["windows"] = csv_windows(row["windows"])
+    return row
+
+
+def csv_steps(text: str) -> object:
+    """A JSON list, or one step per line; steps without text are left out."""
+    steps = LINE_END.split(text)
+    if text.lstrip().startswith("["):
+        try:
+            steps = parse_json(text)
+        except InputError as error:
+            if QUOTED_LIST.match(text):  # as Python prints lists: read as lines it would be one wrong step
+                return InputError(f"is neither a JSON list of texts nor one step per line: {error}")
+    return [step for step in steps if step != ""]
+
+
+def csv_windows(text: str) -> object:
+    """A JSON list of lists; none in an empty field."""
+    try:
+        return parse_json(text) if text.strip() else None
+    except InputError as error:
+        return error
+
+
+def open_text(path: Path, newline: str | None = None) -> TextIO:
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def read_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, str | InputError]]:
+    """Lines with their numbers, from 1; one that is too long or not UTF-8 is its `InputError`."""
+    with open_text(path, newline) as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE and not line.endswith("\n"):
+                rest = line
+                while rest and not rest.endswith(("\n", "\r")):
+                    rest = file.readline(LONGEST_LINE)
+                line = InputError(f"longer than {LONGEST_LINE:,} characters, so it is no row")
+            else:
+                line = not_utf8(line) or line
+            yield number, line
+
+
+def not_utf8(text: str) -> InputError | None:
+    """What is wrong with a text that was read with `surrogateescape`, if it was not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            text.encode(errors="surrogateescape").decode()
+        except UnicodeDecodeError as error:
+            return InputError(f"{error} (bytes of this row are counted from 0)")
+    return None
+
+
+def parse_json(text: str) -> object:
+    """A JSON value; what stands in it twice, or cannot be held, is an `InputError` in its place.
+
+    Raises:
+        InputError: if it is not JSON.
+    """
+    try:
+        return DECODER.decode(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"not JSON ({json_problem(error, short=True)})") from error
+
+
+def json_problem(error: Exception, short: bool = False) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"{error.msg}, column {error.colno}" if short else str(error)
+
+
+def one_object(pairs: list[tuple[str, object]]) -> dict:
+    """An object; json would keep the last of two fields of one name."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        row |= {name: InputError("is there twice") for name in COLUMNS if names.count(name) > 1}
+    return row
+
+
+def whole_number(text: str) -> int | InputError:
+    try:
+        return int(text)
+    except ValueError:  # beyond some thousand digits Python refuses
+        return InputError(f"is a number of {len(text):,} digits")
+
+
+def skip_space(text: str, place: int) -> int:
+    return JSON_SPACE.match(text, place).end()
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=one_object, parse_int=whole_number)

@@ -1,0 +1,1 @@
+"""Runs that can be interrupted at any moment and go on exactly."""

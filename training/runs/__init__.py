@@ -1,0 +1,1 @@
+"""A whole run: its plan, and its stages in order."""

@@ -1,0 +1,222 @@
+"""What a run does, in this order: check the arguments, train, evaluate, predict, save, push."""
+
+import copy
+import importlib.util
+import json
+import logging
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+from latent_cot.analysis.faithfulness import measure
+from latent_cot.analysis.faithfulness_report import Report, write_report
+from latent_cot.training.arguments import CoTTrainingArguments, DataArguments
+from latent_cot.training.checkpoints.hub import push
+from latent_cot.training.checkpoints.model_card import Card, write_card
+from latent_cot.training.errors import InputError
+from latent_cot.training.processes import check_launch
+from latent_cot.training.resume.find_checkpoint import newest_first
+from latent_cot.training.trainers.cot import CoTTrainer
+
+from .plan import print_plan
+
+logger = logging.getLogger(__name__)
+
+UNLISTED = ("azure_ml", "flyte")  # trackers that transformers' list of what is installed leaves out
+WEIGHTS = ("*.safetensors", "checkpoint-*", "adapter")
+
+
+def splits_to_load(args: CoTTrainingArguments) -> list[str]:
+    """The splits that a run reads; training with evaluation on the way reads validation too."""
+    needed = ["train"] if args.do_train else []
+    if args.do_eval or (args.do_train and args.eval_strategy != "no"):
+        needed.append("validation")
+    return needed + (["test"] if args.do_predict else [])
+
+
+def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
+    """Refuse, before anything is loaded or written, what cannot end well.
+
+    Raises:
+        InputError: for an output folder that already holds a model (without `--overwrite_output_dir` or
+            `--resume_from_checkpoint`), streaming without `--max_steps`, a package that is not installed, or a launch that
+            gave less than it was asked for.
+    """
+    check_launch(args)
+    folder = Path(args.output_dir)
+    holds_model = any(path for pattern in WEIGHTS for path in folder.glob(pattern))
+    if args.do_train and holds_model and not args.overwrite_output_dir and not args.resume_from_checkpoint:
+        raise InputError(
+            f"--output_dir {folder} already holds a model: choose another, or pass --overwrite_output_dir or "
+            "--resume_from_checkpoint true"
+        )
+    if args.push_to_hub and not args.do_train:
+        raise InputError("--push_to_hub pushes what a run has trained: pass --do_train, or use `hf upload`")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file")
+    if args.remove_unused_columns:
+        raise InputError("--remove_unused_columns must stay off: the collator makes the model's inputs")
+    if args.label_smoothing_factor:
+        raise InputError("--label_smoothing_factor is not supported: the losses here are plain cross-entropies")
+    if args.prediction_loss_only:
+        raise InputError("--prediction_loss_only is not supported: evaluation is of generated answers")
+    if args.do_train and args.max_steps == 0:
+        raise InputError("--max_steps 0 would train nothing; leave --do_train out to measure a model as it is")
+    if args.gradient_accumulation_steps < 1:
+        raise InputError(f"--gradient_accumulation_steps must be at least 1, got {args.gradient_accumulation_steps}")
+    if args.do_train and data.streaming and args.max_steps <= 0:
+        raise InputError("--streaming needs --max_steps: a stream has no length")
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise InputError("--use_liger_kernel needs: pip install liger-kernel")
+    check_trackers(args.report_to)
+    if args.load_best_model_at_end and args.save_strategy == "steps" and args.save_steps != args.eval_steps:
+        raise InputError(
+            f"--load_best_model_at_end: --save_steps {args.save_steps:g} would not save what most evaluations (--eval_steps "
+            f"{args.eval_steps:g}) find; make the two equal, or pass --save_strategy best"
+        )
+    resume = args.resume_from_checkpoint
+    if str(resume).lower() == "true":
+        if not newest_first(folder):
+            raise InputError(f"--resume_from_checkpoint: no checkpoint in {folder}")
+    elif resume and not Path(resume).is_dir():
+        raise InputError(f"--resume_from_checkpoint {resume}: no such folder")
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raises InputError for a tracker (`--report_to`) that transformers does not know, or whose package is not installed."""
+    try:
+        get_reporting_integration_callbacks(names)
+    except ValueError as error:
+        raise InputError(f"--report_to: {error}") from error
+    for name in sorted(set(names) - {*get_available_reporting_integrations(), *UNLISTED}):
+        raise InputError(f"--report_to {name} needs: pip install {name.replace('_', '-')}")
+
+
+def run_stages(trainer: CoTTrainer, task: str) -> dict:
+    """Train, evaluate, predict and save, as the arguments ask; with `--dry_run` only say so.
+
+    Args:
+        trainer: any of ours.
+        task: what a card calls the data (`dataset_label`).
+
+    Returns:
+        All metrics; they are also in `all_results.json`.
+
+    Raises:
+        InputError: where nothing is trained, for a trainer with a decoder of steps.
+    """
+    args, splits, folder, results = trainer.args, trainer.splits, Path(trainer.args.output_dir), {}
+    if trainer.step_decoder is not None and not args.do_train:
+        raise InputError(
+            "--step_decoder_layers: a decoder exists in training alone, and an untrained one would make this run's eval_loss; "
+            "pass --step_decoder_layers 0, or --do_train"
+        )
+    if args.dry_run:
+        print_plan(trainer)
+        return {}
+    if args.do_train:
+        if args.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
+            remove_checkpoints(folder)
+        results["train"] = trainer.train(args.resume_from_checkpoint).metrics
+        trainer.record_progress()
+        state = copy.deepcopy(trainer.state)  # of the training: what is evaluated below is no part of it
+        if results["train"]:  # empty where a finished run is resumed
+            trainer.log_metrics("train", results["train"])
+    predictions = []
+    if args.do_eval:
+        results["eval"] = trainer.evaluate(splits["validation"])
+        trainer.log_metrics("eval", results["eval"])
+        predictions += trainer.predictions("validation", splits["validation"])
+    if args.do_predict:
+        results["test"] = trainer.predict(splits["test"], metric_key_prefix="test").metrics
+        trainer.log_metrics("test", results["test"])
+        predictions += trainer.predictions("test", splits["test"])
+    report = measure_faithfulness(trainer, task) if trainer.evaluation.faithfulness else None
+    metrics = {name: value for stage in results.values() for name, value in stage.items()}
+    if not args.do_train:
+        if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_results(folder, results, predictions)
+            if report is not None:
+                write_report(folder, report)
+        return metrics
+    trainer.check_weights()
+    with trainer.replacing_model(folder) as new:
+        trainer.write_model(new)
+        if trainer.is_world_process_zero():
+            write_results(new, results, predictions)
+            state.save_to_json(str(new / "trainer_state.json"))
+            examples = next((splits[name] for name in ("test", "validation") if name in splits), None)
+            write_card(
+                new,
+                Card(task, trainer.describe_method(), trainer.base_model_name),
+                name=trainer.hub_model_id or folder.resolve().name,
+                command=public_command(sys.argv, args.hub_token),
+                seed=args.seed,
+                batch_size=args.per_device_eval_batch_size,
+                device=args.device,
+                config=trainer.unwrapped.config,
+                metrics=metrics,
+                questions=[] if examples is None else examples["question_text"][:3],
+                sections=[] if report is None else [report.section()],
+            )
+            if report is not None:
+                write_report(new, report)
+            trainer.plot(new)
+    if args.push_to_hub and trainer.is_world_process_zero():
+        logger.info("pushed to %s", push(folder, trainer.hub_model_id, args))
+    return metrics
+
+
+def measure_faithfulness(trainer: CoTTrainer, task: str) -> Report:
+    """The faithfulness test of a run (`--faithfulness`), on its test data; every process measures the same."""
+    report = measure(
+        trainer.unwrapped.eval(),
+        trainer.processing_class,
+        trainer.rows["test"].select(trainer.splits["test"]["row"]),  # without what --drop_long has left out
+        data=f"{task}, test",
+        seed=trainer.args.seed,
+        batch_size=trainer.args.per_device_eval_batch_size,
+        max_new_tokens=trainer.evaluation.max_new_tokens,
+        max_cot_tokens=trainer.evaluation.max_cot_tokens,
+        keep_last_step=trainer.data.keep_last_step,
+    )
+    if trainer.is_world_process_zero():
+        print(report.text())
+    return report
+
+
+def write_results(folder: Path, results: dict[str, dict], predictions: list[dict]) -> None:
+    """Write the metrics of each stage and of all together, and what was answered.
+
+    Metrics of other stages that an earlier run left in `all_results.json` stay in it.
+    """
+    together = folder / "all_results.json"
+    combined = json.loads(together.read_text(encoding="utf-8")) if together.is_file() else {}
+    for stage, metrics in results.items():
+        combined |= metrics
+        if metrics:
+            write_json(folder / f"{stage}_results.json", metrics)
+    write_json(together, combined)
+    if predictions:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+        (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
+
+
+def write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=4, sort_keys=True), encoding="utf-8")
+
+
+def public_command(argv: list[str], token: str | None) -> str:
+    """The command that started a script, without its token."""
+    command = shlex.join(["python", Path(argv[0]).name, *argv[1:]])
+    return command.replace(token, "...") if token else command
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove an earlier run's checkpoints, which this one would resume from; its model stays until it is replaced."""
+    for checkpoint in newest_first(folder):
+        shutil.rmtree(checkpoint)

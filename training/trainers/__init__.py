@@ -1,0 +1,1 @@
+"""The trainers: one per method, each only its difference from the first."""

@@ -1,0 +1,319 @@
+"""Trainers in TRL's manner: model, data set, arguments; they prepare tokenizer, configuration and batches themselves.
+
+    from latent_cot.training import CoTTrainer, CoTTrainingArguments
+
+    trainer = CoTTrainer("gpt2", CoTTrainingArguments("outputs/cot"), train_dataset=rows, eval_dataset=other_rows)
+    trainer.train()
+    trainer.evaluate()
+
+Here is what all of them share, which by itself trains an explicit chain of thought, or none.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import (
+    CONFIG_MAPPING,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import has_length
+
+import latent_cot  # noqa: F401  registers the model types
+from latent_cot.answer_modes import DIRECT, EXPLICIT
+from latent_cot.chunked_cross_entropy import IGNORED
+from latent_cot.training.arguments import (
+    CoTTrainingArguments,
+    DataArguments,
+    EvaluationArguments,
+    LoraArguments,
+    ModelArguments,
+    StepwiseDataArguments,
+)
+from latent_cot.training.checkpoints.liger import register_with_liger
+from latent_cot.training.checkpoints.loading import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    own_tokenizer,
+    set_up,
+    texts_of,
+)
+from latent_cot.training.checkpoints.lora import add_adapters
+from latent_cot.training.checkpoints.sharding import prepare_sharding
+from latent_cot.training.data.collators import CoTCollator
+from latent_cot.training.data.sources import as_dataset
+from latent_cot.training.data.streaming import endless
+from latent_cot.training.data.tokenization import set_special_ids, tokenize, tokenize_split
+from latent_cot.training.errors import InputError
+from latent_cot.training.method_arguments import ChainArguments
+from latent_cot.training.resume.checkpoint_fit import check_vocabulary
+from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
+from latent_cot.training.step_decoder import StepDecoder
+
+from .answer_evaluation import AnswerEvaluationMixin
+from .saving import ModelSavingMixin
+
+logger = logging.getLogger(__name__)
+
+LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
+Rows = Dataset | IterableDataset | list[dict]
+
+
+class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
+    """Trains and evaluates an explicit chain of thought, or (`ChainArguments(no_cot=True)`) answers without one.
+
+    Args:
+        model: a name on the Hub, a folder, `ModelArguments`, or a model (then with its `processing_class`).
+        args: transformers' arguments.
+        train_dataset, eval_dataset, test_dataset: rows of `question`, `steps` (a list of strings) and `answer`.
+        processing_class: the tokenizer; the model's own by default. It is given the special tokens that are missing.
+        method: what is particular to this way to train.
+        data: how rows are tokenized: their longest length, whether the last step stays.
+        lora: trains adapters where it says so.
+        evaluation: how answers are generated.
+        **kwargs: of transformers' Trainer.
+
+    Raises:
+        InputError: for whatever cannot be loaded, does not fit or is too long.
+    """
+
+    family: str | None = None  # whose configuration a stock backbone gets
+    method_class: type = ChainArguments
+    data_class: type = StepwiseDataArguments
+
+    def __init__(
+        self,
+        model: str | ModelArguments | PreTrainedModel,
+        args: CoTTrainingArguments,
+        *,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        test_dataset: Rows | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        method=None,
+        data: DataArguments | None = None,
+        lora: LoraArguments | None = None,
+        evaluation: EvaluationArguments | None = None,
+        **kwargs,
+    ):
+        self.args = args  # what is prepared before transformers sets it reads it
+        self.method, self.data = method or self.method_class(), data or self.data_class()
+        self.lora, self.evaluation = lora or LoraArguments(), evaluation or EvaluationArguments()
+        rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
+        self.rows = rows = {split: as_dataset(examples) for split, examples in rows.items() if examples is not None}
+        set_seed(args.seed)
+        if isinstance(model, str | ModelArguments):
+            source = ModelArguments(model_name_or_path=model) if isinstance(model, str) else model
+            self.base_model_name = source.model_name_or_path
+            model, tokenizer = self.load(source, processing_class, rows.get("train"), args)
+        else:
+            self.base_model_name = model.config._name_or_path or None
+            model, tokenizer = self.take_model(model, processing_class)
+        self.check_metric(args)
+        model = self.prepare_model(model)
+        self.model_type, config = model.config.model_type, model.config
+
+        collator = self.make_collator(tokenizer, config)
+        limit = getattr(config, "max_position_embeddings", None)
+        encode = self.encoder(tokenizer, config)
+        with args.main_process_first(desc="tokenization"):  # the others find its features in the cache
+            self.splits = {
+                split: tokenize_split(examples, split, encode, collator, self.data, limit)
+                for split, examples in rows.items()
+            }
+        if isinstance(train := self.splits.get("train"), IterableDataset):
+            seed = args.seed if args.data_seed is None else args.data_seed
+            self.splits["train"] = endless(train, self.data.shuffle_buffer, seed)
+        if self.lora.use_peft:
+            model = add_adapters(model, self.lora)
+        self.step_decoder = self.make_step_decoder(model)
+        if args.use_liger_kernel:
+            register_with_liger(self.model_type)
+        self.hub_model_id: str | None = None  # until init_hf_repo()
+        check_a_batch_is_there(self.splits.get("train"), args)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self.splits.get("train"),
+            eval_dataset=self.splits.get("validation"),
+            processing_class=tokenizer,
+            data_collator=collator,
+            **kwargs,
+        )
+        if self.step_decoder is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError("--step_decoder_layers is not supported with FSDP and DeepSpeed: leave one of them out")
+        if self.is_fsdp_enabled:
+            prepare_sharding(self.model, self.accelerator)
+        unused = self.leaves_weights_unused(config)
+        if args.ddp_find_unused_parameters is None and unused is not None:
+            # transformers searches in every step, and never where layers are checkpointed.
+            self.accelerator.ddp_handler.find_unused_parameters = unused
+        # `get_batch_samples` gives what a whole step divides by, whatever the model's signature says.
+        self.model_accepts_loss_kwargs = True
+        self._part_sums: dict[str, torch.Tensor] = {}
+        self._part_counts, self._batches_per_step = defaultdict(float), 1
+        self.warn_of_long_answers()
+        self.check_faithfulness()
+
+    # --- what is prepared; the other trainers override these ---
+
+    def load(self, source: ModelArguments, tokenizer, train_rows, args) -> tuple:
+        """Model and tokenizer from what `ModelArguments` name."""
+        config = load_config(source, self.family, self.configuration_settings())
+        self.check_family(config)
+        prompt = self.answer_prompt(config)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(source, texts_of(train_rows, prompt))
+        own = own_tokenizer(source)
+        self.set_up(config, tokenizer)
+        if own is not None:
+            check_vocabulary(own, tokenizer, source.model_name_or_path)
+        set_seed(args.seed)
+        return load_model(source, config, tokenizer), tokenizer
+
+    def set_up(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make tokenizer and configuration fit."""
+        set_up(config, tokenizer, self.answer_prompt(config))
+
+    def take_model(self, model: PreTrainedModel, tokenizer) -> tuple:
+        """A model that is there already, and its tokenizer."""
+        self.check_family(model.config)
+        if tokenizer is None:
+            if not self.base_model_name:
+                raise InputError("a model without a name brings no tokenizer: pass processing_class")
+            tokenizer = AutoTokenizer.from_pretrained(self.base_model_name)
+        self.set_up(model.config, tokenizer)
+        if len(tokenizer) > model.config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        set_special_ids(model, tokenizer)
+        return model, tokenizer
+
+    def check_family(self, config: PreTrainedConfig) -> None:
+        """Raises InputError for a model that this trainer would train as something that it is not."""
+        family = getattr(config, "family", None)
+        if family != self.family and (self.family is not None or family == "icot"):
+            name = {"pccot": "run_ccot.py", "icot": "run_icot.py", None: "run_cot.py"}[family]
+            raise InputError(f"{type(self).__name__} cannot train a {config.model_type} model: use {name}")
+
+    def configuration_settings(self) -> dict:
+        """Fields of the configuration that the method's arguments set."""
+        return {}
+
+    def answer_prompt(self, config: PreTrainedConfig) -> str | None:
+        return self.method.answer_prompt
+
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model
+
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> CoTCollator:
+        with_steps = not self.method.no_cot
+        opening = (config.bot_token_id,) if with_steps and getattr(config, "open_steps_with_bot", False) else ()
+        ids = tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids
+        return CoTCollator(*ids, opening, with_steps=with_steps)
+
+    def make_step_decoder(self, model: PreTrainedModel) -> StepDecoder | None:
+        """What reads the latents in training and belongs to the model no longer than that."""
+        return None
+
+    def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:
+        """What makes token ids of a batch of texts: see `tokenization.tokenize`."""
+        return partial(tokenize, tokenizer=tokenizer, keep_last_step=self.data.keep_last_step)
+
+    @property
+    def mode_names(self) -> list[str]:
+        """The ways to answer that evaluation measures (`models/answer_modes.py`)."""
+        return [DIRECT.name if self.method.no_cot else EXPLICIT.name]
+
+    def describe_method(self) -> str:
+        """One sentence for the model card."""
+        return (
+            f"`{self.model_type}`, trained {'without' if self.method.no_cot else 'with an explicit'} chain of thought."
+        )
+
+    def leaves_weights_unused(self, config: PreTrainedConfig) -> bool | None:
+        """Whether a training step may use only some of the trained weights, which DDP then has to search for.
+
+        None for a backbone that is not one of ours: transformers decides.
+        """
+        if getattr(config, "family", None) is None and f"pccot-{config.model_type}" not in CONFIG_MAPPING:
+            return None
+        return getattr(config, "use_projection", False)  # no latent, no projection
+
+    # --- training ---
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one optimiser step, as the model takes them, and what the means of its losses divide by.
+
+        A mean is over the labelled tokens of the whole step: of all batches that are accumulated, in all processes.
+        """
+        batches = [self.model_inputs(batch, training=True) for batch in islice(epoch_iterator, num_batches)]
+        if not batches:
+            return batches, None
+        self._batches_per_step = len(batches)
+        sizes = sum(self.loss_sizes(batch).to(device) for batch in batches)
+        if self.averages_across_processes:
+            sizes = self.accelerator.reduce(sizes, reduction="sum")
+        return batches, sizes.clamp(min=1)  # where nothing is to be learned, the loss is 0
+
+    @property
+    def averages_across_processes(self) -> bool:
+        return self.args.average_tokens_across_devices and self.args.world_size > 1
+
+    def model_inputs(self, batch: dict, training: bool) -> dict:
+        """The model's arguments for a batch of the collator."""
+        return {name: value for name, value in batch.items() if name != "question_length"}
+
+    def loss_sizes(self, inputs: dict) -> torch.Tensor:
+        """How many tokens are predicted in a batch, a scalar."""
+        return (inputs["labels"][:, 1:] != IGNORED).sum()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own loss; its parts are added up on the device.
+
+        Args:
+            inputs: of `model_inputs`.
+            num_items_in_batch: of `get_batch_samples`; None (in evaluation) for the means of this batch alone.
+        """
+        sizes = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        outputs = model(**inputs, **sizes)
+        if not sizes:  # a batch of which truncation left no label has a loss of 0, as in training
+            outputs.loss = outputs.loss.masked_fill((inputs["labels"] == IGNORED).all(), 0.0)
+        if model.training:
+            for name in LOSS_PARTS:
+                part = getattr(outputs, name, None)
+                if part is not None:
+                    part = part.detach()
+                    self._part_sums[name] = self._part_sums[name] + part if name in self._part_sums else part
+                    self._part_counts[name] = self._part_counts[name] + 1 / self._batches_per_step
+        # Gradients are averaged over the processes, of which each has only its own part of the sum.
+        loss = (
+            outputs.loss * self.accelerator.num_processes if sizes and self.averages_across_processes else outputs.loss
+        )
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds the mean of every loss part since the last log: the only moment that reads them."""
+        if "loss" in logs and self._part_sums:
+            means = torch.stack([total / self._part_counts[name] for name, total in self._part_sums.items()])
+            means = self.accelerator.reduce(means, reduction="sum" if self.averages_across_processes else "mean")
+            logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
+            self._part_sums, self._part_counts = {}, defaultdict(float)
+        super().log(logs, *args, **kwargs)
+
+
+def check_a_batch_is_there(rows: Dataset | IterableDataset | None, args: TrainingArguments) -> None:
+    """Raises InputError where `--dataloader_drop_last` would leave nothing to train on."""
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and has_length(rows) and len(rows) < batch:
+        raise InputError(f"--dataloader_drop_last: {len(rows)} training rows do not fill a batch of {batch}")

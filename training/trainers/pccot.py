@@ -1,0 +1,85 @@
+"""The Trainer of PCCoT: distils the model's own explicit chain of thought into its latent one (arXiv 2506.18582)."""
+
+from random import Random
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from latent_cot.answer_modes import EXPLICIT, LATENT
+from latent_cot.chunked_cross_entropy import IGNORED
+from latent_cot.distillation_pccot import window_targets
+from latent_cot.training.arguments import DataArguments, whole_numbers
+from latent_cot.training.data.collators import PCCoTCollator
+from latent_cot.training.method_arguments import ThoughtArguments
+from latent_cot.training.step_decoder import StepDecoder, attach_step_decoder
+
+from .cot import CoTTrainer
+
+
+class PCCoTTrainer(CoTTrainer):
+    """Trains `pccot-*` models, from a stock backbone too. Arguments as those of `CoTTrainer`; `method` is `ThoughtArguments`."""
+
+    family = "pccot"
+    method_class = ThoughtArguments
+    data_class = DataArguments
+    has_latents = True
+
+    def configuration_settings(self) -> dict:
+        names = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")
+        settings = {name: getattr(self.method, name) for name in names}
+        if (asked := self.method.num_iterations_range) is not None:
+            settings["num_iterations_range"] = whole_numbers("num_iterations_range", asked, count=2)
+        return settings
+
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
+        whole_steps = self.method.step_decoder_layers > 0
+        return PCCoTCollator(tokenizer, config, self.method.batch_curriculum_prob, self.args.seed, whole_steps)
+
+    def make_step_decoder(self, model: PreTrainedModel) -> StepDecoder | None:
+        layers = self.method.step_decoder_layers
+        return attach_step_decoder(model, layers) if layers else None
+
+    @property
+    def mode_names(self) -> list[str]:
+        asked = self.evaluation.eval_iterations
+        others = [LATENT.at(number).name for number in whole_numbers("eval_iterations", asked)] if asked else []
+        return [LATENT.name, *others, *([EXPLICIT.name] if self.evaluation.explicit_cot else [])]
+
+    def describe_method(self) -> str:
+        return f"`{self.model_type}` with latent chain of thought, trained by distilling its explicit one."
+
+    def leaves_weights_unused(self, config: PreTrainedConfig) -> bool:
+        """The projection and the step decoder are idle where only the teacher is trained, the first at T = 0 too."""
+        warms_up, decodes = self.method.teacher_warmup_steps > 0, self.method.step_decoder_layers > 0
+        return (config.use_projection and (warms_up or config.num_iterations == 0)) or (decodes and warms_up)
+
+    def model_inputs(self, batch: dict, training: bool) -> dict:
+        warming_up = training and self.state.global_step < self.method.teacher_warmup_steps
+        iterations = {"num_iterations": self.drawn_iterations()} if training else {}
+        reader = {} if self.step_decoder is None else {"read_steps": self.step_decoder}
+        return batch | iterations | reader | {"teacher_only": warming_up, "return_logits": False}
+
+    def drawn_iterations(self) -> int | None:
+        """T of this step, from the configuration's range: the same in every process, and again in a resumed run."""
+        bounds = self.unwrapped.config.num_iterations_range
+        if bounds is None:
+            return None
+        return Random(f"{self.args.seed} {self.state.global_step}").randint(*bounds)
+
+    def loss_sizes(self, inputs: dict) -> torch.Tensor:
+        """Labelled tokens of teacher, student and step supervision, and rows; `(4,)`."""
+        steps = (inputs["step_labels"] != IGNORED).sum()
+        if "window_labels" in inputs:
+            iterations = inputs["num_iterations"]
+            iterations = self.unwrapped.config.num_iterations if iterations is None else iterations
+            steps = steps + (window_targets(inputs["window_labels"], iterations) != IGNORED).sum()
+        teacher, student, rows = (  # known on the host, and written on the device without a wait
+            steps.new_full((), len(inputs[name])) for name in ("cot_labelled", "answer_labelled", "input_ids")
+        )
+        return torch.stack([teacher, student, steps, rows])
+
+    def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
+        options = super().generation_options(name, model, question_length)
+        if name.startswith(LATENT.name) and self.evaluation.latent_tolerance is not None:
+            options["latent_tolerance"] = self.evaluation.latent_tolerance
+        return options
