@@ -13,14 +13,14 @@ from latent_cot.training import (
     EvaluationArguments,
     LoraArguments,
     ModelArguments,
+    PCCoTArguments,
     PCCoTTrainer,
-    ThoughtArguments,
 )
 from latent_cot.training.cli import parse, run
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
 
-ARGUMENTS = (ModelArguments, ThoughtArguments, LoraArguments, DataArguments, EvaluationArguments, CoTTrainingArguments)
+ARGUMENTS = (ModelArguments, PCCoTArguments, LoraArguments, DataArguments, EvaluationArguments, CoTTrainingArguments)
 
 
 def main(argv: list[str]) -> dict:

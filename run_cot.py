@@ -7,7 +7,7 @@
 """
 
 from latent_cot.training import (
-    ChainArguments,
+    CoTArguments,
     CoTTrainer,
     CoTTrainingArguments,
     EvaluationArguments,
@@ -21,7 +21,7 @@ from latent_cot.training.runs.stages import check_arguments, run_stages, splits_
 
 ARGUMENTS = (
     ModelArguments,
-    ChainArguments,
+    CoTArguments,
     LoraArguments,
     StepwiseDataArguments,
     EvaluationArguments,

@@ -10,8 +10,8 @@
 from latent_cot.training import (
     CoTTrainingArguments,
     EvaluationArguments,
+    ICoTArguments,
     ICoTTrainer,
-    InternalizationArguments,
     ModelArguments,
     StepwiseDataArguments,
 )
@@ -19,7 +19,7 @@ from latent_cot.training.cli import parse, run
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
 
-ARGUMENTS = (ModelArguments, InternalizationArguments, StepwiseDataArguments, EvaluationArguments, CoTTrainingArguments)
+ARGUMENTS = (ModelArguments, ICoTArguments, StepwiseDataArguments, EvaluationArguments, CoTTrainingArguments)
 
 
 def main(argv: list[str]) -> dict:

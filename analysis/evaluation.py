@@ -101,7 +101,7 @@ def timed_generate(model, input_ids, attention_mask, **kwargs) -> tuple[torch.Te
     return output[:, input_ids.shape[1] :], time.perf_counter() - start
 
 
-def mode_of(model, name: str) -> AnswerMode:
+def answer_mode(model, name: str) -> AnswerMode:
     """A mode as this model is asked for it; a stock backbone writes its chain, or the answer prompt, by itself.
 
     Raises:
@@ -182,7 +182,7 @@ def answer_questions(
         **options: of `generate()`.
     """
     if not isinstance(mode, AnswerMode):
-        mode = mode_of(model, mode) if mode else getattr(model, "answer_modes", (EXPLICIT,))[0]
+        mode = answer_mode(model, mode) if mode else getattr(model, "answer_modes", (EXPLICIT,))[0]
     rows, seconds = [], 0.0
     for start in range(0, len(questions), batch_size):
         here = slice(start, start + batch_size)

@@ -23,7 +23,7 @@ from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.data.tokenization import tokenize
 from latent_cot.training.errors import InputError
 
-from .evaluation import Answers, answer_questions, longest, mode_of, token_budget
+from .evaluation import Answers, answer_mode, answer_questions, longest, token_budget
 from .faithfulness_report import PCCoTReport, Report, Row, majority_row, write_report
 from .icot_faithfulness import change_icot, measure_icot
 from .interventions import AS_THEY_ARE, LABELS, change_thoughts, partners
@@ -154,7 +154,7 @@ def answers_from(
 ) -> Answers:
     """Answers read from given thoughts `(questions, c, hidden)`; None lets the model think. They end where positions do."""
     limit = token_budget(
-        model, mode_of(model, LATENT.name), longest(tokenizer, questions), max_new_tokens, max_new_tokens
+        model, answer_mode(model, LATENT.name), longest(tokenizer, questions), max_new_tokens, max_new_tokens
     )
     given = None if thoughts is None else {"latent_embeds": thoughts}
     return answer_questions(

@@ -8,7 +8,7 @@ import random
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_cot.answer_modes import INTERNALISED, AnswerMode
+from latent_cot.answer_modes import INTERNALIZED, AnswerMode
 from latent_cot.training.errors import InputError
 
 from .evaluation import Answers, answer_questions, count_new_tokens, longest, read_answers, token_budget
@@ -106,7 +106,7 @@ def change_icot(
 def at_once(num_fillers: int | None = None) -> AnswerMode:
     """Nothing is written before the answer; fillers are given in one pass."""
     given = {} if num_fillers is None else {"num_fillers": num_fillers}
-    return INTERNALISED.of("answer", explicit_steps=False, **given)
+    return INTERNALIZED.of("answer", explicit_steps=False, **given)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.data.tokenization import tokenize
 from latent_cot.training.errors import InputError
 
-from .evaluation import answer_questions, count_new_tokens, mode_of, read_answers, same_answer, token_budget
+from .evaluation import answer_mode, answer_questions, count_new_tokens, read_answers, same_answer, token_budget
 from .faithfulness import answers_from
 
 TOP = 5
@@ -110,7 +110,7 @@ def inspect(
     check_inspectable(model)
     question, gold = example["question"], example.get("answer")
     length = len(tokenizer(question)["input_ids"])
-    written = token_budget(model, mode_of(model, EXPLICIT.name), length, max_new_tokens, max_cot_tokens)
+    written = token_budget(model, answer_mode(model, EXPLICIT.name), length, max_new_tokens, max_cot_tokens)
     answered = token_budget(model, model.answer_modes[0], length, max_new_tokens, max_cot_tokens)
     explicit = answer_questions(model, tokenizer, [question], mode=EXPLICIT.name, batch_size=1, max_new_tokens=written)
     with eager_attention(model):

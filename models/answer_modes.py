@@ -49,8 +49,8 @@ class AnswerMode:
 LATENT = AnswerMode("ccot", "latent thought", "answer")
 EXPLICIT = AnswerMode("cot", "explicit chain of thought", "chain")
 DIRECT = AnswerMode("no_cot", "no chain of thought", "prompt")
-INTERNALISED = AnswerMode("icot", "internalised chain of thought", "answer")
-ANSWER_MODES = {mode.name: mode for mode in (LATENT, EXPLICIT, DIRECT, INTERNALISED)}
+INTERNALIZED = AnswerMode("icot", "internalised chain of thought", "answer")
+ANSWER_MODES = {mode.name: mode for mode in (LATENT, EXPLICIT, DIRECT, INTERNALIZED)}
 
 
 def mode_named(name: str, modes: tuple[AnswerMode, ...] = tuple(ANSWER_MODES.values())) -> AnswerMode | None:

@@ -18,7 +18,7 @@ class BatchEngineMixin(ModelBase):
         """Positions that `generate(**options)` leaves free between a question and its answer."""
         return 0
 
-    def batch_iterations(self, **options) -> int | None:
+    def extra_passes(self, **options) -> int | None:
         """How many passes over a packed batch follow the first one; None where the model itself does all that is needed."""
         return None
 

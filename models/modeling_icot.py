@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from .answer_modes import EXPLICIT, INTERNALISED, AnswerMode
+from .answer_modes import EXPLICIT, INTERNALIZED, AnswerMode
 from .complete_weights import CompleteWeightsMixin
 from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
 from .configuration_prompt import check_count, check_flag
@@ -73,7 +73,7 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
     def answer_modes(self) -> tuple[AnswerMode, ...]:
         """As the model was last trained to answer, and with the whole chain written out."""
         writes = "answer" if self.answers_at_once else "chain"
-        return INTERNALISED.of(writes, explicit_steps=None), EXPLICIT.of(explicit_steps=True)
+        return INTERNALIZED.of(writes, explicit_steps=None), EXPLICIT.of(explicit_steps=True)
 
     def suffix_ids(self, explicit_steps: bool | None = None, num_fillers: int | None = None, **_) -> list[int]:
         """What stands between a question and what the model writes.

@@ -126,7 +126,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
 
     batch_options = ("num_iterations", "num_latent_tokens", "latent_thought")
 
-    def batch_iterations(self, latent_thought=True, num_latent_tokens=None, num_iterations=None, **_) -> int:
+    def extra_passes(self, latent_thought=True, num_latent_tokens=None, num_iterations=None, **_) -> int:
         iterations = self.config.num_iterations if num_iterations is None else num_iterations
         latents = self.config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
         check_count("num_iterations", iterations, 0)
@@ -249,7 +249,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         if inputs is None:
             return super().generate(inputs, generation_config, **kwargs)
         check_shape(inputs)
-        if self.is_open(inputs, latent_thought):
+        if self.has_suffix(inputs, latent_thought):
             return self.generate_with_suffix([], inputs, generation_config, with_bos=False, **kwargs)
         return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
 
@@ -279,7 +279,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             sampled |= {"do_sample": True, "top_k": 1, "top_p": 1.0, "temperature": 1.0}
         return sampled
 
-    def is_open(self, input_ids: torch.Tensor, latent_thought: bool = True, **_) -> bool:
+    def has_suffix(self, input_ids: torch.Tensor, latent_thought: bool = True, **_) -> bool:
         """Whether the rows already hold a thought span.
 
         Raises:

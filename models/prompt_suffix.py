@@ -38,7 +38,7 @@ class PromptSuffixMixin(BatchEngineMixin):
         limit = getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else limit - question_length - len(self.suffix_ids(**options))
 
-    def is_open(self, input_ids: torch.Tensor, **options) -> bool:
+    def has_suffix(self, input_ids: torch.Tensor, **options) -> bool:
         """Whether these prompts `(batch, length)` already hold what `generate(**options)` would add."""
         return False
 
@@ -89,9 +89,9 @@ class PromptSuffixMixin(BatchEngineMixin):
             attention_mask = self._mask_of(input_ids)
         if gap := self.gap_of(**options):
             raise ValueError(f"this model leaves {gap} positions free after a question, which only generate() does")
-        if self.is_open(input_ids, **options):
+        if self.has_suffix(input_ids, **options):
             return {"input_ids": input_ids, "attention_mask": attention_mask}
-        prompt, mask = self._open(input_ids, attention_mask, self.suffix_ids(**options))
+        prompt, mask = self._with_suffix(input_ids, attention_mask, self.suffix_ids(**options))
         return {"input_ids": prompt, "attention_mask": mask}
 
     def hide_prompt(self, sequences: torch.Tensor, input_ids: torch.Tensor, opened: torch.Tensor) -> torch.Tensor:
@@ -136,7 +136,7 @@ class PromptSuffixMixin(BatchEngineMixin):
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in LENGTHS}
         question = inputs
         self._check_arguments(inputs, kwargs.get("attention_mask"), suffix, generation_config, kwargs)
-        prompt, mask = self._open(inputs, kwargs.get("attention_mask"), suffix, with_bos)
+        prompt, mask = self._with_suffix(inputs, kwargs.get("attention_mask"), suffix, with_bos)
         added, gap = len(suffix), kwargs.get("position_gap", 0)
         length, hidden = prompt.shape[1] - added, prompt.shape[1] - question.shape[1]
         if length > question.shape[1]:
@@ -255,7 +255,7 @@ class PromptSuffixMixin(BatchEngineMixin):
             )
         return {"max_new_tokens": max(1, room)}
 
-    def _open(self, inputs: torch.Tensor, mask: torch.Tensor | None, suffix: list[int], with_bos: bool = True):
+    def _with_suffix(self, inputs: torch.Tensor, mask: torch.Tensor | None, suffix: list[int], with_bos: bool = True):
         """The prompt with a BOS before it, where it lacks one, and `suffix` after it; and its mask (None may stay None)."""
         if with_bos:
             inputs, mask = self._with_bos(inputs, mask)
@@ -291,7 +291,7 @@ def check_assistant(assistant, prompt: torch.Tensor, gap: int) -> None:
         return
     if gap:
         raise ValueError("assistant_model cannot be used where positions are left free (keep_position, position_gap)")
-    if isinstance(assistant, PromptSuffixMixin) and not assistant.is_open(prompt):
+    if isinstance(assistant, PromptSuffixMixin) and not assistant.has_suffix(prompt):
         raise ValueError(
             f"assistant_model is a {assistant.config.model_type}, which would add tokens of its own to this prompt: only a "
             "plain backbone can assist here"

@@ -15,7 +15,7 @@ _FILES = {
         "ModelArguments",
         "StepwiseDataArguments",
     ),
-    "method_arguments": ("ChainArguments", "InternalizationArguments", "ThoughtArguments"),
+    "method_arguments": ("CoTArguments", "ICoTArguments", "PCCoTArguments"),
     "trainers.cot": ("CoTTrainer",),
     "trainers.icot": ("ICoTTrainer",),
     "trainers.pccot": ("PCCoTTrainer",),

@@ -17,14 +17,14 @@ class AnswerPromptArguments:
 
 
 @dataclass
-class ChainArguments(AnswerPromptArguments):
+class CoTArguments(AnswerPromptArguments):
     """Which chain of thought (`run_cot.py`)."""
 
     no_cot: bool = option(False, "Leave the steps out: question, answer prompt, answer.")
 
 
 @dataclass
-class ThoughtArguments(AnswerPromptArguments):
+class PCCoTArguments(AnswerPromptArguments):
     """How the model thinks. A flag left out takes the checkpoint's (or the configuration's) setting."""
 
     num_latent_tokens: int | None = option(None, "c, the number of latent tokens.")
@@ -64,7 +64,7 @@ class ThoughtArguments(AnswerPromptArguments):
 
 
 @dataclass
-class InternalizationArguments:
+class ICoTArguments:
     """How the chain of thought is taken away (iCoT) or turned into fillers."""
 
     answer_prompt: str | None = option(None, "Text between <ready> and the answer ('####' for a new model).")

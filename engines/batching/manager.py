@@ -22,7 +22,7 @@ from .passes import PackedThinker
 from .scheduler import find_span, whole_spans
 
 # Arguments of `generate()` that no manager can follow.
-UNKNOWN = ("latent_tolerance", "latent_noise", "latent_dropout", "latent_embeds", "filler_embeds", "position_gap")
+NOT_BATCHABLE = ("latent_tolerance", "latent_noise", "latent_dropout", "latent_embeds", "filler_embeds", "position_gap")
 
 
 class QuestionRouter(OutputRouter):
@@ -86,7 +86,7 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
     ):
         model.check_batching(generation_config, **options)
         self.causal_lm, self.given_config, self.options = model, given_config, options
-        self.suffix, self.iterations = model.suffix_ids(**options), model.batch_iterations(**options)
+        self.suffix, self.iterations = model.suffix_ids(**options), model.extra_passes(**options)
         if workload_hints is not None:
             hidden = len(self.suffix) + 1
             workload_hints = dataclasses.replace(
@@ -111,7 +111,7 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
     def check_same(self, options: dict[str, Any]) -> None:
         """Raises ValueError unless these options ask for what this manager, which was kept, does."""
         model = self.causal_lm
-        if (self.suffix, self.iterations) != (model.suffix_ids(**options), model.batch_iterations(**options)):
+        if (self.suffix, self.iterations) != (model.suffix_ids(**options), model.extra_passes(**options)):
             raise ValueError(
                 f"a manager that was kept for {self.options or 'the configuration'} cannot answer with "
                 f"{options or 'the configuration'}: call model.destroy_cached_continuous_batching_manager() first"
@@ -142,10 +142,10 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
                 request_id = f"req_{self._request_counter}"
                 self._request_counter += 1
         try:
-            for name in (*self.causal_lm.batch_options, *UNKNOWN):
+            for name in (*self.causal_lm.batch_options, *NOT_BATCHABLE):
                 if name in kwargs:
                     raise ValueError(f"{name} is that of the whole manager: a single request cannot have its own")
-            question, prompt, limit = self._open(input_ids, max_new_tokens)
+            question, prompt, limit = self._complete_prompt(input_ids, max_new_tokens)
         except ValueError as error:
             if not deliver_errors:
                 raise
@@ -186,7 +186,7 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
                 f"got {max_batch_tokens}"
             )
 
-    def _open(self, input_ids, max_new_tokens: int | None) -> tuple[list[int], list[int], int]:
+    def _complete_prompt(self, input_ids, max_new_tokens: int | None) -> tuple[list[int], list[int], int]:
         """The question, the prompt as the model is to see it, and the limit of new tokens.
 
         Raises:
@@ -198,7 +198,7 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"a prompt must be a list of token ids: {error}") from None
         check_shape(question)
-        complete = model.is_open(question)
+        complete = model.has_suffix(question)
         if complete:
             self._check_own_span(question)
             suffix = []
@@ -240,7 +240,7 @@ def make_manager(model, generation_config=None, continuous_batching_config=None,
         ValueError: for what the batch engine cannot do.
     """
     config, _ = model._prepare_generation_config(generation_config)  # as generate() completes it
-    for name in UNKNOWN:
+    for name in NOT_BATCHABLE:
         if getattr(config, name, None):
             raise ValueError(f"continuous batching has no {name}: use generate() for it")
     if (config.num_beams or 1) > 1:

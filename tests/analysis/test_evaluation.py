@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latent_cot.analysis.evaluation import Answers, count_new_tokens, same_answer, wilson_interval
-from latent_cot.answer_modes import DIRECT, EXPLICIT, INTERNALISED, LATENT
+from latent_cot.answer_modes import DIRECT, EXPLICIT, INTERNALIZED, LATENT
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_wilson_interval(right, total, low, high):
 def test_final_answer(text, answer):
     for mode in (EXPLICIT, DIRECT):
         assert mode.read(text, " The answer is:") == answer
-    for mode in (LATENT, INTERNALISED):  # all of it is the answer
+    for mode in (LATENT, INTERNALIZED):  # all of it is the answer
         assert mode.read(text, " The answer is:") == text.strip()
 
 

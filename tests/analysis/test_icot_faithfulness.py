@@ -20,7 +20,7 @@ from latent_cot.analysis.icot_faithfulness import (
 from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, EvaluationArguments, ModelArguments
 from latent_cot.training.data.tokenization import tokenize_answer_prompt
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import InternalizationArguments
+from latent_cot.training.method_arguments import ICoTArguments
 from latent_cot.training.trainers.icot import ICoTTrainer
 
 QUESTIONS = ["7+3*4-2+9=", "1+1=", "9*9-8=", "2=", "3+4-5="]
@@ -151,7 +151,7 @@ def test_a_model_that_writes_its_steps_reads_them(tmp_path):
             str(tmp_path), use_cpu=True, report_to="none", max_steps=500, learning_rate=2e-3, disable_tqdm=True,
             per_device_train_batch_size=64, save_strategy="no", adam_beta2=0.98, weight_decay=0.01, warmup_steps=50,
         ),
-        method=InternalizationArguments(answer_prompt="#", partial_removal=True, remove_per_epoch=0),
+        method=ICoTArguments(answer_prompt="#", partial_removal=True, remove_per_epoch=0),
         data=DataArguments(keep_last_step=False),
         evaluation=EvaluationArguments(),
         train_dataset=rows["train"],

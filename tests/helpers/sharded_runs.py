@@ -19,12 +19,12 @@ from latent_cot import tasks
 from latent_cot.training import (
     CoTTrainingArguments,
     EvaluationArguments,
+    ICoTArguments,
     ICoTTrainer,
-    InternalizationArguments,
     LoraArguments,
     ModelArguments,
+    PCCoTArguments,
     PCCoTTrainer,
-    ThoughtArguments,
 )
 from latent_cot.training.cli import leave_process_group
 
@@ -68,9 +68,9 @@ def make_trainer(case: Case, folder: Path, sharded: bool):
             "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"},
         }
     overrides = f"tie_word_embeddings={str(case.tied).lower()}"
-    trainer_class, method = PCCoTTrainer, ThoughtArguments(answer_prompt="#")
+    trainer_class, method = PCCoTTrainer, PCCoTArguments(answer_prompt="#")
     if case.kind == "icot-gpt2":
-        trainer_class, method = ICoTTrainer, InternalizationArguments(answer_prompt="#", partial_removal=True)
+        trainer_class, method = ICoTTrainer, ICoTArguments(answer_prompt="#", partial_removal=True)
     else:
         overrides += ",loss_gamma=0"  # the other losses are means over tokens, whichever process they are in
     model = ModelArguments(

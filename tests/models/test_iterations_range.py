@@ -13,7 +13,7 @@ import run_ccot
 from latent_cot import PCCoTGPT2Config
 from latent_cot.training.arguments import EvaluationArguments
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import ThoughtArguments
+from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 RANGE = [*PCCOT, "--num_iterations_range", "3,6"]
@@ -99,7 +99,7 @@ def test_ranges_that_are_none(bounds):
 @pytest.mark.parametrize("text", ["3", "3,x", "3,6,9", "", "3,3", "-1,2", "1.5,2"])
 def test_flags_that_are_no_ranges(text):
     with pytest.raises(InputError, match="--num_iterations_range must be 2 different whole numbers"):
-        ThoughtArguments(num_iterations_range=text)
+        PCCoTArguments(num_iterations_range=text)
     if text != "3" and text != "3,6,9":
         with pytest.raises(InputError, match="--eval_iterations must be different whole numbers"):
             EvaluationArguments(eval_iterations=text)

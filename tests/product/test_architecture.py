@@ -11,7 +11,7 @@ from conftest import ROOT, chain_model
 
 from latent_cot import tasks
 from latent_cot.training.arguments import CoTTrainingArguments, LoraArguments
-from latent_cot.training.method_arguments import ThoughtArguments
+from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 # The rooms, from the lowest floor up: each imports itself and those before it.
@@ -201,7 +201,7 @@ def test_calls_of_our_own_code_in_a_training_step(lora, most, characters, tmp_pa
         CoTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=8, report_to="none"),
         train_dataset=tasks.generate("chain", "train=16,validation=1,test=1")["train"],
         processing_class=characters,
-        method=ThoughtArguments(),
+        method=PCCoTArguments(),
         lora=LoraArguments(use_peft=lora, lora_r=4, lora_dropout=0.0),
     )
     batch = next(iter(trainer.get_train_dataloader()))

@@ -30,8 +30,8 @@ from latent_cot.training import (
     CoTTrainer,
     DataArguments,
     EvaluationArguments,
+    ICoTArguments,
     ICoTTrainer,
-    InternalizationArguments,
     LoraArguments,
     ModelArguments,
     PCCoTTrainer,
@@ -334,7 +334,7 @@ def test_answers_with_commas_are_compared_as_they_are_written(tmp_path):
         ModelArguments(config_name="configs/icot_gpt2_chain.json", tokenizer_name="bytes"),
         CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none"),
         eval_dataset=rows,
-        method=InternalizationArguments(text_format="original"),
+        method=ICoTArguments(text_format="original"),
     )
     assert trainer.splits["validation"]["answer_text"][:2] == ["00", "11"]
 
@@ -630,7 +630,7 @@ def test_defaults_are_the_originals():
     """What `run_ccot.py` does when a flag is left out (`models/pccot_arguments.py` there), and the fork's fillers."""
     lora = LoraArguments()
     assert (lora.lora_r, lora.lora_alpha, lora.lora_dropout) == (128, 32, 0.1)
-    method = InternalizationArguments()
+    method = ICoTArguments()
     assert removal_schedule(method, SimpleNamespace(eval_strategy="no")).per_epoch == 8
     config = latent_cot.ICoTGPT2Config()
     assert (method.removal_side or config.removal_side, method.pretrain_epochs) == ("left", 0)

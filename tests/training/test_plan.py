@@ -13,7 +13,7 @@ from benchmarks.memory import SETTING, gpt2, llama, make_step
 from benchmarks.memory_table import table
 from benchmarks.workload import Setting
 from latent_cot import tasks
-from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTTrainer, ThoughtArguments
+from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.errors import InputError
 from latent_cot.training.runs.memory_estimate import (
     Mode,
@@ -51,7 +51,7 @@ def trainer(tmp_path):
         ),
         arguments,
         train_dataset=tasks.generate("chain", "train=20,validation=1,test=1")["train"],
-        method=ThoughtArguments(answer_prompt="#", open_steps_with_bot=True),
+        method=PCCoTArguments(answer_prompt="#", open_steps_with_bot=True),
     )
 
 

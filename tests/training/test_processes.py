@@ -15,7 +15,7 @@ from several_processes import launch, launch_runs
 from latent_cot import tasks
 from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import ChainArguments, ThoughtArguments
+from latent_cot.training.method_arguments import CoTArguments, PCCoTArguments
 from latent_cot.training.processes import check_launch
 from latent_cot.training.trainers.cot import CoTTrainer
 from latent_cot.training.trainers.pccot import PCCoTTrainer
@@ -131,7 +131,7 @@ def test_unused_weights_are_searched_for_only_where_there_are_some(
         args,
         train_dataset=rows,
         processing_class=characters,
-        method=ThoughtArguments(teacher_warmup_steps=warmup),
+        method=PCCoTArguments(teacher_warmup_steps=warmup),
     )
     assert trainer.accelerator.ddp_handler.find_unused_parameters is searches
 
@@ -141,7 +141,7 @@ def test_an_explicit_chain_leaves_the_projection_unused(characters, tmp_path):
     rows = tasks.generate("chain", "train=4,validation=1,test=1")["train"]
     for projection in (True, False):
         model = chain_model(characters, use_projection=projection)
-        trainer = CoTTrainer(model, args, train_dataset=rows, processing_class=characters, method=ChainArguments())
+        trainer = CoTTrainer(model, args, train_dataset=rows, processing_class=characters, method=CoTArguments())
         assert trainer.accelerator.ddp_handler.find_unused_parameters is projection
 
 

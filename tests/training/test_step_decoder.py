@@ -19,7 +19,7 @@ from latent_cot import tasks
 from latent_cot.training.arguments import CoTTrainingArguments
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import ThoughtArguments
+from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.resume.find_checkpoint import checkpoint_to_resume
 from latent_cot.training.step_decoder import STEP_DECODER, attach_step_decoder
 from latent_cot.training.trainers.pccot import PCCoTTrainer
@@ -97,7 +97,7 @@ def make_trainer(characters, tmp_path):
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],
             processing_class=characters,
-            method=ThoughtArguments(**method),
+            method=PCCoTArguments(**method),
         )
 
     return make
@@ -162,7 +162,7 @@ def test_sharding_is_refused(make_trainer, characters, engine, monkeypatch):
 
 def test_a_number_of_layers_below_0_is_refused():
     with pytest.raises(InputError, match="--step_decoder_layers must be at least 0, got -1"):
-        ThoughtArguments(step_decoder_layers=-1)
+        PCCoTArguments(step_decoder_layers=-1)
 
 
 # --- what is saved, and resumed ---

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from latent_cot.training.errors import InputError
 
-from .rows import Rows, on_one_line, parse_line
+from .rows import RawRows, on_one_line, parse_line
 
 COLUMNS = ("question", "steps", "answer", "windows", "input", "output")
 LONGEST_LINE = 2**24  # characters; far beyond any example, so a longer line is no row
@@ -21,7 +21,7 @@ JSON_SPACE = re.compile(r"[ \t\n\r]*")
 QUOTED_LIST = re.compile(r"\s*\[\s*['\"]")
 
 
-def read_file(path: Path) -> Rows:
+def read_file(path: Path) -> RawRows:
     """Raw rows of a file, each with the place it came from; a row that cannot be read is its `InputError`.
 
     Raises:
@@ -35,7 +35,7 @@ def read_file(path: Path) -> Rows:
     return name_failure(path, readers[path.suffix](path))
 
 
-def name_failure(path: Path, rows: Rows) -> Rows:
+def name_failure(path: Path, rows: RawRows) -> RawRows:
     """The rows as they are; a file that the system does not give is named."""
     try:
         yield from rows
@@ -43,15 +43,15 @@ def name_failure(path: Path, rows: Rows) -> Rows:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_jsonl(path: Path) -> Rows:
+def read_jsonl(path: Path) -> RawRows:
     return read_rows(path, parse_json)
 
 
-def read_text(path: Path) -> Rows:
+def read_text(path: Path) -> RawRows:
     return read_rows(path, lambda line: parse_line(line.rstrip("\n")))
 
 
-def read_rows(path: Path, parse: Callable[[str], object]) -> Rows:
+def read_rows(path: Path, parse: Callable[[str], object]) -> RawRows:
     """A row for every line that is not blank."""
     for number, line in read_lines(path):
         if isinstance(line, str) and not line.strip():
@@ -63,7 +63,7 @@ def read_rows(path: Path, parse: Callable[[str], object]) -> Rows:
         yield f"{path}, line {number}", row
 
 
-def read_json(path: Path) -> Rows:
+def read_json(path: Path) -> RawRows:
     """A JSON list of objects (or, as data sets are often published, one object a line).
 
     Raises:
@@ -97,7 +97,7 @@ def read_json(path: Path) -> Rows:
         raise InputError(f"{path}: not JSON: {json.JSONDecodeError('text after the list', text, rest)}")
 
 
-def read_csv(path: Path) -> Rows:
+def read_csv(path: Path) -> RawRows:
     """Columns `question`, `steps` (a JSON list, or one step a line), `answer`, and `windows` (a JSON list of lists) if any;
     a row is named by its first line.
 

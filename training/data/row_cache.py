@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from latent_cot.training.errors import InputError
 
-from .rows import FEATURES_WITH_WINDOWS, Rows, examples_of, without_empty_windows
+from .rows import FEATURES_WITH_WINDOWS, RawRows, examples_of, without_empty_windows
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def fingerprint(*parts: object) -> str:
 
 
 def cached_rows(
-    rows: Callable[[], Rows], source: Callable[[], str], where: str, max_bad_rows: int, limit: int | None
+    rows: Callable[[], RawRows], source: Callable[[], str], where: str, max_bad_rows: int, limit: int | None
 ) -> Dataset:
     """Checked examples of `rows()`, from the cache if they are there.
 

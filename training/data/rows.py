@@ -27,7 +27,7 @@ FEATURES_WITH_WINDOWS = datasets.Features(
 EQUATION = re.compile(r"<<[^<>]*>>")
 EQUATIONS = re.compile(rf"({EQUATION.pattern}\s*)+")
 NAMED = 5  # bad rows that are named; the others are counted
-Rows = Iterable[tuple[str, object]]  # each with the place it came from; one that could not be read is its InputError
+RawRows = Iterable[tuple[str, object]]  # each with the place it came from; one that could not be read is its InputError
 
 
 def parse_line(line: str) -> dict:
@@ -69,7 +69,7 @@ def format_line(example: dict) -> str:
 
 
 def examples_of(
-    rows: Rows, max_bad_rows: int, limit: int | None = None, report: Callable[[str], None] = logger.warning
+    rows: RawRows, max_bad_rows: int, limit: int | None = None, report: Callable[[str], None] = logger.warning
 ) -> Iterator[dict]:
     """The first `limit` checked examples; up to `max_bad_rows` bad rows are left out and the first five named.
 

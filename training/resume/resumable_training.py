@@ -17,7 +17,7 @@ from .checkpoint_fit import check_fit
 from .find_checkpoint import checkpoint_to_resume, fault_of, newest_first
 from .interruption import StopOnSignal
 from .nonfinite_steps import SkipNonfiniteSteps
-from .whole_folders import UNFINISHED, explained, put_in_place, remove_unfinished, replacing_model
+from .whole_folders import UNFINISHED, one_line_disk_errors, put_in_place, remove_unfinished, replacing_model
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class ResumableTrainingMixin:
             self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
         self._checkpoint_parent = str(unfinished)
         try:
-            with explained(unfinished):
+            with one_line_disk_errors(unfinished):
                 super()._save_checkpoint(model, trial)
                 if self.step_decoder is not None and self.args.should_save and not self.args.save_only_model:
                     save_step_decoder(self.step_decoder, unfinished / name)

@@ -14,7 +14,7 @@ UNFINISHED = ".unfinished"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOADED_FIRST = "config.json"
 # What an earlier model leaves that a later one may lack: it would be read along with it.
-OF_A_MODEL = (
+MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "adapter",
@@ -58,11 +58,11 @@ def replacing_model(folder: Path) -> Iterator[Path]:
     new = unfinished / "model"
     new.mkdir(parents=True)
     try:
-        with explained(new):
+        with one_line_disk_errors(new):
             yield new
         names = {path.name for path in new.iterdir()}
         (folder / LOADED_FIRST).unlink(missing_ok=True)
-        for path in {path for pattern in OF_A_MODEL for path in folder.glob(pattern)}:
+        for path in {path for pattern in MODEL_FILES for path in folder.glob(pattern)}:
             if path.name not in names:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name in sorted(names, key=LOADED_FIRST.__eq__):
@@ -72,7 +72,7 @@ def replacing_model(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def one_line_disk_errors(folder: Path) -> Iterator[None]:
     """Makes one sentence of every way in which the libraries say that a disk is full or cannot be written.
 
     Args:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from latent_cot.analysis.evaluation import (
     METRICS,
     Answers,
+    answer_mode,
     count_new_tokens,
-    mode_of,
     read_answers,
     same_answer,
     timed_generate,
@@ -57,7 +57,7 @@ class AnswerEvaluationMixin:
         """Say so before a run where gold answers are longer than what evaluation lets a model write."""
         for split in self.splits.keys() - {"train"}:
             for name in self.mode_names:
-                mode, features = mode_of(self.unwrapped, name), self.splits[split]
+                mode, features = answer_mode(self.unwrapped, name), self.splits[split]
                 warn_of_long_answers(split, features, mode, self.data_collator, self.evaluation)
             prompt = self.processing_class.decode(self.data_collator.answer_prompt_ids).strip()
             holding = sum(prompt in gold for gold in self.splits[split]["answer_text"][:]) if prompt else 0
@@ -163,7 +163,7 @@ class AnswerEvaluationMixin:
 
     def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
         """Arguments of `generate()` for one mode."""
-        mode = mode_of(model, name)
+        mode = answer_mode(model, name)
         limits = self.evaluation.max_new_tokens, self.evaluation.max_cot_tokens
         return mode.options | {"max_new_tokens": token_budget(model, mode, question_length, *limits)}
 
@@ -179,7 +179,7 @@ class AnswerEvaluationMixin:
         for place, name in enumerate(self.mode_names):
             tokens = [row for batch in batches for row in (batch[place] if isinstance(batch, tuple) else batch)]
             rows = [[token for token in tokens[index].tolist() if token != IGNORED] for index in order]
-            answers = read_answers(self.unwrapped, self.processing_class, mode_of(self.unwrapped, name), rows)
+            answers = read_answers(self.unwrapped, self.processing_class, answer_mode(self.unwrapped, name), rows)
             answers.seconds = max(seconds[name] for seconds, _ in timings)
             answers.seconds_per_answer = sum(seconds[name] for seconds, _ in timings) / sum(n for _, n in timings)
             self.answers[name] = answers
@@ -193,7 +193,7 @@ class AnswerEvaluationMixin:
         """Metrics of what `sampled_tokens` gave, in the order of the data."""
         name, count = self.mode_names[0], self.evaluation.num_samples
         rows = [[token for token in row.tolist() if token != IGNORED] for row in tokens.reshape(len(golds) * count, -1)]
-        answers = read_answers(self.unwrapped, self.processing_class, mode_of(self.unwrapped, name), rows).answers
+        answers = read_answers(self.unwrapped, self.processing_class, answer_mode(self.unwrapped, name), rows).answers
         return sample_metrics(name, [answers[at : at + count] for at in range(0, len(answers), count)], golds)
 
     def predictions(self, split: str, dataset) -> list[dict]:

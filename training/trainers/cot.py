@@ -56,7 +56,7 @@ from latent_cot.training.data.sources import as_dataset
 from latent_cot.training.data.streaming import endless
 from latent_cot.training.data.tokenization import set_special_ids, tokenize, tokenize_split
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import ChainArguments
+from latent_cot.training.method_arguments import CoTArguments
 from latent_cot.training.resume.checkpoint_fit import check_vocabulary
 from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
 from latent_cot.training.step_decoder import StepDecoder
@@ -67,11 +67,11 @@ from .saving import ModelSavingMixin
 logger = logging.getLogger(__name__)
 
 LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
-Rows = Dataset | IterableDataset | list[dict]
+Examples = Dataset | IterableDataset | list[dict]
 
 
 class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
-    """Trains and evaluates an explicit chain of thought, or (`ChainArguments(no_cot=True)`) answers without one.
+    """Trains and evaluates an explicit chain of thought, or (`CoTArguments(no_cot=True)`) answers without one.
 
     Args:
         model: a name on the Hub, a folder, `ModelArguments`, or a model (then with its `processing_class`).
@@ -89,7 +89,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
     """
 
     family: str | None = None  # whose configuration a stock backbone gets
-    method_class: type = ChainArguments
+    method_class: type = CoTArguments
     data_class: type = StepwiseDataArguments
 
     def __init__(
@@ -97,9 +97,9 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         model: str | ModelArguments | PreTrainedModel,
         args: CoTTrainingArguments,
         *,
-        train_dataset: Rows | None = None,
-        eval_dataset: Rows | None = None,
-        test_dataset: Rows | None = None,
+        train_dataset: Examples | None = None,
+        eval_dataset: Examples | None = None,
+        test_dataset: Examples | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         method=None,
         data: DataArguments | None = None,

@@ -16,14 +16,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.trainer_callback import ExportableState
 
 from latent_cot.analysis.plots import plot_internalization
-from latent_cot.answer_modes import EXPLICIT, INTERNALISED
+from latent_cot.answer_modes import EXPLICIT, INTERNALIZED
 from latent_cot.configuration_icot import ALL_TOKENS
 from latent_cot.training.checkpoints.loading import extend_positions, is_set_up, reinitialize, set_up_text_format
 from latent_cot.training.data.collators import ICoTCollator
 from latent_cot.training.data.text_format import check_format, is_of_the_fork, tokenize_spaced
 from latent_cot.training.data.tokenization import column
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import InternalizationArguments
+from latent_cot.training.method_arguments import ICoTArguments
 
 from .cot import CoTTrainer
 from .icot_removal import Internalizer
@@ -36,16 +36,16 @@ CHECKED_ROWS = 20  # of each split, when a text format is set up
 
 class ICoTTrainer(CoTTrainer):
     """Trains `icot-*` models, from a stock backbone too. Arguments as those of `CoTTrainer`; `method` is
-    `InternalizationArguments`.
+    `ICoTArguments`.
 
     What training has removed is a function of the step (`icot_schedule.py`), or grows with each evaluation that passes
     `--removal_gate`; `record_progress` writes it into the configuration.
     """
 
     family = "icot"
-    method_class = InternalizationArguments
+    method_class = ICoTArguments
 
-    def __init__(self, model, args, *, method: InternalizationArguments | None = None, **kwargs):
+    def __init__(self, model, args, *, method: ICoTArguments | None = None, **kwargs):
         method = method or self.method_class()
         self.removal = removal_schedule(method, args)
         super().__init__(model, args, method=method, **kwargs)
@@ -149,7 +149,7 @@ class ICoTTrainer(CoTTrainer):
 
     @property
     def mode_names(self) -> list[str]:
-        return [INTERNALISED.name, EXPLICIT.name] if self.evaluation.explicit_cot else [INTERNALISED.name]
+        return [INTERNALIZED.name, EXPLICIT.name] if self.evaluation.explicit_cot else [INTERNALIZED.name]
 
     def describe_method(self) -> str:
         return f"`{self.model_type}`, whose chain of thought was taken away stepwise in training (iCoT)."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from latent_cot.training.arguments import CoTTrainingArguments
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import InternalizationArguments
+from latent_cot.training.method_arguments import ICoTArguments
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class FillerSchedule:
         return min(1.0, self.from_rate + (1 - self.from_rate) * (passed + 1) / (self.steps - self.from_n_steps))
 
 
-def removal_schedule(method: InternalizationArguments, args: CoTTrainingArguments) -> RemovalSchedule:
+def removal_schedule(method: ICoTArguments, args: CoTTrainingArguments) -> RemovalSchedule:
     """The removal schedule of the arguments.
 
     Raises:
@@ -105,7 +105,7 @@ def removal_schedule(method: InternalizationArguments, args: CoTTrainingArgument
     )
 
 
-def filler_schedule(method: InternalizationArguments, steps: int) -> FillerSchedule:
+def filler_schedule(method: ICoTArguments, steps: int) -> FillerSchedule:
     """The filler schedule of the arguments, for a run of `steps`.
 
     Raises:

@@ -10,17 +10,17 @@ from latent_cot.chunked_cross_entropy import IGNORED
 from latent_cot.distillation_pccot import window_targets
 from latent_cot.training.arguments import DataArguments, whole_numbers
 from latent_cot.training.data.collators import PCCoTCollator
-from latent_cot.training.method_arguments import ThoughtArguments
+from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.step_decoder import StepDecoder, attach_step_decoder
 
 from .cot import CoTTrainer
 
 
 class PCCoTTrainer(CoTTrainer):
-    """Trains `pccot-*` models, from a stock backbone too. Arguments as those of `CoTTrainer`; `method` is `ThoughtArguments`."""
+    """Trains `pccot-*` models, from a stock backbone too. Arguments as those of `CoTTrainer`; `method` is `PCCoTArguments`."""
 
     family = "pccot"
-    method_class = ThoughtArguments
+    method_class = PCCoTArguments
     data_class = DataArguments
     has_latents = True
 

@@ -16,7 +16,7 @@ from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, M
 from latent_cot.training.data.sources import load_splits
 from latent_cot.training.data.tokenization import column
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import InternalizationArguments, ThoughtArguments
+from latent_cot.training.method_arguments import ICoTArguments, PCCoTArguments
 from latent_cot.training.trainers.icot import ICoTTrainer
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
@@ -151,7 +151,7 @@ def make_trainer(characters, tmp_path):
             CoTTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none"),
             train_dataset=load_splits(data, ["train"])["train"],
             processing_class=characters,
-            method=ThoughtArguments(),
+            method=PCCoTArguments(),
             data=data,
         )
 
@@ -230,7 +230,7 @@ def test_chains_are_counted_without_lists(data, characters, tmp_path):
         ModelArguments(config_name="configs/icot_gpt2_chain.json", tokenizer_name="characters"),
         CoTTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none"),
         train_dataset=load(data),
-        method=InternalizationArguments(partial_removal=True),
+        method=ICoTArguments(partial_removal=True),
     )
     lengths = [sum(map(len, steps)) for steps in trainer.train_dataset["steps"]]
     assert trainer.chain_lengths.tolist() == lengths and trainer.longest_chain == max(lengths)

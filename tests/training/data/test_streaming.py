@@ -14,7 +14,7 @@ from latent_cot.training.arguments import CoTTrainingArguments, DataArguments
 from latent_cot.training.data.sources import load_splits
 from latent_cot.training.data.streaming import endless
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import ThoughtArguments
+from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 ROWS = 11
@@ -84,7 +84,7 @@ def make_trainer(characters, tmp_path):
             CoTTrainingArguments(output_dir=str(tmp_path / output), **(settings | options)),
             train_dataset=load_splits(data, ["train"])["train"],
             processing_class=characters,
-            method=ThoughtArguments(),
+            method=PCCoTArguments(),
             data=data,
         )
 

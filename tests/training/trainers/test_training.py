@@ -16,7 +16,7 @@ from latent_cot import tasks
 from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments
 from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.training.data.collators import PCCoTCollator
-from latent_cot.training.method_arguments import ThoughtArguments
+from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 
@@ -34,7 +34,7 @@ def make_trainer(characters, tmp_path):
             eval_dataset=splits["validation"],
             processing_class=characters,
             evaluation=EvaluationArguments(max_new_tokens=4, max_cot_tokens=12),
-            method=ThoughtArguments(teacher_warmup_steps=teacher_warmup_steps),
+            method=PCCoTArguments(teacher_warmup_steps=teacher_warmup_steps),
         )
 
     return make

@@ -17,7 +17,7 @@ from latent_cot import tasks
 from latent_cot.distillation_pccot import window_targets
 from latent_cot.jacobi_pccot import jacobi
 from latent_cot.spans_pccot import ThoughtSpan
-from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTTrainer, ThoughtArguments
+from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.arguments import DataArguments
 from latent_cot.training.cli import parse
 from latent_cot.training.data.collators import PCCoTCollator
@@ -285,7 +285,7 @@ def trainer(tmp_path, monkeypatch):
         config_overrides="num_latent_tokens=5,num_iterations=3,loss_delta=1",
     )
     rows = tasks.generate("affine", MAPS)["train"]
-    return PCCoTTrainer(source, arguments, train_dataset=rows, method=ThoughtArguments(answer_prompt="#"))
+    return PCCoTTrainer(source, arguments, train_dataset=rows, method=PCCoTArguments(answer_prompt="#"))
 
 
 @pytest.mark.parametrize(("drawn", "wanted"), [(None, 3 * 3), (1, 5), (5, 5), (7, 5), (0, 0)])
