@@ -23,12 +23,12 @@ from latent_cot.training.runs.stages import check_arguments, run_stages, splits_
 ARGUMENTS = (ModelArguments, PCCoTArguments, LoraArguments, DataArguments, EvaluationArguments, CoTTrainingArguments)
 
 
-def main(argv: list[str]) -> dict:
+def main(argv: list[str], trainer_class: type[PCCoTTrainer] = PCCoTTrainer) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model, thought, lora, data, evaluation, args = parse(ARGUMENTS, argv)
     check_arguments(args, data)
     splits = load_splits(data, splits_to_load(args))
-    trainer = PCCoTTrainer(
+    trainer = trainer_class(
         model,
         args,
         train_dataset=splits.get("train"),

@@ -5,7 +5,7 @@
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, initialization
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import can_return_tuple
@@ -13,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 from .complete_weights import CompleteWeightsMixin
 from .configuration_prompt import check_count, is_number
 from .jacobi_pccot import jacobi_until_settled, jacobi_window
+from .latent_gain import LatentGain, embedding_scale
 from .latent_noise import LatentNoise, seeds_of_samples
 from .passes_pccot import FastPasses, gather_columns, join_columns
 from .positions import positions_from_mask
@@ -36,6 +37,9 @@ class PCCoTModelMixin(CompleteWeightsMixin):
                 nn.LayerNorm(config.hidden_size),
             )
             self.post_init()
+        elif config.scale_latents:
+            self.latent_gain = LatentGain(config.hidden_size)
+        self.start_gain()
         for layer in self._layers_to_checkpoint():
             # A PrefixCache survives the replay of a layer; `forward` lets no other cache near a checkpoint.
             layer._can_checkpoint_with_cache = True
@@ -216,7 +220,33 @@ class PCCoTModelMixin(CompleteWeightsMixin):
 
     def project(self, hidden_states: torch.Tensor, first: int = 0) -> torch.Tensor:
         """A latent's input from the hidden state before it, whichever latent it is; two `(batch, latents, hidden)`."""
-        return self.prj(hidden_states) if self.config.use_projection else hidden_states
+        if self.config.use_projection:
+            return self.prj(hidden_states)
+        return self.latent_gain(hidden_states) if self.config.scale_latents else hidden_states
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:  # after its children: the embeddings and the norm are there
+            self.start_gain()
+
+    def start_gain(self) -> None:
+        """Put the latents on the scale of the embeddings as they are, unless a checkpoint has brought its own gain."""
+        gain, embeddings = self.gain_weight, self.get_input_embeddings()
+        if gain is None or embeddings.weight.is_meta:
+            return
+        norm = self.norm if hasattr(self, "norm") else self.ln_f  # the last one, whatever a backbone calls it
+        initialization.constant_(gain, embedding_scale(embeddings, norm))
+
+    @property
+    def gain_weight(self) -> nn.Parameter | None:
+        """What sets the size of the latents' inputs, `(hidden,)`; None where they are hidden states as they are."""
+        if not self.config.scale_latents:
+            return None
+        if self.config.use_projection:
+            return (
+                self.prj[-1].weight if hasattr(self, "prj") else None
+            )  # the backbone draws its weights before there is one
+        return self.latent_gain.weight if hasattr(self, "latent_gain") else None
 
     def is_checkpointed(self) -> bool:
         """Whether layers are recomputed in the backward pass."""

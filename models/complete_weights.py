@@ -12,6 +12,8 @@ import torch
 
 from .mixin_base import ModelBase
 
+# What makes PCCoT's latents of hidden states, by the setting that adds it: a checkpoint without the setting lacks it.
+NEW_PARTS = {"use_projection": "prj", "scale_latents": "latent_gain"}
 LONGEST_HEADER = 100_000_000  # bytes; what safetensors allows
 
 
@@ -88,7 +90,7 @@ def check_files(model: torch.nn.Module, files: list[Path]) -> None:
 def check_names(model, info, folder: Path | None) -> None:
     """Raises ValueError for tensors that a checkpoint lacks, or has too many.
 
-    A checkpoint may lack the projection if its own configuration has none, and a backbone's may hold what is not used. So
+    A checkpoint may lack what its own configuration does not have (`NEW_PARTS`), and a backbone's may hold what is not used. So
     may an adapter of trained rows, which transformers before 5.23 does not find.
 
     Args:
@@ -107,8 +109,9 @@ def check_names(model, info, folder: Path | None) -> None:
                 missing -= {name, source}
         own = {} if folder is None else config_of(folder)
         foreign = folder is not None and own.get("model_type") != model.config.model_type
-        if foreign or (folder is not None and not own.get("use_projection")):
-            missing = {name for name in missing if not is_projection(name)}
+        for setting, part in NEW_PARTS.items():
+            if foreign or (folder is not None and not own.get(setting)):
+                missing = {name for name in missing if part not in name.split(".")}
         if foreign:
             unexpected = set()
         if not hasattr(model, "base_model_class"):
@@ -122,11 +125,6 @@ def check_names(model, info, folder: Path | None) -> None:
             raise ValueError(
                 f"{where}: the checkpoint {words} {first}{more}; it is damaged, or config.json is another's"
             )
-
-
-def is_projection(name: str) -> bool:
-    """Whether a tensor belongs to PCCoT's projection, `prj`."""
-    return "prj" in name.split(".")
 
 
 def config_of(folder: Path) -> dict:

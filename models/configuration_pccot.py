@@ -27,6 +27,8 @@ class PCCoTConfigMixin(PromptConfigMixin):
         use_layerwise_std: divide the distillation loss by the teacher's standard deviation layer by layer
             (otherwise by that of all layers together).
         use_projection: pass a hidden state through a small network before it becomes a latent's input.
+        scale_latents: multiply a latent's input by a trained gain that starts at the scale of embeddings: a vector of the
+            hidden size, or with a projection the weight of its norm. Off where it is absent, as in all published checkpoints.
         bot_token_id, eot_token_id, latent_token_id: the tokens of the thought span; `None` until a tokenizer is set up.
         open_steps_with_bot: the model's explicit steps open with the same `<bot>` as its thought span.
         latents_per_step: how many latents stand for one explicit step under step supervision and the mixed curriculum.
@@ -52,6 +54,7 @@ class PCCoTConfigMixin(PromptConfigMixin):
     loss_delta: float | int = 0.0
     use_layerwise_std: bool = True
     use_projection: bool = False
+    scale_latents: bool = False
     bot_token_id: int | None = None
     eot_token_id: int | None = None
     latent_token_id: int | None = None

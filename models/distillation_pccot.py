@@ -33,6 +33,7 @@ class PCCoTOutput(CausalLMOutputWithPast):
         kd_loss: distillation of the hidden states at the answer prompt's last token (weight `loss_gamma`).
         step_loss: cross-entropy of the latents, read as words (weight `loss_delta`); None where that is 0 or off.
         teacher_std: standard deviation of the teacher's hidden states that are distilled.
+        latent_scale: the root mean square of the latents' inputs, beside that of the embeddings of the batch.
     """
 
     cot_logits: torch.Tensor | None = None
@@ -41,6 +42,7 @@ class PCCoTOutput(CausalLMOutputWithPast):
     kd_loss: torch.Tensor | None = None
     step_loss: torch.Tensor | None = None
     teacher_std: torch.Tensor | None = None
+    latent_scale: torch.Tensor | None = None
 
 
 def distillation_step(
@@ -144,6 +146,9 @@ def distillation_step(
         counts, share = num_items_in_batch[: len(parts)].unbind(), len(input_ids) / num_items_in_batch[3]
     loss, (cot_loss, ccot_loss, *step_loss) = mean_cross_entropies(model.lm_head, parts, counts)
     kd_loss, teacher_std = kd_loss * share, teacher_std * share
+    with torch.no_grad():
+        latent_inputs = backbone.project(states[:, bot : bot + latents])
+        latent_scale = root_mean_square(latent_inputs) / root_mean_square(embeds)
     return PCCoTOutput(
         loss=loss + config.loss_gamma * kd_loss,
         logits=model.lm_head(states[:, eot:]) if return_logits else None,
@@ -153,7 +158,12 @@ def distillation_step(
         kd_loss=kd_loss.detach(),
         step_loss=step_loss[0] if step_loss else None,
         teacher_std=teacher_std,
+        latent_scale=latent_scale * share,
     )
+
+
+def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float().square().mean().sqrt()
 
 
 def window_targets(window_labels: torch.Tensor, iterations: int) -> torch.Tensor:

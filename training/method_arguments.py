@@ -31,6 +31,10 @@ class PCCoTArguments(AnswerPromptArguments):
     open_steps_with_bot: bool | None = option(
         None, "Open the explicit steps with the thought span's <bot>, so that latent i sits where step i would."
     )
+    scale_latents: bool | None = option(
+        None,
+        "Put latents on the scale of embeddings by a trained gain; on for a new model, and a checkpoint's own setting otherwise.",
+    )
     latents_per_step: int | None = option(
         None, "How many latents stand for one step (step supervision, mixed curriculum)."
     )

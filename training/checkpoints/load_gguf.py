@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from latent_cot.complete_weights import is_projection
+from latent_cot.complete_weights import NEW_PARTS
 from latent_cot.training.data.tokenization import SENTENCEPIECE_SPACE
 from latent_cot.training.errors import InputError
 
@@ -160,7 +160,7 @@ def fill(model: PreTrainedModel, file: GGUFFile) -> None:
         InputError: for a tensor that is missing, left over, of another shape or not finite.
     """
     weights = model.state_dict()
-    own = [name for name in weights if is_projection(name)]  # which no backbone has
+    own = [name for name in weights if not set(NEW_PARTS.values()).isdisjoint(name.split("."))]  # which no backbone has
     names = gguf_names(model, leave_out=own)
     for name, named in names.items():
         tensor = from_gguf(name, file.tensor(named), model.config)

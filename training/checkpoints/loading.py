@@ -78,13 +78,16 @@ def texts_of(examples: Dataset | IterableDataset | None, answer_prompt: str | No
         yield from (*batch["question"], *chain.from_iterable(batch["steps"]), *batch["answer"])
 
 
-def load_config(args: ModelArguments, family: str | None = None, settings: dict | None = None) -> PreTrainedConfig:
+def load_config(
+    args: ModelArguments, family: str | None = None, settings: dict | None = None, new: dict | None = None
+) -> PreTrainedConfig:
     """The model's configuration, with the flags that change it applied.
 
     A backbone's configuration becomes its counterpart of the family ("pccot", "icot"), if one is asked for.
 
     Args:
         settings: fields that flags set; None leaves the checkpoint's (or the configuration's) value.
+        new: fields of a model that was not trained yet, where neither a flag nor an override sets them.
 
     Raises:
         InputError: without a model or configuration, for an unknown backbone, or for an override that does not fit.
@@ -103,6 +106,10 @@ def load_config(args: ModelArguments, family: str | None = None, settings: dict 
         config = family_config(config, family)
     trained = is_set_up(config)
     apply_overrides(config, args.config_overrides, trained)
+    overridden = {pair.partition("=")[0] for pair in (args.config_overrides or "").split(",")}
+    for name, value in (new or {}).items():
+        if not trained and name not in overridden:
+            setattr(config, name, value)
     for name, value in (settings or {}).items():
         if value is not None and value != getattr(config, name):
             if trained:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from latent_cot.complete_weights import NEW_PARTS
 from latent_cot.training.arguments import LoraArguments
 from latent_cot.training.errors import InputError
 
@@ -62,10 +63,10 @@ def lora_config(model: PreTrainedModel, args: LoraArguments, with_rows: bool = T
 
     targets = args.lora_target_modules.split("-") if args.lora_target_modules else linear_names(model)
     saved = args.lora_modules_to_save.split("-") if args.lora_modules_to_save else []
-    if getattr(model.config, "use_projection", False) and "prj" not in saved:
-        saved.append("prj")
     names = {module: name for name, module in model.named_modules()}
     config = model.config
+    between = [part for part in NEW_PARTS.values() if hasattr(model.base_model, part)]  # frozen, it would stay as drawn
+    saved += [part for part in between if part not in saved]
     head = names[model.get_output_embeddings()].rpartition(".")[2]
     for flag, chosen in (("lora_modules_to_save", saved), ("lora_target_modules", targets)):
         if config.tie_word_embeddings and head in chosen:

@@ -66,7 +66,7 @@ from .saving import ModelSavingMixin
 
 logger = logging.getLogger(__name__)
 
-LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std")
+LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std", "latent_scale")
 Examples = Dataset | IterableDataset | list[dict]
 
 
@@ -89,6 +89,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
     """
 
     family: str | None = None  # whose configuration a stock backbone gets
+    new_settings: dict = {}  # fields of the configuration of a model that was not trained yet
     method_class: type = CoTArguments
     data_class: type = StepwiseDataArguments
 
@@ -170,7 +171,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
     def load(self, source: ModelArguments, tokenizer, train_rows, args) -> tuple:
         """Model and tokenizer from what `ModelArguments` name."""
-        config = load_config(source, self.family, self.configuration_settings())
+        config = load_config(source, self.family, self.configuration_settings(), self.new_settings)
         self.check_family(config)
         prompt = self.answer_prompt(config)
         if tokenizer is None:

@@ -22,10 +22,11 @@ class PCCoTTrainer(CoTTrainer):
     family = "pccot"
     method_class = PCCoTArguments
     data_class = DataArguments
+    new_settings = {"scale_latents": True}
     has_latents = True
 
     def configuration_settings(self) -> dict:
-        names = ("num_latent_tokens", "open_steps_with_bot", "latents_per_step")
+        names = ("num_latent_tokens", "scale_latents", "open_steps_with_bot", "latents_per_step")
         settings = {name: getattr(self.method, name) for name in names}
         if (asked := self.method.num_iterations_range) is not None:
             settings["num_iterations_range"] = whole_numbers("num_iterations_range", asked, count=2)
