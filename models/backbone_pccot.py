@@ -3,16 +3,20 @@
 `forward` finds the thought span, `think` hands it to the method in `jacobi_pccot.py`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import DynamicCache, initialization
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .complete_weights import CompleteWeightsMixin
 from .configuration_prompt import check_count, is_number
-from .jacobi_pccot import jacobi_until_settled, jacobi_window
+from .foreign_engines import refuse_foreign_engine
+from .jacobi_pccot import jacobi_until_settled
 from .latent_gain import LatentGain, embedding_scale
 from .latent_noise import LatentNoise, seeds_of_samples
 from .passes_pccot import FastPasses, gather_columns, join_columns
@@ -21,6 +25,8 @@ from .prefix_cache import PrefixCache, is_static, take_columns
 from .spans_pccot import Alignment, ThoughtSpan, find_thought_spans
 from .thought_trace import put_latents
 from .transformers_versions import CACHE
+
+logger = logging.get_logger(__name__)
 
 
 class PCCoTModelMixin(CompleteWeightsMixin):
@@ -92,6 +98,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             ValueError: for T < 0, ragged or cut spans, a 4-dimensional mask together with a span, a cache that has dropped
                 positions, or `latent_embeds` without a span that they fit.
         """
+        refuse_foreign_engine(self.config, cache, kwargs)
         given = past_key_values if cache is None else cache
         iterations = self.config.num_iterations if num_iterations is None else num_iterations
         check_count("num_iterations", iterations, 0)
@@ -102,15 +109,12 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             position_ids = positions_from_mask(attention_mask)[:, -length:]
 
         spans = [thought_span] if thought_span is not None else []
-        if latent_embeds is not None or (not spans and input_ids is not None and length > 1):
-            has_past = given is not None and bool(given.get_seq_length() > 0)
-            wanted = iterations > 0 or latent_embeds is not None
-            if wanted and not spans and input_ids is not None and length > 1:
-                spans = find_thought_spans(input_ids, self.config, has_past)
-            if latent_embeds is not None and (spans or not has_past):  # with neither, this is a step of the answer
-                embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-                inputs_embeds = put_latents(embeds, spans, latent_embeds)
-                input_ids, spans = None, []  # nothing is left to think
+        if length > 1 and not spans and (iterations > 0 or latent_embeds is not None):
+            spans = self.look_for_spans(input_ids, given)
+        if latent_embeds is not None and (spans or not holds_past(given)):  # with neither, this is a step of the answer
+            embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            inputs_embeds, input_ids = put_latents(embeds, spans, latent_embeds), None
+            spans = []  # nothing is left to think
         if not spans or iterations == 0:  # T = 0: the latents stay filler tokens
             if self.training and self.is_checkpointed():
                 if given is not None:
@@ -161,6 +165,22 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             setattr(output, CACHE, cache.append_to(target, past))
         return output
 
+    def look_for_spans(self, input_ids: torch.Tensor | None, cache: Cache | None) -> list[ThoughtSpan]:
+        """The thought spans of a prompt; says once where a model is trained, or asked in embeddings, without any."""
+        has_past = holds_past(cache)
+        spans = [] if input_ids is None else find_thought_spans(input_ids, self.config, has_past)
+        if not spans and not has_past:
+            if input_ids is None:
+                logger.warning_once(
+                    "inputs_embeds show no thought span, so nothing is thought: name it (thought_span), or pass input_ids"
+                )
+            elif self.training:
+                logger.warning_once(
+                    "a training step without a thought span trains this model to answer without thinking: open the prompts "
+                    "first (model.open_prompt, or latent_cot.training.open_prompts; docs/training.md), if that is not meant"
+                )
+        return spans
+
     def think(self, embeds, mask, positions, cache, span, iterations, tolerance, noise, compiled_forward, **options):
         """The Jacobi iteration over `embeds` `(batch, length, hidden)`, whose span is in the same columns in each row.
 
@@ -170,7 +190,11 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         run = FastPasses(self, mask, positions, cache, options, compiled_forward=compiled_forward)
         project = self.project if noise is None else noise.after(self.project, span.num_latents, embeds)
         if tolerance is None:
-            states = jacobi_window(run, embeds, span.bot, span.num_latents, iterations, project)
+            states = self.config.latent_rule.think(run, embeds, span.bot, span.num_latents, iterations, project)
+        elif not self.config.latent_rule.settles:
+            raise ValueError(
+                "latent_tolerance needs latents that settle, and latent_update='add' has none: leave it out"
+            )
         else:
             states = jacobi_until_settled(run, embeds, span.bot, span.num_latents, iterations, project, tolerance)
         return run.output(states), run.cache
@@ -234,7 +258,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         gain, embeddings = self.gain_weight, self.get_input_embeddings()
         if gain is None or embeddings.weight.is_meta:
             return
-        norm = self.norm if hasattr(self, "norm") else self.ln_f  # the last one, whatever a backbone calls it
+        norm: Any = self.norm if hasattr(self, "norm") else self.ln_f  # the last one, whatever a backbone calls it
         initialization.constant_(gain, embedding_scale(embeddings, norm))
 
     @property
@@ -270,3 +294,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
 
     def _layers_to_checkpoint(self) -> list[GradientCheckpointingLayer]:
         return [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def holds_past(cache: Cache | None) -> bool:
+    return cache is not None and bool(cache.get_seq_length() > 0)

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from .configuration_prompt import PromptConfigMixin, check_count, is_number
+from .configuration_prompt import PromptConfigMixin, check_choice, check_count, is_number
+from .latent_update import UPDATES, LatentUpdate
 
 
 @dataclass(kw_only=True)
@@ -27,6 +28,8 @@ class PCCoTConfigMixin(PromptConfigMixin):
         use_layerwise_std: divide the distillation loss by the teacher's standard deviation layer by layer
             (otherwise by that of all layers together).
         use_projection: pass a hidden state through a small network before it becomes a latent's input.
+        latent_update: how a pass makes the latents' inputs: "shift" (a latent is the state of the position before it) or "add" (its
+            own state is added to its embedding, after LOTUS, arXiv 2606.31779, where T is not bounded by c).
         scale_latents: multiply a latent's input by a trained gain that starts at the scale of embeddings: a vector of the
             hidden size, or with a projection the weight of its norm. Off where it is absent, as in all published checkpoints.
         bot_token_id, eot_token_id, latent_token_id: the tokens of the thought span; `None` until a tokenizer is set up.
@@ -55,6 +58,7 @@ class PCCoTConfigMixin(PromptConfigMixin):
     use_layerwise_std: bool = True
     use_projection: bool = False
     scale_latents: bool = False
+    latent_update: str = "shift"
     bot_token_id: int | None = None
     eot_token_id: int | None = None
     latent_token_id: int | None = None
@@ -66,6 +70,7 @@ class PCCoTConfigMixin(PromptConfigMixin):
         positions = self.max_position_embeddings
         check_count("num_latent_tokens", self.num_latent_tokens, 1, positions)
         check_count("num_iterations", self.num_iterations, 0)
+        check_choice("latent_update", self.latent_update, tuple(UPDATES))
         self.check_range()
         for name in ("loss_alpha", "loss_beta", "loss_gamma", "loss_delta"):
             if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
@@ -90,8 +95,15 @@ class PCCoTConfigMixin(PromptConfigMixin):
     def was_trained_at(self, iterations: int) -> bool:
         """Whether training computed what `iterations` passes compute; c and more of them are the same computation."""
         low, high = self.num_iterations_range or (self.num_iterations, self.num_iterations)
-        most = self.num_latent_tokens
-        return min(low, most) <= min(iterations, most) <= min(high, most)
+        low, asked, high = (
+            self.latent_rule.passes(number, self.num_latent_tokens) for number in (low, iterations, high)
+        )
+        return low <= asked <= high
+
+    @property
+    def latent_rule(self) -> LatentUpdate:
+        """The rule that `latent_update` names."""
+        return UPDATES[self.latent_update]
 
     def describe(self) -> str:
         trained = self.num_iterations_range

@@ -15,7 +15,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .chunked_cross_entropy import mean_cross_entropies, select_labelled
 from .deferred_weight_grad import deferred_weight_gradients
-from .jacobi_pccot import jacobi_window
 from .spans_pccot import ThoughtSpan
 
 
@@ -109,7 +108,7 @@ def distillation_step(
     with shared_gradients(backbone):
         # Student: question, thought, answer. Every layer's states are read in the last pass alone.
         student = backbone.passes(attention_mask, last_options={"output_hidden_states": True})
-        states = jacobi_window(student, embeds, bot, latents, iterations, backbone.project)
+        states = config.latent_rule.think(student, embeds, bot, latents, iterations, backbone.project)
         # Teacher: the same question, already read, goes on with the explicit steps.
         question = student.first_cache.fork(bot)
         teacher = backbone.passes(cot_attention_mask, question, last_options={"output_hidden_states": True})
@@ -135,6 +134,10 @@ def distillation_step(
         else:
             supervised.append(read_steps(latent_states, step_labels, model.get_input_embeddings()))
     if config.loss_delta and window_labels is not None and iterations > 0:
+        if not config.latent_rule.settles:
+            raise ValueError(
+                f"labels of every pass (`windows`) need a window, and latent_update={config.latent_update!r} has none"
+            )
         targets = window_targets(window_labels, iterations)
         supervised.append((window_states(student.outputs, bot, targets).flatten(0, 2), targets.flatten()))
     if supervised:

@@ -74,3 +74,19 @@ def jacobi_until_settled(run, embeds, bot, latents, iterations, project, toleran
             inputs = torch.where(settled[:, None, None], last, inputs)
         states = run(torch.cat([inputs, embeds[:, eot:]], dim=1) if t == iterations else inputs, first)
     return torch.cat([question, states], dim=1)
+
+
+def jacobi_add(run, embeds, bot, latents, iterations, project):
+    """Another update: latent i keeps its own embedding, and its own state of the last pass is added to it (after LOTUS).
+
+    Every latent reads those before it anew in each pass, so none is final from the left: no window, and T is not bounded by c.
+    """
+    first, eot = bot + 1, bot + 1 + latents
+    if iterations == 0:
+        return run(embeds, 0)
+    states = run(embeds[:, :eot], 0)
+    question, states = states[:, :first], states[:, first:]
+    for t in range(1, iterations + 1):
+        inputs = embeds[:, first:eot] + project(states, 0)
+        states = run(torch.cat([inputs, embeds[:, eot:]], dim=1) if t == iterations else inputs, first)
+    return torch.cat([question, states], dim=1)

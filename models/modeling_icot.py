@@ -20,12 +20,22 @@ from .answer_modes import EXPLICIT, INTERNALIZED, AnswerMode
 from .complete_weights import CompleteWeightsMixin
 from .configuration_icot import ALL_TOKENS, ICoTGPT2Config, ICoTLlamaConfig, ICoTMistralConfig
 from .configuration_prompt import check_count, check_flag
+from .foreign_engines import refuse_foreign_engine
 from .gpt2_activation import FusedGeluMixin
 from .own_base_model import OwnBaseModelMixin
 from .positions import positions_from_mask
 from .prompt_checks import check_shape, first_of
 from .prompt_suffix import PromptSuffixMixin
 from .transformers_versions import CACHE
+
+
+class ICoTModelMixin(CompleteWeightsMixin):
+    """A backbone's base model that refuses to be run by an engine which knows nothing of its separators."""
+
+    def forward(self, *args, **kwargs):
+        """The backbone's own."""
+        refuse_foreign_engine(self.config, None, kwargs)
+        return super().forward(*args, **kwargs)
 
 
 class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
@@ -101,6 +111,7 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         return [*suffix, config.ready_token_id, *(config.answer_prompt_ids or [])]
 
     batch_options = ("explicit_steps", "num_fillers")
+    own_options = (*batch_options, "position_gap")
 
     def check_batching(self, generation_config, explicit_steps: bool | None = None, **options) -> None:
         super().check_batching(generation_config, explicit_steps=explicit_steps, **options)
@@ -137,7 +148,7 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         Args:
             inputs: questions `(batch, length)`, also accepted as `input_ids`; left padded, with their
                 `attention_mask`.
-            generation_config: as everywhere.
+            generation_config: as everywhere; it may also name `explicit_steps`, `num_fillers` and `position_gap`.
             explicit_steps, num_fillers: see `suffix_ids`.
             filler_embeds: `(batch, fillers, hidden)`, what stands at the fillers after the question instead of their own
                 embeddings.
@@ -159,20 +170,23 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         if inputs is None:
             raise ValueError("a question is opened in token ids: pass input_ids")
         check_shape(inputs)
-        suffix, config = self.suffix_ids(explicit_steps, num_fillers), self.config
-        gap = self.gap_of(explicit_steps) if position_gap is None else position_gap
+        given = {"explicit_steps": explicit_steps, "num_fillers": num_fillers, "position_gap": position_gap}
+        options, config = self.own_options_of(generation_config, **given), self.config
+        explicit_steps, suffix = options.get("explicit_steps"), self.suffix_ids(**options)
+        gap = options.get("position_gap", self.gap_of(explicit_steps))
         check_count("position_gap", gap, 0, config.max_position_embeddings)
-        eos, ready = kwargs.get("eos_token_id", self.generation_config.eos_token_id), config.ready_token_id
+        sources, ready = self._sources(generation_config, kwargs), config.ready_token_id
+        eos = first_of("eos_token_id", sources)
         if self.writes_chain(explicit_steps) and eos in (ready, [ready]):
             # Published checkpoints end the chain and the answer with the same token: the second one stops.
             criteria = [*kwargs.pop("stopping_criteria", []), SecondEndCriteria(ready, inputs.shape[1] + len(suffix))]
             kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
-            if kwargs.get("pad_token_id", self.generation_config.pad_token_id) is None:
+            if first_of("pad_token_id", sources) is None:
                 kwargs["pad_token_id"] = ready
         if gap or filler_embeds is not None:
             prompt, _ = self._with_bos(inputs, kwargs.get("attention_mask"))
             column = prompt.shape[1] + len(config.question_end_ids or []) + 1  # after <start>
-            if first_of("prefill_chunk_size", self._sources(generation_config, kwargs)) is not None:
+            if first_of("prefill_chunk_size", sources) is not None:
                 what = (
                     "positions that are left free (keep_position, position_gap) need" if gap else "filler_embeds needs"
                 )
@@ -259,7 +273,7 @@ class SecondEndCriteria(StoppingCriteria):
 # --- the backbones ---
 
 
-class ICoTGPT2Model(CompleteWeightsMixin, FusedGeluMixin, GPT2Model):
+class ICoTGPT2Model(ICoTModelMixin, FusedGeluMixin, GPT2Model):
     config_class = ICoTGPT2Config
 
 
@@ -268,7 +282,7 @@ class ICoTGPT2LMHeadModel(ICoTForCausalLMMixin, GPT2LMHeadModel):
     base_model_class = ICoTGPT2Model
 
 
-class ICoTLlamaModel(CompleteWeightsMixin, LlamaModel):
+class ICoTLlamaModel(ICoTModelMixin, LlamaModel):
     config_class = ICoTLlamaConfig
 
 
@@ -277,7 +291,7 @@ class ICoTLlamaForCausalLM(ICoTForCausalLMMixin, LlamaForCausalLM):
     base_model_class = ICoTLlamaModel
 
 
-class ICoTMistralModel(CompleteWeightsMixin, MistralModel):
+class ICoTMistralModel(ICoTModelMixin, MistralModel):
     config_class = ICoTMistralConfig
 
 

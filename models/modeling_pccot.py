@@ -26,7 +26,7 @@ from .answer_modes import DIRECT, EXPLICIT, LATENT, AnswerMode
 from .backbone_pccot import PCCoTModelMixin
 from .configuration_pccot import PCCoTGPT2Config, PCCoTLlamaConfig, PCCoTMistralConfig, PCCoTQwen3Config
 from .configuration_prompt import check_count, check_flag, is_number
-from .distillation_pccot import distillation_step, teacher_step
+from .distillation_pccot import PCCoTOutput, distillation_step, teacher_step
 from .gpt2_activation import FusedGeluMixin
 from .latent_noise import sources_of_rows
 from .own_base_model import OwnBaseModelMixin
@@ -61,39 +61,29 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         latent_sources: torch.Tensor | None = None,
         latent_embeds: torch.Tensor | None = None,
         cot_input_ids: torch.Tensor | None = None,
-        cot_attention_mask: torch.Tensor | None = None,
-        cot_labels: torch.Tensor | None = None,
-        teacher_only: bool = False,
         **kwargs,
     ):
-        """A causal language model whose thought spans are thought through; with `cot_input_ids`, a training step.
+        """A causal language model whose thought spans are thought through; with `cot_input_ids`, `training_step`.
 
         Args:
-            input_ids, attention_mask, labels: as everywhere, `(batch, length)`; for a training step see
-                `distillation_step`, which also names the further arguments of one.
+            input_ids, attention_mask, labels: as everywhere, `(batch, length)`.
             position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as everywhere.
             num_iterations, latent_tolerance, latent_noise, latent_dropout, latent_sources, latent_embeds: see
                 `PCCoTModelMixin.forward`.
-            cot_input_ids, cot_attention_mask, cot_labels: the teacher's sequence, `(batch, teacher length)`.
-            teacher_only: train the explicit chain alone.
+            cot_input_ids: the teacher's sequence `(batch, teacher length)`, for a training step.
             **kwargs: as everywhere.
 
         Returns:
-            Logits as everywhere, or a `PCCoTOutput` for a training step.
+            Logits as everywhere.
         """
-        if cot_input_ids is not None:
-            batch: dict[str, Any] = {
+        if cot_input_ids is not None:  # DDP and PEFT hand on `forward` alone
+            given = {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "labels": labels,
                 "cot_input_ids": cot_input_ids,
-                "cot_attention_mask": cot_attention_mask,
-                "cot_labels": cot_labels,
             }
-            batch |= {
-                name: value for name, value in kwargs.items() if value is not None
-            }  # PEFT hands on what nobody gave
-            if teacher_only:
-                return teacher_step(self, **batch)
-            batch |= {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-            return distillation_step(self, num_iterations=num_iterations, **batch)
+            return self.training_step(**given, num_iterations=num_iterations, **kwargs)
         if past_key_values is not None:
             kwargs[CACHE] = past_key_values
         return super().forward(
@@ -113,6 +103,15 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             **kwargs,
         )
 
+    def training_step(self, **batch) -> PCCoTOutput:
+        """Teacher, student and their losses.
+
+        Args:
+            **batch: see `distillation_step`; with `teacher_only` the explicit chain alone is trained.
+        """
+        batch = {name: value for name, value in batch.items() if value is not None}  # PEFT hands on what nobody gave
+        return teacher_step(self, **batch) if batch.pop("teacher_only", False) else distillation_step(self, **batch)
+
     @property
     def answer_modes(self) -> tuple[AnswerMode, ...]:
         """After a latent thought; with an explicit chain; without one (after `run_cot.py --no_cot`)."""
@@ -125,13 +124,14 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         return [self.config.bot_token_id] if self.config.open_steps_with_bot else []
 
     batch_options = ("num_iterations", "num_latent_tokens", "latent_thought")
+    own_options = (*batch_options, "latent_tolerance", "latent_noise", "latent_dropout", "latent_seed")
 
     def extra_passes(self, latent_thought=True, num_latent_tokens=None, num_iterations=None, **_) -> int:
         iterations = self.config.num_iterations if num_iterations is None else num_iterations
         latents = self.config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
         check_count("num_iterations", iterations, 0)
         check_flag("latent_thought", latent_thought)
-        return min(iterations, latents) if latent_thought else 0
+        return self.config.latent_rule.passes(iterations, latents) if latent_thought else 0
 
     def open_thought(
         self,
@@ -192,11 +192,6 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         inputs: torch.Tensor | None = None,
         generation_config=None,
         *,
-        latent_thought: bool = True,
-        num_latent_tokens: int | None = None,
-        latent_noise: float = 0.0,
-        latent_dropout: float = 0.0,
-        latent_seed: int | None = None,
         latent_embeds: torch.Tensor | None = None,
         **kwargs,
     ):
@@ -208,7 +203,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         Args:
             inputs: the prompt `(batch, length)`, also accepted as `input_ids`; left padded, with its
                 `attention_mask`.
-            generation_config: as everywhere.
+            generation_config: as everywhere; it may also name the options below, and so may `generation_config.json`.
             latent_thought: False asks for the explicit chain of thought instead: the prompt is left alone (or gets
                 the `<bot>` that the model's explicit steps open with).
             num_latent_tokens: c for this call; the configuration's if absent.
@@ -217,8 +212,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             latent_seed: of these samples; drawn from torch's random numbers if absent.
             latent_embeds: `(batch, c, hidden)`, a thought to answer from, such as a changed one of `trace_thought`, instead
                 of thinking (see `PCCoTModelMixin.forward`).
-            **kwargs: every argument of transformers' `generate()`, and `num_iterations` and `latent_tolerance`
-                (see `PCCoTModelMixin.forward`).
+            num_iterations, latent_tolerance: see `PCCoTModelMixin.forward`.
+            **kwargs: every argument of transformers' `generate()`.
 
         Returns:
             As everywhere: `(batch, length + new tokens)`, or a dictionary with `return_dict_in_generate`.
@@ -229,20 +224,26 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
-        check_count("num_iterations", kwargs.get("num_iterations", 0), 0)
+        options = self.own_options_of(generation_config, **kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if name not in self.own_options}
+        kwargs |= {name: options[name] for name in ("num_iterations", "latent_tolerance") if name in options}
+        latent_thought, num_latent_tokens = options.get("latent_thought", True), options.get("num_latent_tokens")
+        latent_noise, latent_dropout = options.get("latent_noise", 0.0), options.get("latent_dropout", 0.0)
+        asked = options.get("num_iterations")
+        check_count("num_iterations", 0 if asked is None else asked, 0)
         check_flag("latent_thought", latent_thought)
         if latent_embeds is not None:
             check_given(latent_embeds, latent_thought, sampled=bool(latent_noise or latent_dropout))
-            num_latent_tokens = num_latent_tokens or latent_embeds.shape[1]
+            num_latent_tokens = latent_embeds.shape[1] if num_latent_tokens is None else num_latent_tokens
             kwargs["latent_embeds"] = latent_embeds
-        asked = kwargs.get("num_iterations")
         if latent_thought and asked is not None and not self.config.was_trained_at(asked):
             trained = self.config.num_iterations_range or self.config.num_iterations
             logger.warning_once(
                 f"num_iterations={asked}: this model was trained with T = {trained} and may answer worse with another"
             )
         if inputs is not None and latent_thought and (latent_noise or latent_dropout):
-            kwargs |= self.sampled_thought(inputs, generation_config, latent_noise, latent_dropout, latent_seed, kwargs)
+            seed = options.get("latent_seed")
+            kwargs |= self.sampled_thought(inputs, generation_config, latent_noise, latent_dropout, seed, kwargs)
         suffix = self.suffix_ids(latent_thought, num_latent_tokens)
         if suffix and inputs is None:
             raise ValueError("a thought is opened in token ids: pass input_ids (or latent_thought=False)")

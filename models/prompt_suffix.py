@@ -24,6 +24,21 @@ class PromptSuffixMixin(BatchEngineMixin):
     # The loss is a mean over the batch; the Trainer must not scale it by a token count.
     accepts_loss_kwargs = False
 
+    # Arguments of `generate()` that a family adds. A generation configuration may name them too, for every door alike.
+    own_options: tuple[str, ...] = ()
+
+    def own_options_of(self, generation_config=None, **given) -> dict[str, Any]:
+        """The family's options as `generate()` takes them: given, of the call's configuration, or of the model's own."""
+        sources = self._sources(generation_config, given)
+        options = {name: first_of(name, sources) for name in self.own_options}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def _prepare_generation_config(self, generation_config, **kwargs):
+        """transformers' own, which would drop an argument that a configuration names too."""
+        ours = {name: kwargs.pop(name) for name in self.own_options if name in kwargs}
+        config, others = super()._prepare_generation_config(generation_config, **kwargs)
+        return config, others | ours
+
     @property
     def answer_modes(self) -> tuple[AnswerMode, ...]:
         """The ways to ask this model, its own first."""
@@ -55,6 +70,7 @@ class PromptSuffixMixin(BatchEngineMixin):
             ValueError: for what `generate()` would refuse.
         """
         check_shape(input_ids)
+        options = self.own_options_of(generation_config, **options)
         suffix = self.suffix_ids(**options)
         self._check_arguments(input_ids, attention_mask, suffix, generation_config, options)
         prompt, mask = self._with_bos(input_ids, attention_mask)
@@ -153,7 +169,7 @@ class PromptSuffixMixin(BatchEngineMixin):
             )
         kwargs["attention_mask"] = mask
 
-        chunk = kwargs.get("prefill_chunk_size") or getattr(generation_config, "prefill_chunk_size", None)
+        chunk = first_of("prefill_chunk_size", self._sources(generation_config, kwargs))
         if added and chunk is not None and length // chunk != (prompt.shape[1] - 1) // chunk:
             raise ValueError(
                 f"prefill_chunk_size={chunk} would cut the tokens added after the question at column {length}"

@@ -241,7 +241,7 @@ def make_manager(model, generation_config=None, continuous_batching_config=None,
     """
     config, _ = model._prepare_generation_config(generation_config)  # as generate() completes it
     for name in NOT_BATCHABLE:
-        if getattr(config, name, None):
+        if first_of(name, model._sources(config, {})):
             raise ValueError(f"continuous batching has no {name}: use generate() for it")
     if (config.num_beams or 1) > 1:
         raise ValueError("continuous batching has no beams: use generate() for num_beams above 1")
@@ -260,8 +260,8 @@ def make_manager(model, generation_config=None, continuous_batching_config=None,
 
 def options_of(model, generation_config) -> dict[str, Any]:
     """Those of the model's `batch_options` that a complete generation configuration names."""
-    options = {name: getattr(generation_config, name, None) for name in model.batch_options}
-    return {name: value for name, value in options.items() if value is not None}
+    options = model.own_options_of(generation_config)
+    return {name: value for name, value in options.items() if name in model.batch_options}
 
 
 def config_with_options(model, generation_config, arguments: dict[str, Any]) -> GenerationConfig:

@@ -58,7 +58,8 @@ class PackedThinker(nn.Module):
         if again:
             latents = latents_of_spans(input_ids, batch["cu_seq_lens_q"], self.model.config)[..., None]
         for left in reversed(range(again)):
-            inputs = torch.where(latents, base.project(states.roll(1, dims=1)), embeds)
+            thought = self.model.config.latent_rule.inputs(states, embeds, base.project)
+            inputs = torch.where(latents, thought, embeds)
             states = base.plain_forward(inputs_embeds=inputs, **(rewritten if left else batch)).last_hidden_state
         return CausalLMOutput(logits=self.model.lm_head(states[:, logits_to_keep]))
 
