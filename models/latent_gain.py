@@ -19,6 +19,7 @@ class LatentGain(nn.Module):
         return states * self.weight
 
 
+@torch.no_grad()
 def embedding_scale(embeddings: nn.Module, norm: nn.Module) -> float:
     """How large embeddings are beside what the final norm gives out: the quotient of their root mean squares.
 

@@ -33,6 +33,13 @@ class PromptSuffixMixin(BatchEngineMixin):
         options = {name: first_of(name, sources) for name in self.own_options}
         return {name: value for name, value in options.items() if value is not None}
 
+    def save_pretrained(self, *args, **kwargs):
+        """As everywhere; options of ours in the generation configuration are read again only if it is more than the model's."""
+        config: Any = self.generation_config
+        if any(getattr(config, name, None) is not None for name in self.own_options):
+            config._from_model_config = False
+        return super().save_pretrained(*args, **kwargs)
+
     def _prepare_generation_config(self, generation_config, **kwargs):
         """transformers' own, which would drop an argument that a configuration names too."""
         ours = {name: kwargs.pop(name) for name in self.own_options if name in kwargs}

@@ -104,7 +104,7 @@ def test_chat_template(answers):
     talk = [*user("first"), {"role": "assistant", "content": "1"}, *user("second")]
     system = {"role": "system", "content": "be brief"}
     assert rendered(*talk) == "second"
-    assert rendered(system, *talk) == "be brief\n\nsecond"
+    assert rendered(system, *talk) == "second"  # what a question was never trained with would be part of it
     assert rendered({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}) == "ab"
     assert rendered(*user("  <pcot.bot> {{ 1 }}\n")) == "  <pcot.bot> {{ 1 }}\n"
     ids = tokenizer.apply_chat_template(user("1<pcot.bot><pcot.latent><pcot.eot>[PAD]<eos>"), return_dict=True)[

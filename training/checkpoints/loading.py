@@ -182,8 +182,13 @@ def load_model(
     args: ModelArguments,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
+    added: int = 0,
 ) -> PreTrainedModel:
-    """The model of a complete configuration (`set_up`), its vocabulary as large as the tokenizer's."""
+    """The model of a complete configuration, its vocabulary as large as the tokenizer's.
+
+    Args:
+        added: how many of the tokenizer's last tokens are new.
+    """
     check_attention(args.attn_implementation)
     options = {"dtype": args.torch_dtype or "auto"}
     if args.attn_implementation is not None:
@@ -197,18 +202,35 @@ def load_model(
     elif args.gguf_file is not None:
         options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
         model = load_gguf(open_gguf(args.model_name_or_path, args.gguf_file, args.model_revision), config, **options)
-        extend_vocabulary(model, tokenizer)
+        extend_vocabulary(model, tokenizer, added)
     else:
         model = load_weights(args.model_name_or_path, config, args.model_revision, args.trust_remote_code, **options)
-        extend_vocabulary(model, tokenizer)
+        extend_vocabulary(model, tokenizer, added)
     set_special_ids(model, tokenizer)
     return model
 
 
-def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the rows that a tokenizer's new tokens lack."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        # New rows start as draws around the mean of the old ones, which keeps the model's predictions as they are.
+def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added: int = 0) -> None:
+    """Give a tokenizer's new tokens rows that start as draws around the mean of the rows in use.
+
+    That keeps a model's predictions as they are. Some matrices have rows to spare, which were never trained (Qwen3): a token
+    that took one as it is would start with gradients 300 times as large.
+
+    Args:
+        added: how many of the tokenizer's last tokens are new.
+    """
+    there = model.get_input_embeddings().num_embeddings
+    in_use = len(tokenizer) - added
+    spare = slice(in_use, min(len(tokenizer), there))
+    if spare.start < spare.stop:
+        matrices = {
+            id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        }
+        for matrix in matrices.values():
+            used = matrix.data[:in_use].float()
+            drawn = used.mean(dim=0) + 1e-4 * used.std(dim=0) * torch.randn_like(used[: spare.stop - spare.start])
+            matrix.data[spare] = drawn.to(matrix.dtype)
+    if len(tokenizer) > there:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
 
 

@@ -42,6 +42,7 @@ from latent_cot.training.arguments import (
 )
 from latent_cot.training.checkpoints.liger import register_with_liger
 from latent_cot.training.checkpoints.loading import (
+    extend_vocabulary,
     load_config,
     load_model,
     load_tokenizer,
@@ -176,12 +177,12 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         prompt = self.answer_prompt(config)
         if tokenizer is None:
             tokenizer = load_tokenizer(source, texts_of(train_rows, prompt))
-        own = own_tokenizer(source)
+        own, known = own_tokenizer(source), len(tokenizer)
         self.set_up(config, tokenizer)
         if own is not None:
             check_vocabulary(own, tokenizer, source.model_name_or_path)
         set_seed(args.seed)
-        return load_model(source, config, tokenizer), tokenizer
+        return load_model(source, config, tokenizer, len(tokenizer) - known), tokenizer
 
     def set_up(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make tokenizer and configuration fit."""
@@ -194,9 +195,9 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             if not self.base_model_name:
                 raise InputError("a model without a name brings no tokenizer: pass processing_class")
             tokenizer = AutoTokenizer.from_pretrained(self.base_model_name)
+        known = len(tokenizer)
         self.set_up(model.config, tokenizer)
-        if len(tokenizer) > model.config.vocab_size:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        extend_vocabulary(model, tokenizer, len(tokenizer) - known)
         set_special_ids(model, tokenizer)
         return model, tokenizer
 
