@@ -75,6 +75,7 @@ FIRST_RUN = (
     "do_eval",
 )
 AS_PAIRS = ("config_overrides", "task_args")  # their text is `name=value,name=value`
+COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 NOT_ONE = "must be a text, a number, true or false"
 
 
@@ -229,6 +230,8 @@ class Pairs(tuple):
 def from_yaml(node: yaml.Node | None):
     """`Pairs`, lists, and of what is single its value and its text."""
     constructor = yaml.constructor.SafeConstructor()
+    if isinstance(node, yaml.CollectionNode) and node.tag not in COLLECTIONS:
+        raise yaml.constructor.ConstructorError(problem=f"{node.tag} is not read", problem_mark=node.start_mark)
     if isinstance(node, yaml.MappingNode):
         return Pairs((constructor.construct_object(name, deep=True), from_yaml(value)) for name, value in node.value)
     if isinstance(node, yaml.SequenceNode):

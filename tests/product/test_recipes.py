@@ -236,8 +236,13 @@ def test_the_index_knows_what_was_trained():
     for title, entries in rows.items():
         for name, result in entries:
             assert result.startswith("not run") == (title != "Trained here"), name
-    commands = [json.loads(path.read_text()).get("command", "") for path in (ROOT / "results").glob("*/*/*.json")]
-    used = {name for command in commands for name in re.findall(r"configs/recipes/([\w-]+\.yaml)", command)}
+    used = set()
+    for path in (ROOT / "results").glob("*/*/*.json"):
+        command = json.loads(path.read_text()).get("command", "")
+        chain = re.findall(r"--no_cot (true|false)", command)
+        for recipe in (path for path in RECIPES if path.name in command):
+            if chain in ([], [str(read_recipe(recipe).get("no_cot", False)).lower()]):  # else it is another method
+                used.add(recipe.name)
     assert len(used) > 5 and used <= {name for name, _ in rows["Trained here"]}
 
 
