@@ -179,6 +179,9 @@ def test_flags_of_the_configuration(tmp_path):
     model, thought, *_ = parse(run_ccot.ARGUMENTS, ["--config_name", str(ROOT / "configs/pccot_gpt2_tiny.json"), *argv])
     config = load_config(model, "pccot", thought.configuration_settings())
     assert {name: getattr(config, name) for name in flags} == flags
+    model.config_overrides = "num_iterations=4"  # in Python there is no order of the two
+    with pytest.raises(InputError, match="num_iterations is 2, and config_overrides say 4: leave one out"):
+        load_config(model, "pccot", thought.configuration_settings())
     _, left_out, *_ = parse(run_ccot.ARGUMENTS, [])
     assert set(left_out.configuration_settings().values()) == {None}
     assert flags.keys() < left_out.configuration_settings().keys()

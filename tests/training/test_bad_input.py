@@ -7,12 +7,21 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from datasets import Dataset
 from test_scripts import CHAIN, QUICK, TINY, trained  # noqa: F401  a fixture
 
 import run_ccot
 import run_cot
 import run_icot
-from latent_cot.training import DataArguments, cli
+from latent_cot.training import (
+    CoTTrainer,
+    CoTTrainingArguments,
+    DataArguments,
+    ICoTTrainer,
+    LatentEvaluationArguments,
+    ModelArguments,
+    cli,
+)
 from latent_cot.training.errors import InputError
 from latent_cot.training.runs import stages
 
@@ -139,6 +148,23 @@ ELSEWHERE = {
 def test_a_flag_of_another_script(name, monkeypatch, capsys):
     script, flag = ELSEWHERE[name]
     assert f"unknown arguments: {flag}" in fails(monkeypatch, capsys, [flag], script)
+
+
+def test_trainers_refuse_it_too(tmp_path):
+    """In Python there is no `--help`."""
+    rows = Dataset.from_list([{"question": "1+2=", "steps": ["3"], "answer": "3"}] * 4)
+    args = CoTTrainingArguments(str(tmp_path / "out"), use_cpu=True, max_steps=1, report_to=[])
+    models = [
+        ModelArguments(config_name=f"configs/{name}_chain.json", tokenizer_name="characters")
+        for name in ("gpt2", "icot_gpt2")
+    ]
+    for asked in ({"num_samples": 2}, {"eval_iterations": "1,3"}, {"latent_tolerance": 0.1}):
+        with pytest.raises(InputError, match=f"--{next(iter(asked))}: about latent thoughts"):
+            CoTTrainer(models[0], args, train_dataset=rows, evaluation=LatentEvaluationArguments(**asked))
+    with pytest.raises(InputError, match=r"which only models of run_ccot\.py and run_icot\.py have"):
+        CoTTrainer(models[0], args, train_dataset=rows, evaluation=LatentEvaluationArguments(faithfulness=True))
+    with pytest.raises(InputError, match=r"--streaming: run_icot\.py has to know every chain"):
+        ICoTTrainer(models[1], args, train_dataset=rows.to_iterable_dataset())
 
 
 NOWHERE = ["--config_name", "nowhere.json", "--dataset_name", "nowhere"]

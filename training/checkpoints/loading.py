@@ -106,6 +106,8 @@ def load_config(args: ModelArguments, family: str | None = None, settings: dict 
     apply_overrides(config, args.config_overrides, trained)
     for name, value in (settings or {}).items():
         if value is not None and value != getattr(config, name):
+            if name in pairs(args.config_overrides):
+                raise InputError(f"{name} is {value}, and config_overrides say {getattr(config, name)}: leave one out")
             if trained:
                 logger.warning("--%s %s replaces the checkpoint's %s", name, value, getattr(config, name))
             setattr(config, name, value)
