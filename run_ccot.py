@@ -10,7 +10,7 @@
 from latent_cot.training import (
     CoTTrainingArguments,
     DataArguments,
-    EvaluationArguments,
+    LatentEvaluationArguments,
     LoraArguments,
     ModelArguments,
     PCCoTArguments,
@@ -20,13 +20,20 @@ from latent_cot.training.cli import parse, run
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
 
-ARGUMENTS = (ModelArguments, PCCoTArguments, LoraArguments, DataArguments, EvaluationArguments, CoTTrainingArguments)
+ARGUMENTS = (
+    ModelArguments,
+    PCCoTArguments,
+    LoraArguments,
+    DataArguments,
+    LatentEvaluationArguments,
+    CoTTrainingArguments,
+)
 
 
 def main(argv: list[str], trainer_class: type[PCCoTTrainer] = PCCoTTrainer) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model, thought, lora, data, evaluation, args = parse(ARGUMENTS, argv)
-    check_arguments(args, data)
+    check_arguments(args, data, evaluation, thought)
     splits = load_splits(data, splits_to_load(args))
     trainer = trainer_class(
         model,

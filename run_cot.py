@@ -32,7 +32,7 @@ ARGUMENTS = (
 def main(argv: list[str]) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model, chain, lora, data, evaluation, args = parse(ARGUMENTS, argv)
-    check_arguments(args, data)
+    check_arguments(args, data, evaluation, chain)
     splits = load_splits(data, splits_to_load(args))
     trainer = CoTTrainer(
         model,

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from latent_cot.training import DataArguments, EvaluationArguments, LoraArguments, ModelArguments
+from latent_cot.training.arguments import LoraArguments, ModelArguments, RewardDataArguments, RewardEvaluationArguments
 from latent_cot.training.cli import parse, run
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.errors import InputError
@@ -26,7 +26,14 @@ def argument_classes() -> tuple[type, ...]:
         raise InputError("run_grpo.py needs: pip install '.[rl]'")
     from latent_cot.training.trainers.reward import RewardTrainingArguments
 
-    return ModelArguments, RewardArguments, LoraArguments, DataArguments, EvaluationArguments, RewardTrainingArguments
+    return (
+        ModelArguments,
+        RewardArguments,
+        LoraArguments,
+        RewardDataArguments,
+        RewardEvaluationArguments,
+        RewardTrainingArguments,
+    )
 
 
 def load_function(name: str | None) -> Callable | None:
@@ -44,16 +51,7 @@ def load_function(name: str | None) -> Callable | None:
 def main(argv: list[str]) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model, reward, lora, data, evaluation, args = parse(argument_classes(), argv)
-    check_arguments(args, data)
-    for name in ("streaming", "block_size", "drop_long"):
-        if getattr(data, name):
-            raise InputError(f"--{name} is not supported here")
-    if evaluation.num_samples > 1 or evaluation.eval_iterations:
-        raise InputError(
-            "--num_samples and --eval_iterations are not supported here: run_ccot.py --do_predict has them"
-        )
-    if evaluation.faithfulness:
-        raise InputError("--faithfulness is not supported here: run python -m training.faithfulness on the checkpoint")
+    check_arguments(args, data, evaluation, reward)
     from latent_cot.training.trainers.reward import RewardTrainer
 
     splits = load_splits(data, splits_to_load(args))

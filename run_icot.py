@@ -9,23 +9,23 @@
 
 from latent_cot.training import (
     CoTTrainingArguments,
-    EvaluationArguments,
     ICoTArguments,
+    ICoTDataArguments,
+    ICoTEvaluationArguments,
     ICoTTrainer,
     ModelArguments,
-    StepwiseDataArguments,
 )
 from latent_cot.training.cli import parse, run
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
 
-ARGUMENTS = (ModelArguments, ICoTArguments, StepwiseDataArguments, EvaluationArguments, CoTTrainingArguments)
+ARGUMENTS = (ModelArguments, ICoTArguments, ICoTDataArguments, ICoTEvaluationArguments, CoTTrainingArguments)
 
 
 def main(argv: list[str]) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model, method, data, evaluation, args = parse(ARGUMENTS, argv)
-    check_arguments(args, data)
+    check_arguments(args, data, evaluation, method)
     splits = load_splits(data, splits_to_load(args))
     trainer = ICoTTrainer(
         model,

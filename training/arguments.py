@@ -5,22 +5,19 @@ Flags of the original PCCoT scripts keep their names.
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from transformers import TrainingArguments
 
 from .errors import InputError
+from .flags import AddOverrides, absent, option, whole_numbers
 from .processes import check_packages
 
 logger = logging.getLogger(__name__)
 
 NOISE = 0.3
-
-
-def option(default, text: str):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -35,7 +32,12 @@ class ModelArguments:
     config_name: str | None = option(
         None, "Configuration file (configs/*.json) or name. Without --model_name_or_path the weights are random."
     )
-    config_overrides: str | None = option(None, "Changes to the configuration: loss_gamma=1,num_iterations=3")
+    config_overrides: str | None = option(
+        None,
+        "Changes to the configuration: n_layer=3,n_positions=512. They are added to a recipe's own, by name; "
+        "--config_overrides= takes those away.",
+        action=AddOverrides,
+    )
     tokenizer_name: str | None = option(
         None,
         "Tokenizer, if not the model's: a name, a folder, or `characters` (one token per character of the training "
@@ -49,19 +51,6 @@ class ModelArguments:
         None, "Attention kernel; flash_attention_2 needs a GPU and the flash-attn package."
     )
     trust_remote_code: bool = option(False, "Run code that a checkpoint brings along. Only for sources you trust.")
-
-
-def whole_numbers(name: str, text: str, count: int | None = None) -> list[int]:
-    """The numbers of a flag such as `1,3,6`.
-
-    Raises:
-        InputError: if they are not whole numbers of at least 0, or not `count` of them, or given twice.
-    """
-    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
-    if len(numbers) != text.count(",") + 1 or count not in (None, len(numbers)) or len(set(numbers)) < len(numbers):
-        wanted = "different whole numbers" if count is None else f"{count} different whole numbers"
-        raise InputError(f"--{name} must be {wanted}, joined by commas, got {text!r}")
-    return numbers
 
 
 @dataclass
@@ -127,36 +116,93 @@ class DataArguments:
 
 @dataclass
 class StepwiseDataArguments(DataArguments):
-    """Which data. As for the other scripts, but the whole chain is there to be internalised."""
+    """Which data. The last step of a chain is kept."""
 
     keep_last_step: bool = option(True, "Keep the last step (--no_keep_last_step leaves it out of the chain).")
+
+
+@dataclass
+class ICoTDataArguments(StepwiseDataArguments):
+    """Which data. All of it is read before training, which has to know every chain."""
+
+    streaming: bool = absent(False)
+    shuffle_buffer: int = absent(0)
+
+
+@dataclass
+class RewardDataArguments(DataArguments):
+    """Which data. Questions and answers are read, and steps are not."""
+
+    streaming: bool = absent(False)
+    shuffle_buffer: int = absent(0)
+    preprocessing_num_workers: int | None = absent(None)
+    block_size: int | None = absent(None)
+    keep_last_step: bool = absent(False)
+    drop_long: bool = absent(False)
 
 
 @dataclass
 class EvaluationArguments:
     """How answers are generated and compared."""
 
+    # What only some scripts have flags for, and a trainer reads of any.
+    explicit_cot = True
+    faithfulness = False
+    latent_tolerance = None
+    num_samples = 1
+    eval_iterations = None
+
     max_new_tokens: int = option(32, "Longest answer in tokens.")
     max_cot_tokens: int = option(256, "Longest explicit chain of thought, answer included, in tokens.")
-    explicit_cot: bool = option(True, "Also measure the same model's explicit chain of thought.")
-    num_samples: int = option(1, "Also sample so many thoughts per question: pass@k, majority vote, distinct answers.")
-    latent_noise: float = option(NOISE, "Noise of these samples, relative to a latent's input.")
-    latent_dropout: float = option(0.0, "Dropout of these samples on a latent's input.")
-    eval_iterations: str | None = option(None, "Also measure the latent thought at these T: 1,3,6.")
-    latent_tolerance: float | None = option(
-        None, "End the iteration early once the latents change by less than this, relatively."
-    )
-    faithfulness: bool = option(
-        False,
-        "With --do_predict, also change the thoughts before they are answered from, to see if answers are read from them.",
-    )
 
     def __post_init__(self):
         for name in ("max_new_tokens", "max_cot_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass
+class ThoughtEvaluationArguments(EvaluationArguments):
+    """How answers are generated and compared, after a thought and after the explicit chain."""
+
+    explicit_cot: bool = option(True, "Also measure the same model's explicit chain of thought.")
+
+
+@dataclass
+class ICoTEvaluationArguments(ThoughtEvaluationArguments):
+    """How answers are generated and compared, after what is left of the chain and after the whole of it."""
+
+    faithfulness: bool = option(
+        False,
+        "With --do_predict, also change the thoughts before they are answered from, to see if answers are read from them.",
+    )
+
+
+@dataclass
+class RewardEvaluationArguments(ThoughtEvaluationArguments):
+    """How answers are generated and compared, after a latent thought and after the explicit chain."""
+
+    latent_tolerance: float | None = option(
+        None, "End the iteration early once the latents change by less than this, relatively."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.latent_tolerance is not None and not self.latent_tolerance >= 0:
             raise InputError(f"--latent_tolerance must be at least 0, got {self.latent_tolerance}")
+
+
+@dataclass
+class LatentEvaluationArguments(RewardEvaluationArguments, ICoTEvaluationArguments):
+    """How answers are generated and compared, after latent thoughts and after the explicit chain."""
+
+    num_samples: int = option(1, "Also sample so many thoughts per question: pass@k, majority vote, distinct answers.")
+    latent_noise: float = option(NOISE, "Noise of these samples, relative to a latent's input.")
+    latent_dropout: float = option(0.0, "Dropout of these samples on a latent's input.")
+    eval_iterations: str | None = option(None, "Also measure the latent thought at these T: 1,3,6.")
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.num_samples < 1:
             raise InputError(f"--num_samples must be at least 1, got {self.num_samples}")
         if not (0 <= self.latent_noise < math.inf and 0 <= self.latent_dropout < 1):
@@ -180,11 +226,6 @@ class CoTTrainingArguments(TrainingArguments):
         "sort_key",
         "What --train_sampling_strategy group_by_length goes by; `sort_key` needs less padding than `length`.",
     )
-    on_nan: Literal["stop", "skip"] = option(
-        "stop",
-        "What a loss that is no number does: end the run at the next log, or drop the steps whose gradients are not finite, "
-        "and count them.",
-    )
     logging_nan_inf_filter: bool = option(False, "Off: looking for NaN in each step would wait for the device.")
 
     dry_run: bool = option(
@@ -194,12 +235,11 @@ class CoTTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = option(False, "Train into an output folder that already holds a model.")
     warmup_ratio: float | None = option(None, "Old form of --warmup_steps with a value below 1.")
     no_cuda: bool | None = option(None, "Old name of --use_cpu.")
-    logging_dir: str | None = option(None, "Removed: set the environment variable TENSORBOARD_LOGGING_DIR.")
     group_by_length: bool | None = option(None, "Old form of --train_sampling_strategy group_by_length.")
-    save_safetensors: bool | None = option(None, "Removed: checkpoints are always safetensors.")
-    include_inputs_for_metrics: bool | None = option(None, "Removed: has no effect here.")
     per_gpu_train_batch_size: int | None = option(None, "Old name of --per_device_train_batch_size.")
     per_gpu_eval_batch_size: int | None = option(None, "Old name of --per_device_eval_batch_size.")
+
+    on_nan = "stop"  # until resumable_training.py no longer reads it
 
     def __post_init__(self):
         def moved(old: str, now: str):
@@ -225,12 +265,6 @@ class CoTTrainingArguments(TrainingArguments):
         if self.per_gpu_eval_batch_size is not None:
             moved("per_gpu_eval_batch_size", "--per_device_eval_batch_size")
             self.per_device_eval_batch_size = self.per_gpu_eval_batch_size
-        if self.logging_dir is not None:
-            moved("logging_dir", "the environment variable TENSORBOARD_LOGGING_DIR")
-        if self.save_safetensors is not None:
-            moved("save_safetensors", "nothing: checkpoints are always safetensors")
-        if self.include_inputs_for_metrics is not None:
-            moved("include_inputs_for_metrics", "nothing: it has no effect here")
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is no device to copy to
         check_packages(self)

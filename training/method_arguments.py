@@ -4,15 +4,17 @@ Flags of the original scripts keep their names.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from .arguments import option, whole_numbers
 from .errors import InputError
+from .flags import ConfigurationFlag, option, setting, whole_numbers
 
 
 @dataclass
 class AnswerPromptArguments:
+    """What announces an answer."""
+
     answer_prompt: str | None = option(None, "Text before the answer ('The answer is:' for a new model).")
 
 
@@ -25,19 +27,28 @@ class CoTArguments(AnswerPromptArguments):
 
 @dataclass
 class PCCoTArguments(AnswerPromptArguments):
-    """How the model thinks. A flag left out takes the checkpoint's (or the configuration's) setting."""
+    """How the model thinks.
 
-    num_latent_tokens: int | None = option(None, "c, the number of latent tokens.")
-    open_steps_with_bot: bool | None = option(
-        None, "Open the explicit steps with the thought span's <bot>, so that latent i sits where step i would."
+    A flag left out takes the checkpoint's (or the configuration's) setting.
+    """
+
+    num_latent_tokens: int | None = setting("c, the number of latent tokens.")
+    num_iterations: int | None = setting("T, the number of Jacobi updates; from c on, thinking is sequential.")
+    loss_alpha: float | None = setting("Weight of the teacher's cross-entropy.")
+    loss_beta: float | None = setting("Weight of the student's cross-entropy.")
+    loss_gamma: float | None = setting("Weight of the distillation of hidden states at the answer prompt.")
+    loss_delta: float | None = setting("Weight of step supervision: a latent is read as the step that it stands for.")
+    use_projection: bool | None = setting("Have a small network between a hidden state and the latent that it becomes.")
+    use_layerwise_std: bool | None = setting(
+        "Divide the distillation loss by the teacher's standard deviation layer by layer."
     )
-    scale_latents: bool | None = option(
-        None,
-        "Put latents on the scale of embeddings by a trained gain; on for a new model, and a checkpoint's own setting otherwise.",
+    scale_latents: bool | None = setting(
+        "Put latents on the scale of embeddings by a trained gain; on for a new model, a checkpoint's own setting otherwise."
     )
-    latents_per_step: int | None = option(
-        None, "How many latents stand for one step (step supervision, mixed curriculum)."
+    open_steps_with_bot: bool | None = setting(
+        "Open the explicit steps with the thought span's <bot>, so that latent i sits where step i would."
     )
+    latents_per_step: int | None = setting("How many latents stand for one step (step supervision, mixed curriculum).")
     step_decoder_layers: int = option(
         0,
         "Read steps off the latents by a decoder of so many layers, in training only (SIM-CoT); 0: by the output head.",
@@ -50,6 +61,17 @@ class PCCoTArguments(AnswerPromptArguments):
         "none", "mixed: some batches keep their last steps explicit after <eot>, as Coconut mixes its stages."
     )
     curriculum_prob: float = option(0.3, "Share of the batches that the mixed curriculum changes.")
+
+    def configuration_settings(self) -> dict:
+        """The fields of the configuration that flags set; None leaves what is there."""
+        settings = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.metadata.get("action") is ConfigurationFlag
+        }
+        if self.num_iterations_range is not None:
+            settings["num_iterations_range"] = whole_numbers("num_iterations_range", self.num_iterations_range, count=2)
+        return settings
 
     def __post_init__(self):
         if self.num_iterations_range is not None:

@@ -2,7 +2,7 @@
 """Is it the size of the latents? Trains a recipe with latents of another size, and writes one JSON file per run.
 
     python -m benchmarks.results.scale --task chain --variants off learned start-1 --seeds 0 1 2
-    python -m benchmarks.results.scale --plot
+    python -m benchmarks.results.scale --plot docs/latent_scale.png
 
 A run whose file is already in `results/scale/` is not made again.
 """
@@ -30,7 +30,7 @@ RECIPES = {
     "permutations": "permutations_pccot_gpt2-3x128",
     "word_problems": "word-problems_pccot_gpt2-3x128",
 }
-UNSUPERVISED = "loss_delta=0"
+EMBEDDINGS = 0.1  # their root mean square in the chain recipe at the start: its initializer_range
 
 
 class Normalized(torch.nn.Module):
@@ -112,14 +112,72 @@ def run_one(task: str, variant: str, seed: int, more: list[str], label: str, fol
     print(task, label, seed, row["exact_match"], row["explicit"], scales[:1], scales[-1:], flush=True)
 
 
+def rows_of(task: str) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / task).glob("*/seed-*.json"))]
+
+
+def plot(path: Path) -> None:
+    """Exact match against how large latents are beside embeddings at the start, chains of four without step supervision."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    runs = rows_of("chain")
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    starts = {"learned": 0.1} | {
+        row["variant"]: float(row["variant"][6:]) for row in runs if row["variant"].startswith("start-")
+    }
+    points = [(starts[row["variant"]] / EMBEDDINGS, row["exact_match"]) for row in runs if row["variant"] in starts]
+    axes.scatter(*zip(*points, strict=True), label="a gain, trained from there", zorder=3)
+    off = [row["exact_match"] for row in runs if row["variant"] == "off"]
+    if off:
+        axes.scatter(
+            [1 / EMBEDDINGS] * len(off), off, marker="x", color="tab:red", label="states fed back as they are", zorder=3
+        )
+    direct = [json.loads(file.read_text())["exact_match"] for file in (ROOT / "results/chain/none").glob("*.json")]
+    axes.axhline(sum(direct) / len(direct), color="gray", linestyle=":", label="no chain of thought")
+    axes.set(
+        xscale="log",
+        xlabel="latents' root mean square / embeddings', at the start",
+        ylabel="exact match",
+        ylim=(0, 1.03),
+    )
+    axes.legend(loc="lower left")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def table() -> str:
+    """All runs as a Markdown table: task, variant, seeds, exact match."""
+    lines = ["| task | latents | seeds | exact match, lowest | highest | written chain, lowest |", "|---" * 6 + "|"]
+    for task in RECIPES:
+        by_variant: dict[str, list[dict]] = {}
+        for row in rows_of(task):
+            by_variant.setdefault(row["variant"], []).append(row)
+        for variant, rows in by_variant.items():
+            matches = [row["exact_match"] for row in rows]
+            chain = min(row["explicit"] for row in rows)
+            lines.append(
+                f"| {task} | {variant} | {len(rows)} | {min(matches):.4f} | {max(matches):.4f} | {chain:.4f} |"
+            )
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=RECIPES, default="chain")
     parser.add_argument("--variants", nargs="+", default=["learned"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--label", help="the name of the row, where further flags change what is run")
+    parser.add_argument("--plot", type=Path, help="only draw the plot, into this file, and print the table")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args, more = parser.parse_known_args()
+    if args.plot is not None:
+        plot(args.plot)
+        print(table())
+        return
     if args.one:
         torch.set_num_threads(1)
         (variant,), (seed,) = args.variants, args.seeds

@@ -11,7 +11,7 @@ from transformers.utils.logging import warning_once
 
 import run_ccot
 from latent_cot import PCCoTGPT2Config
-from latent_cot.training.arguments import EvaluationArguments
+from latent_cot.training.arguments import LatentEvaluationArguments
 from latent_cot.training.errors import InputError
 from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.trainers.pccot import PCCoTTrainer
@@ -102,4 +102,4 @@ def test_flags_that_are_no_ranges(text):
         PCCoTArguments(num_iterations_range=text)
     if text != "3" and text != "3,6,9":
         with pytest.raises(InputError, match="--eval_iterations must be different whole numbers"):
-            EvaluationArguments(eval_iterations=text)
+            LatentEvaluationArguments(eval_iterations=text)

@@ -270,7 +270,7 @@ def test_every_flag_and_field_is_described():
         CoTTrainingArguments,
         StepwiseDataArguments,
     }:  # the latter is DataArguments, with another default
-        for field in fields(group):
+        for field in filter(lambda field: field.init, fields(group)):
             text = field.metadata["help"].replace("|", "\\|")
             assert re.search(rf"^\| `--{field.name}` \|.*\| {re.escape(text)} \|$", reference, flags=re.MULTILINE), (
                 field.name
@@ -298,22 +298,6 @@ def test_every_row_about_the_originals_names_its_test():
                 continue
             source = (ROOT / (path or "tests/product/test_originals.py")).read_text()
             assert re.search(rf"^def {function}\(", source, flags=re.MULTILINE), name
-
-
-def test_what_reference_describes_exists():
-    known = {
-        field.name
-        for group in (
-            *run_ccot.ARGUMENTS,
-            *run_cot.ARGUMENTS,
-            *run_icot.ARGUMENTS,
-            RewardArguments,
-            FaithfulnessArguments,
-        )
-        for field in fields(group)
-    }
-    rows = re.findall(r"^\| `--(\w+)`", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE)
-    assert len(rows) > 70 and set(rows) <= known
 
 
 def test_every_model_type_is_in_the_readme():

@@ -352,7 +352,7 @@ def test_fillers_that_outgrow_the_positions_are_named(memorised_file, tmp_path):
         (["--remove_every_n_step", "5", "--pretrain_epochs", "1"], "for schedules without --remove_every_n_step"),
         (["--pretrain_epochs", "-3"], "must not be negative"),
         (["--remove_all_when_remove_beyond", "nan"], "must be a number or inf"),
-        (["--streaming"], "has to know every chain"),
+        (["--streaming"], "unknown arguments: --streaming"),
     ],
 )
 def test_schedules_that_would_say_something_else(flags, said, memorised_file, tmp_path):

@@ -13,6 +13,7 @@ import run_ccot
 import run_cot
 import run_grpo
 import run_icot
+from latent_cot.training.checkpoints.loading import load_config
 from latent_cot.training.cli import parse, read_recipe
 from latent_cot.training.errors import InputError
 
@@ -38,6 +39,9 @@ READ = {
     "texts": ("a.yaml", 'answer_prompt: "#"\nsave_strategy: "no"', {"answer_prompt": "#", "save_strategy": "no"}),
     "numbers": ("a.yaml", "warmup_steps: 0.03\nmax_steps: -1", {"warmup_steps": 0.03, "max_steps": -1}),
     "JSON": ("a.json", '{"seed": 3, "use_cpu": true}', {"seed": 3, "use_cpu": True}),
+    "a list": ("a.yaml", "report_to: [a, b]\nlabel_names:\n- c", {"report_to": ["a", "b"], "label_names": ["c"]}),
+    "a mapping": ("a.yaml", "task_args:\n  train: 8", {"task_args": {"train": 8}}),
+    "both in JSON": ("a.json", '{"a": ["b"], "c": {"d": 1}}', {"a": ["b"], "c": {"d": 1}}),
 }
 
 
@@ -50,10 +54,10 @@ def test_a_recipe_is_read(case, tmp_path):
 REFUSED = {
     "twice in YAML": ("a.yaml", "seed: 1\nmax_steps: 2\nseed: 1", "'seed' is there twice"),
     "twice in JSON": ("a.json", '{"seed": 1, "seed": 2}', "'seed' is there twice"),
-    "a list": ("a.yaml", "seed: [1, 2]", "'seed' must be a text, a number"),
-    "a mapping": ("a.yaml", "seed:\n  first: 1", "'seed' must be a text, a number"),
-    "a list in JSON": ("a.json", '{"seed": [1]}', "'seed' must be a text, a number"),
-    "a mapping in JSON": ("a.json", '{"seed": {}}', "'seed' must be a text, a number"),
+    "twice in a mapping": ("a.yaml", "task_args: {train: 1, train: 2}", "'train' is there twice"),
+    "twice in a mapping in JSON": ("a.json", '{"task_args": {"train": 1, "train": 2}}', "'train' is there twice"),
+    "no value in a list": ("a.yaml", "report_to: [a, ]\nlabel_names: [~]", "'label_names' has no value"),
+    "no value in a mapping": ("a.yaml", "task_args: {train: }", "'train' has no value"),
     "no mapping": ("a.yaml", "- seed\n- 1", "expected arguments"),
     "only a text": ("a.yaml", "seed", "expected arguments"),
     "nothing": ("a.yaml", "# nothing\n", "expected arguments"),
@@ -89,6 +93,98 @@ def test_an_unknown_key_is_named(name, tmp_path):
     path = write(tmp_path, name, '{"learning_rat": 1}')  # which is YAML too
     with pytest.raises(InputError, match=rf"{name}: 'learning_rat' is not an argument"):
         parse(run_ccot.ARGUMENTS, [str(path)])
+
+
+SEVERAL = {
+    "a list of texts": ("label_names: [a, b]", "label_names", ["a", "b"]),
+    "a list of numbers": ("include_for_metrics: [1, 2]", "include_for_metrics", ["1", "2"]),
+    "a list where a text would do": ("report_to: [none]", "report_to", []),
+    "a mapping": ("lr_scheduler_kwargs: {num_cycles: 2}", "lr_scheduler_kwargs", {"num_cycles": 2}),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_lists_and_mappings_are_several_values(case, tmp_path):
+    text, name, wanted = SEVERAL[case]
+    path = write(tmp_path, "a.yaml", text)
+    args = parse(run_ccot.ARGUMENTS, [str(path), "--output_dir", str(tmp_path)])[-1]
+    assert getattr(args, name) == wanted
+    told = write(tmp_path, "b.yaml", f"{text}\nreport_to: tensorboard" if name != "report_to" else text)
+    args = parse(run_ccot.ARGUMENTS, [str(told), "--output_dir", str(tmp_path), "--report_to", "none"])[-1]
+    assert args.report_to == []  # later flags win
+
+
+def test_settings_may_be_a_mapping(tmp_path):
+    text = "config_overrides:\n  n_layer: 3\n  loss_delta: 0.5\ntask_args: {train: 8, test: 2}"
+    model, _, _, data, *_ = parse(run_ccot.ARGUMENTS, [str(write(tmp_path, "a.yaml", text))])
+    assert (model.config_overrides, data.task_args) == ("n_layer=3,loss_delta=0.5", "train=8,test=2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: [1, 2]",
+        "seed:\n  first: 1",
+        "run_name: {a: b}",
+        "run_name: [a]",
+        "config_overrides: [a]",
+        "task_args: {a: [1]}",
+    ],
+)
+def test_several_values_of_a_flag_that_takes_one(text, tmp_path):
+    name = text.partition(":")[0]
+    with pytest.raises(InputError, match=rf"a.yaml: '{name}' must be a text, a number, true or false, not a"):
+        parse(run_ccot.ARGUMENTS, [str(write(tmp_path, "a.yaml", text))])
+
+
+OVERRIDES = "config_overrides: num_latent_tokens=7,num_iterations=7,n_embd=64\n"
+MERGED = {
+    "added": (
+        OVERRIDES,
+        ["--config_overrides", "loss_delta=0"],
+        "num_latent_tokens=7,num_iterations=7,n_embd=64,loss_delta=0",
+        None,
+    ),
+    "the later one": (
+        OVERRIDES,
+        ["--config_overrides=n_embd=32"],
+        "num_latent_tokens=7,num_iterations=7,n_embd=32",
+        None,
+    ),
+    "twice": ("seed: 1", ["--config_overrides", "a=1,b=2", "--config_overrides", "a=3"], "b=2,a=3", None),
+    "taken away": (OVERRIDES, ["--config_overrides="], "", None),
+    "a flag after an override": (OVERRIDES, ["--num_iterations", "3"], "num_latent_tokens=7,n_embd=64", 3),
+    "an override after a flag": (
+        "num_iterations: 3",
+        ["--config_overrides", "num_iterations=5"],
+        "num_iterations=5",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_overrides_are_added_to_a_recipes(case, tmp_path):
+    """By name, and the last one counts; a flag of the same setting too."""
+    text, flags, overrides, iterations = MERGED[case]
+    model, thought, *_ = parse(run_ccot.ARGUMENTS, [str(write(tmp_path, "a.yaml", text)), *flags])
+    assert (model.config_overrides, thought.num_iterations) == (overrides, iterations)
+
+
+def test_flags_of_the_configuration(tmp_path):
+    """Each reaches it; those left out do not."""
+    flags = {"num_iterations": 2, "loss_alpha": 0.5, "loss_beta": 2.0, "loss_gamma": 0.0, "loss_delta": 1.0}
+    flags |= {"use_projection": True, "use_layerwise_std": False, "num_latent_tokens": 5, "latents_per_step": 2}
+    argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    model, thought, *_ = parse(run_ccot.ARGUMENTS, ["--config_name", str(ROOT / "configs/pccot_gpt2_tiny.json"), *argv])
+    config = load_config(model, "pccot", thought.configuration_settings())
+    assert {name: getattr(config, name) for name in flags} == flags
+    model.config_overrides = "num_iterations=4"  # in Python there is no order of the two
+    with pytest.raises(InputError, match="num_iterations is 2, and config_overrides say 4: leave one out"):
+        load_config(model, "pccot", thought.configuration_settings())
+    _, left_out, *_ = parse(run_ccot.ARGUMENTS, [])
+    assert set(left_out.configuration_settings().values()) == {None}
+    assert flags.keys() < left_out.configuration_settings().keys()
 
 
 def test_flags_change_a_recipe(tmp_path):
@@ -130,6 +226,27 @@ def test_every_recipe_runs(path: Path, tmp_path):
     assert len(LOCAL) >= 7
     script.main([str(path), *small, "--task_args", sizes, "--use_cpu"])
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_the_index_knows_what_was_trained():
+    """A recipe with results is among those that were trained, and only these have a result in the table."""
+    page = (ROOT / "configs" / "recipes" / "README.md").read_text()
+    tables = {part.partition("\n")[0]: part for part in page.split("\n## ")[1:]}
+    rows = {
+        title: re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|", part, re.MULTILINE) for title, part in tables.items()
+    }
+    assert set(rows) == {"Trained here", "Published settings", "Not trained yet"} and all(rows.values())
+    for title, entries in rows.items():
+        for name, result in entries:
+            assert result.startswith("not run") == (title != "Trained here"), name
+    used = set()
+    for path in (ROOT / "results").glob("*/*/*.json"):
+        command = json.loads(path.read_text()).get("command", "")
+        chain = re.findall(r"--no_cot (true|false)", command)
+        for recipe in (path for path in RECIPES if path.name in command):
+            if chain in ([], [str(read_recipe(recipe).get("no_cot", False)).lower()]):  # else it is another method
+                used.add(recipe.name)
+    assert len(used) > 5 and used <= {name for name, _ in rows["Trained here"]}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)

@@ -3,13 +3,27 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from datasets import Dataset
 from test_scripts import CHAIN, QUICK, TINY, trained  # noqa: F401  a fixture
 
 import run_ccot
-from latent_cot.training import cli
+import run_cot
+import run_icot
+from latent_cot.training import (
+    CoTTrainer,
+    CoTTrainingArguments,
+    DataArguments,
+    ICoTTrainer,
+    LatentEvaluationArguments,
+    ModelArguments,
+    cli,
+)
+from latent_cot.training.errors import InputError
+from latent_cot.training.runs import stages
 
 
 def fails(monkeypatch, capsys, argv, script=run_ccot) -> str:
@@ -97,6 +111,14 @@ BAD = {
         ],
         "--answer_prompt '!' holds text that the tokenizer does not know",
     ),
+    "a prefix": (["--dataset_name", "chain", "--num_iterations_ran", "2,3"], "unknown arguments: --num_iterations_ran"),
+    "a value alone": (["--dataset_name", "chain", "7"], "unknown arguments: 7"),
+    "a flag that went": (
+        ["--dataset_name", "chain", "--save_safetensors"],
+        "--save_safetensors is no flag here: use nothing",
+    ),
+    "another that went": (["--dataset_name", "chain", "--on-nan=skip"], "--on_nan is no flag here: use nothing"),
+    "a loss's weight": (["--dataset_name", "chain", "--loss_delta", "-1"], "loss_delta must be a number of at least 0"),
     "nothing to resume": (["--dataset_name", "chain", "--resume_from_checkpoint", "true"], "no checkpoint in"),
 }
 
@@ -111,6 +133,70 @@ def test_bad_input(name, monkeypatch, capsys, tmp_path):
     said = fails(monkeypatch, capsys, [*TINY, *QUICK, *small, "--do_train", *argv, "--output_dir", str(output)])
     assert message in said
     assert not output.exists()
+
+
+ELSEWHERE = {
+    "samples of no thought": (run_cot, "--num_samples=4"),
+    "tolerance of no thought": (run_icot, "--latent_tolerance=0.1"),
+    "a chain of a chain": (run_cot, "--explicit_cot"),
+    "faithfulness of no thought": (run_cot, "--faithfulness"),
+    "a stream of chains": (run_icot, "--streaming"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_flag_of_another_script(name, monkeypatch, capsys):
+    script, flag = ELSEWHERE[name]
+    assert f"unknown arguments: {flag}" in fails(monkeypatch, capsys, [flag], script)
+
+
+def test_trainers_refuse_it_too(tmp_path):
+    """In Python there is no `--help`."""
+    rows = Dataset.from_list([{"question": "1+2=", "steps": ["3"], "answer": "3"}] * 4)
+    args = CoTTrainingArguments(str(tmp_path / "out"), use_cpu=True, max_steps=1, report_to=[])
+    models = [
+        ModelArguments(config_name=f"configs/{name}_chain.json", tokenizer_name="characters")
+        for name in ("gpt2", "icot_gpt2")
+    ]
+    for asked in ({"num_samples": 2}, {"eval_iterations": "1,3"}, {"latent_tolerance": 0.1}):
+        with pytest.raises(InputError, match=f"--{next(iter(asked))}: about latent thoughts"):
+            CoTTrainer(models[0], args, train_dataset=rows, evaluation=LatentEvaluationArguments(**asked))
+    with pytest.raises(InputError, match=r"which only models of run_ccot\.py and run_icot\.py have"):
+        CoTTrainer(models[0], args, train_dataset=rows, evaluation=LatentEvaluationArguments(faithfulness=True))
+    with pytest.raises(InputError, match=r"--streaming: run_icot\.py has to know every chain"):
+        ICoTTrainer(models[1], args, train_dataset=rows.to_iterable_dataset())
+
+
+NOWHERE = ["--config_name", "nowhere.json", "--dataset_name", "nowhere"]
+EARLY = {
+    "no test data": (["--faithfulness", "--do_train"], "--faithfulness asks the questions of the test data"),
+    "one row": (["--faithfulness", "--do_predict", "--max_predict_samples", "1"], "with two rows or more"),
+    "a decoder that is not trained": (
+        ["--step_decoder_layers", "1", "--do_eval"],
+        "a decoder exists in training alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_arguments_are_checked_before_anything_is_loaded(name, monkeypatch, capsys):
+    """Neither the model nor the data is there."""
+    flags, message = EARLY[name]
+    assert message in fails(monkeypatch, capsys, [*NOWHERE, "--use_cpu", *flags])
+
+
+@pytest.mark.parametrize("asked", [{"fsdp": "full_shard"}, {"deepspeed": "a.json"}, {}])
+def test_what_needs_whole_weights(asked, monkeypatch):
+    """Where a flag shards them, or the launcher."""
+    args = SimpleNamespace(**({"fsdp": "", "deepspeed": None, "do_train": True, "do_predict": True} | asked))
+    if not asked:
+        stages.check_faithfulness(args, DataArguments())
+        stages.check_step_decoder(args)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="--faithfulness needs whole weights"):
+        stages.check_faithfulness(args, DataArguments())
+    with pytest.raises(InputError, match="--step_decoder_layers is not supported with FSDP and DeepSpeed"):
+        stages.check_step_decoder(args)
 
 
 ROWS = {

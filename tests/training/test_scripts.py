@@ -213,7 +213,7 @@ def test_flags_may_be_bare(tmp_path):
     assert (tmp_path / "adapter").is_dir() and (tmp_path / "checkpoint-3").is_dir()
     adapted = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
     assert adapted == sorted(adapted) and len(adapted) > 2  # PEFT's own order is another one in every process
-    bare = ["--overwrite_output_dir", "--group_by_length", "--no_cuda", "--save_safetensors", "--open_steps_with_bot"]
+    bare = ["--overwrite_output_dir", "--group_by_length", "--no_cuda", "--open_steps_with_bot"]
     run_ccot.main([*TINY, *chain, *QUICK, "--do_train", "--do_eval", *bare])
     assert not (tmp_path / "adapter").exists() and not (tmp_path / "checkpoint-3").exists()
     results = json.loads((tmp_path / "all_results.json").read_text())

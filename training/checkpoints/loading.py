@@ -27,6 +27,7 @@ from latent_cot.training.data.tokenization import (
     tokenize_answer_prompt,
 )
 from latent_cot.training.errors import InputError
+from latent_cot.training.flags import pairs
 
 from .load_gguf import gguf_config, load_gguf, load_gguf_tokenizer, open_gguf
 from .read import check_reachable, load_weights, read_config, read_tokenizer
@@ -112,6 +113,8 @@ def load_config(
             setattr(config, name, value)
     for name, value in (settings or {}).items():
         if value is not None and value != getattr(config, name):
+            if name in pairs(args.config_overrides):
+                raise InputError(f"{name} is {value}, and config_overrides say {getattr(config, name)}: leave one out")
             if trained:
                 logger.warning("--%s %s replaces the checkpoint's %s", name, value, getattr(config, name))
             setattr(config, name, value)
@@ -153,9 +156,8 @@ def apply_overrides(config: PreTrainedConfig, overrides: str | None, trained: bo
     Raises:
         InputError: for an unknown field or a value that does not fit.
     """
-    for pair in filter(None, (overrides or "").split(",")):
-        name, equals, text = pair.partition("=")
-        if not equals or not hasattr(config, name):
+    for name, text in pairs(overrides).items():
+        if text is None or not hasattr(config, name):
             raise InputError(f"--config_overrides: the {config.model_type} configuration has no field {name!r}")
         old = getattr(config, name)
         try:

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -13,7 +14,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 
 from latent_cot.analysis.faithfulness import measure
 from latent_cot.analysis.faithfulness_report import Report, write_report
-from latent_cot.training.arguments import CoTTrainingArguments, DataArguments
+from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, EvaluationArguments
 from latent_cot.training.checkpoints.hub import push
 from latent_cot.training.checkpoints.model_card import Card, write_card
 from latent_cot.training.errors import InputError
@@ -37,15 +38,24 @@ def splits_to_load(args: CoTTrainingArguments) -> list[str]:
     return needed + (["test"] if args.do_predict else [])
 
 
-def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
+def check_arguments(
+    args: CoTTrainingArguments, data: DataArguments, evaluation: EvaluationArguments | None = None, method=None
+) -> None:
     """Refuse, before anything is loaded or written, what cannot end well.
+
+    Args:
+        method: what is particular to a way to train, such as `PCCoTArguments`.
 
     Raises:
         InputError: for an output folder that already holds a model (without `--overwrite_output_dir` or
-            `--resume_from_checkpoint`), streaming without `--max_steps`, a package that is not installed, or a launch that
-            gave less than it was asked for.
+            `--resume_from_checkpoint`), streaming without `--max_steps`, a package that is not installed, a launch that gave
+            less than it was asked for, or what needs training, test data or whole weights in a run without.
     """
     check_launch(args)
+    if evaluation is not None and evaluation.faithfulness:
+        check_faithfulness(args, data)
+    if getattr(method, "step_decoder_layers", 0):
+        check_step_decoder(args)
     folder = Path(args.output_dir)
     holds_model = any(path for pattern in WEIGHTS for path in folder.glob(pattern))
     if args.do_train and holds_model and not args.overwrite_output_dir and not args.resume_from_checkpoint:
@@ -85,6 +95,31 @@ def check_arguments(args: CoTTrainingArguments, data: DataArguments) -> None:
         raise InputError(f"--resume_from_checkpoint {resume}: no such folder")
 
 
+def check_faithfulness(args: CoTTrainingArguments, data: DataArguments) -> None:
+    """Raises InputError where `--faithfulness` could not be measured at the end; the trainer knows the model's reasons."""
+    if not args.do_predict or data.max_predict_samples == 1:
+        raise InputError("--faithfulness asks the questions of the test data: pass --do_predict, with two rows or more")
+    if is_sharded(args):
+        raise InputError("--faithfulness needs whole weights: run `latent-cot faithfulness` on the checkpoint")
+
+
+def check_step_decoder(args: CoTTrainingArguments) -> None:
+    """Raises InputError where a decoder of steps (`--step_decoder_layers`) would not be trained."""
+    if not args.do_train:
+        raise InputError(
+            "--step_decoder_layers: a decoder exists in training alone, and an untrained one would make this run's eval_loss; "
+            "pass --step_decoder_layers 0, or --do_train"
+        )
+    if is_sharded(args):
+        raise InputError("--step_decoder_layers is not supported with FSDP and DeepSpeed: leave one of them out")
+
+
+def is_sharded(args: CoTTrainingArguments) -> bool:
+    """Whether a flag or `accelerate launch` asks for FSDP or DeepSpeed."""
+    launched = (os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() for name in ("FSDP", "DEEPSPEED"))
+    return bool(args.fsdp or args.deepspeed) or "true" in launched
+
+
 def check_trackers(names: list[str]) -> None:
     """Raises InputError for a tracker (`--report_to`) that transformers does not know, or whose package is not installed."""
     try:
@@ -104,16 +139,8 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
 
     Returns:
         All metrics; they are also in `all_results.json`.
-
-    Raises:
-        InputError: where nothing is trained, for a trainer with a decoder of steps.
     """
     args, splits, folder, results = trainer.args, trainer.splits, Path(trainer.args.output_dir), {}
-    if trainer.step_decoder is not None and not args.do_train:
-        raise InputError(
-            "--step_decoder_layers: a decoder exists in training alone, and an untrained one would make this run's eval_loss; "
-            "pass --step_decoder_layers 0, or --do_train"
-        )
     if args.dry_run:
         print_plan(trainer)
         return {}

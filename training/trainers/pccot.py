@@ -26,11 +26,7 @@ class PCCoTTrainer(CoTTrainer):
     has_latents = True
 
     def configuration_settings(self) -> dict:
-        names = ("num_latent_tokens", "scale_latents", "open_steps_with_bot", "latents_per_step")
-        settings = {name: getattr(self.method, name) for name in names}
-        if (asked := self.method.num_iterations_range) is not None:
-            settings["num_iterations_range"] = whole_numbers("num_iterations_range", asked, count=2)
-        return settings
+        return self.method.configuration_settings()
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
         whole_steps = self.method.step_decoder_layers > 0

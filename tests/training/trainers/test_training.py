@@ -191,7 +191,6 @@ def test_old_flags_still_work(caplog, tmp_path):
             warmup_ratio=0.03,
             no_cuda=True,
             group_by_length=True,
-            save_safetensors=True,
             overwrite_output_dir=True,
         )
     assert args.eval_strategy == "steps" and args.warmup_steps == 0.03 and args.use_cpu
