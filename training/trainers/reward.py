@@ -53,8 +53,6 @@ class RewardTrainingArguments(CoTTrainingArguments, GRPOConfig):
         for name in ("use_vllm", "use_transformers_continuous_batching", "use_transformers_paged", "use_liger_kernel"):
             if getattr(self, name):
                 raise InputError(f"--{name} is not supported here: answers are sampled by the model's own generate()")
-        if self.on_nan != "stop":
-            raise InputError(f"--on_nan {self.on_nan} is not supported here")
         super().__post_init__()
 
 

@@ -164,7 +164,6 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch):
         (["--reward_function", "json"], "expected module:function"),
         (["--max_logprob_difference", "0"], "--max_logprob_difference must be above 0"),
         (["--use_vllm"], "--use_vllm is not supported here"),
-        (["--on_nan", "skip"], "--on_nan skip is not supported here"),
         (["--streaming"], "--streaming is not supported here"),
         (["--block_size", "9"], "--block_size is not supported here"),
         (["--num_samples", "4"], "--num_samples and --eval_iterations are not supported here"),
