@@ -174,6 +174,8 @@ def check_machine(rehearse: bool) -> str | None:
         import transformers
     except ModuleNotFoundError as error:
         return f"{sys.executable} has no {error.name}: `make gpu PYTHON=...` takes another Python"
+    if find_spec("latent_cot") is None:
+        return f"{sys.executable} has no latent_cot: pip install --no-deps -e ."
     if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 17):
         return f"transformers {transformers.__version__} is too old: 5.17 or later is needed"
     if not rehearse and not torch.cuda.is_available():
