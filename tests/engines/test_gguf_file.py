@@ -155,7 +155,7 @@ def test_a_configuration_of_ones_own(base):
         load_model(source(base), config, byte_tokenizer())
 
 
-def test_quantised_tensors(tmp_path):
+def test_quantized_tensors(tmp_path):
     """Q8_0 comes back within its own step."""
     fields = LEARNED | {"n_positions": 64, "n_embd": 64}
     make_checkpoint(tmp_path / "made", "gpt2", byte_level(), fields)
@@ -183,6 +183,7 @@ def test_quantised_tensors(tmp_path):
     config, tokenizer = load_config(args), load_tokenizer(args, [])
     model, made = load_model(args, config, tokenizer), AutoModelForCausalLM.from_pretrained(tmp_path / "made")
     for (name, ours), theirs in zip(model.named_parameters(), made.parameters(), strict=True):
+        ours = ours[: len(theirs)]  # without the row of <|endoftext|>, which transformers' reader adds
         assert (ours - theirs).abs().max() <= theirs.abs().max() / 127, name
     model.save_pretrained(tmp_path / "written")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "written")
