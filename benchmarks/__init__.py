@@ -1,1 +1,1 @@
-"""What the tables in docs/ come from: `python benchmarks/run.py`, and the two scripts in results/."""
+"""What the tables in docs/ come from: `benchmarks.speed.run`, the scripts in `benchmarks.results`, and `benchmarks.gpu`."""

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """How many latents and passes do K intermediate results need? Train each, write a JSON file per run, print Markdown tables, plot.
 
-    python benchmarks/results/depth.py
-    python benchmarks/results/depth.py --steps 15 --forms blocks       # some of the runs
-    python benchmarks/results/depth.py --tables                        # run nothing
+    python -m benchmarks.results.depth
+    python -m benchmarks.results.depth --steps 15 --forms blocks       # some of the runs
+    python -m benchmarks.results.depth --tables                        # run nothing
 
 Chains of K + 1 operations mod 7 that forget nothing (docs/tasks.md). A run whose file is already in `results/depth` is not made again.
 """
@@ -15,9 +14,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.results.one_thread import results_of
+from .one_thread import results_of
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 RESULTS = ROOT / "results" / "depth"
 RECIPE = "configs/recipes/chain16_pccot_gpt2-2x64.yaml"

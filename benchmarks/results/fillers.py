@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Prefilled fillers against fillers decoded one at a time: the same answer, how much faster.
 
-    python benchmarks/results/fillers.py
+    python -m benchmarks.results.fillers
 
 GPT-2 small's shape with random weights, one question of 32 tokens, an answer of 4. Both ways alternate in one process;
 printed are the medians and the median of the ratios.

@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Ask a model of graph search the published questions at every T; print Markdown tables and plot: what docs/results.md shows.
 
-    python benchmarks/results/graph_search.py --model outputs/graph-pccot --published prosqa_valid.json
+    python -m benchmarks.results.graph_search --model outputs/graph-pccot --published prosqa_valid.json
 
 `prosqa_valid.json` is in the Coconut repository (docs/tasks.md).
 """
@@ -17,7 +16,7 @@ import run_ccot
 from latent_cot.tasks.graph import in_symbols
 from latent_cot.training.checkpoints.read import read_config
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 GUESS = 0.5  # there are two kinds to choose from
 

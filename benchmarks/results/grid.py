@@ -1,12 +1,11 @@
-#!/usr/bin/env python
 """Compare methods on a task: train each from the task's recipes, write one JSON file per run, and the tables of docs/results.md.
 
     make results TASK=chain
-    python benchmarks/results/grid.py --task chain --methods none explicit pccot --seeds 0 1 2
-    python benchmarks/results/grid.py --tables                       # only write the tables again
+    python -m benchmarks.results.grid --task chain --methods none explicit pccot --seeds 0 1 2
+    python -m benchmarks.results.grid --tables                       # only write the tables again
 
 All methods of a task but iCoT see the same examples, in models of the same size. A run whose file is already in `results/` is not
-made again; a cell without a file is empty in the table.
+made again; what has no file has no row, and a task without one no table.
 """
 
 import argparse
@@ -16,10 +15,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.results.one_thread import results_of
 from latent_cot.training.cli import read_recipe
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from .one_thread import results_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- grid: benchmarks/results/grid.py writes this part -->", "<!-- end of the grid -->"
@@ -35,7 +35,7 @@ class Method:
         mode: the answer mode that is measured (`models/answer_modes.py`).
         flags: added to the recipe; `{c}` is its number of latent tokens.
         overrides: of the configuration, added to the recipe's own.
-        ablation: the recipe without something that it has; no row in a table where it was not run.
+        ablation: the recipe without something that it has; run only where `--methods` names it.
     """
 
     label: str
@@ -194,7 +194,7 @@ def rows_of(name: str) -> dict[str, list[dict]]:
 
 
 def table(name: str) -> str:
-    """A task's table in Markdown: mean and range over the seeds."""
+    """A task's table in Markdown: mean and range over the seeds; empty if nothing was run."""
     task = TASKS[name]
     lines = [f"### {task.title}", ""]
     lines += [
@@ -202,28 +202,23 @@ def table(name: str) -> str:
     ]
     lines += ["|---" * 9 + "|"]
     for method, rows in rows_of(name).items():
-        cells = [""] * 7
-        if rows:
-            matches = [row["exact_match"] for row in rows]
-            cells = [
-                str(len(rows)),
-                *(f"{value:.4f}" for value in (statistics.mean(matches), min(matches), max(matches))),
-            ]
-            cells += [f"{statistics.median(row['train_seconds'] for row in rows):.0f}"]
-            cells += [f"{statistics.median(row['ms_per_answer_in_batches'] for row in rows):.2f}"]
-            cells += [f"{statistics.mean(row['new_tokens'] for row in rows):.1f}"]
-        elif METHODS[method].ablation or not applies(task, METHODS[method]):
+        if not rows:
             continue
-        recipe = f"`{task.recipes[METHODS[method].recipe]}`"
-        lines.append("| " + " | ".join([METHODS[method].label, recipe, *cells]) + " |")
-    return "\n".join(lines)
+        matches = [row["exact_match"] for row in rows]
+        cells = [METHODS[method].label, f"`{task.recipes[METHODS[method].recipe]}`", str(len(rows))]
+        cells += [f"{value:.4f}" for value in (statistics.mean(matches), min(matches), max(matches))]
+        cells += [f"{statistics.median(row['train_seconds'] for row in rows):.0f}"]
+        cells += [f"{statistics.median(row['ms_per_answer_in_batches'] for row in rows):.2f}"]
+        cells += [f"{statistics.mean(row['new_tokens'] for row in rows):.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 4 else ""
 
 
 def write_tables() -> None:
     """Put the tables of all tasks into the page, between its two marks."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    tables = "\n\n".join(table(name) for name in TASKS)
+    tables = "\n\n".join(filter(None, map(table, TASKS)))
     PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
 
 

@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Train chain models by reward from several seeds, print a Markdown table and plot the curves: what docs/sampling.md shows.
 
-    python benchmarks/results/grpo.py --output_dir outputs/grpo
+    python -m benchmarks.results.grpo --output_dir outputs/grpo
 
 A seed whose results are already in `--output_dir` is not run again.
 """
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Where supervised training stops: the last evaluation (every 25 steps) that finds less than 0.7 of the answers right.
 STOPS = {0: 425, 1: 425, 2: 375}
 EARLY = "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --lr_scheduler_type constant_with_warmup"

@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Train chain models at one T and over a range of T, five seeds each; print a Markdown table and plot accuracy against T: what docs/passes.md shows.
 
-    python benchmarks/results/iterations_range.py --output_dir outputs/iterations_range
+    python -m benchmarks.results.iterations_range --output_dir outputs/iterations_range
 
 A training whose results are already in `--output_dir` is not run again.
 """
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.results.one_thread import results_of
+from .one_thread import results_of
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 RANGE = "run_ccot.py configs/recipes/chain_pccot-range_gpt2-2x64.yaml"
 FIXED = (

@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Train on affine maps with few passes and with one per map, with and without windows; print a Markdown table and plot exact match: what docs/passes.md shows.
 
-    python benchmarks/results/log_depth.py --output_dir outputs/log_depth
+    python -m benchmarks.results.log_depth --output_dir outputs/log_depth
 
 A training whose results are already in `--output_dir` is not run again.
 """
@@ -12,9 +11,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.results.one_thread import results_of
+from .one_thread import results_of
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE = "configs/recipes/affine_pccot-windows_gpt2-3x128.yaml"
 SIZE = "n_layer=3,n_embd=128,initializer_range=0.08"

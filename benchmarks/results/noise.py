@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Sample thoughts of chain models stopped early, over strengths of noise and dropout: what docs/sampling.md shows.
 
-    python benchmarks/results/noise.py --output_dir outputs/noise
+    python -m benchmarks.results.noise --output_dir outputs/noise
 
 A run whose results are already in `--output_dir` is not run again.
 """
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.results.one_thread import results_of
+from .one_thread import results_of
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 STOPS = {0: 400, 1: 400, 2: 375}  # supervised steps, after which 0.50 to 0.69 of the answers are right
 EARLY = "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --lr_scheduler_type constant_with_warmup"

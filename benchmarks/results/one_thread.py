@@ -7,7 +7,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def results_of(words: list[str], folder: Path) -> dict[str, float]:

@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Run the demo from several seeds and print its results as a Markdown table: what docs/results.md shows.
 
-    python benchmarks/results/seeds.py --seeds 0 1 2 3 4
+    python -m benchmarks.results.seeds --seeds 0 1 2 3 4
 
 A seed whose results are already in `--output_dir` is not run again.
 """
@@ -13,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def results_of(seed: int, folder: Path) -> dict[str, float]:

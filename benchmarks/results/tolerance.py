@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """How many passes questions of different depth take under `latent_tolerance`, as a Markdown table: what docs/passes.md shows.
 
 python run_ccot.py configs/recipes/chain-mixed_pccot-range_gpt2-2x64.yaml
-python benchmarks/results/tolerance.py --model outputs/pccot-chain-mixed
+python -m benchmarks.results.tolerance --model outputs/pccot-chain-mixed
 """
 
 import argparse
@@ -18,7 +17,7 @@ from latent_cot import tasks
 from latent_cot.analysis.evaluation import answer_questions, same_answer
 from latent_cot.training.cli import read_recipe
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE = ROOT / "configs" / "recipes" / "chain-mixed_pccot-range_gpt2-2x64.yaml"
 TOLERANCES = (None, 0.03, 0.1, 0.3, 0.5, 0.7)

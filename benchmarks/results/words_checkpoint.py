@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Make checkpoints/pccot-gpt2-words: the recipe's run on two to four steps, then a short one that adds questions of one step.
 
-    python benchmarks/results/words_checkpoint.py --output_dir outputs/words
+    python -m benchmarks.results.words_checkpoint --output_dir outputs/words
 
 There are few questions of one step that differ in more than names and things (319), so they would drown among the others. Each is
 told here about other names and things, 10,000 times in all, but for the 90 that are kept for validation and test. The questions of
@@ -19,7 +18,7 @@ from latent_cot import tasks
 from latent_cot.tasks.word_sentences import template_of
 from latent_cot.training.cli import read_recipe
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE = "configs/recipes/word-problems_pccot_gpt2-3x128.yaml"
 LONG, SHORT = 24_000, 10_000  # questions of two to four steps, and of one

@@ -1,4 +1,4 @@
-"""GGUF files (`converters/export_gguf.py`): llama.cpp sees the same tokens and writes the same greedy answers."""
+"""GGUF files (`engines/gguf/`): llama.cpp sees the same tokens and writes the same greedy answers."""
 
 import itertools
 import json
@@ -15,9 +15,9 @@ from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from latent_cot.converters import export_gguf
+from latent_cot.engines.gguf import export as export_gguf
+from latent_cot.engines.gguf.tokenizer import LLAMA3_SPLIT, QWEN_SPLIT
 from latent_cot.training.arguments import ModelArguments
-from latent_cot.training.checkpoints.gguf_tokenizer import LLAMA3_SPLIT, QWEN_SPLIT
 from latent_cot.training.checkpoints.loading import load_model, set_up, set_up_text_format
 from latent_cot.training.checkpoints.write import write_model_files
 from latent_cot.training.data.small_tokenizers import byte_tokenizer, character_tokenizer, word_tokenizer

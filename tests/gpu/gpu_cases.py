@@ -13,7 +13,7 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.masking_utils import flash_attention_mask
 from transformers.utils import is_flash_attn_2_available
 
-from benchmarks.workload import TINY_SHAPES, Setting, build_model, training_batch
+from benchmarks.speed.workload import TINY_SHAPES, Setting, build_model, training_batch
 from latent_cot.positions import positions_from_mask
 
 DEVICES = [

@@ -10,7 +10,7 @@ pytest.importorskip("accelerate", reason="needs accelerate")
 
 from transformers import TrainerCallback
 
-from benchmarks.workload import ROOT
+from benchmarks.speed.workload import ROOT
 from latent_cot import tasks
 from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTTrainer
 

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from benchmarks.measure import make_gradients, peak_memory
-from benchmarks.workload import training_batch
+from benchmarks.speed.measure import make_gradients, peak_memory
+from benchmarks.speed.workload import training_batch
 
 
 class NoCopies(TorchDispatchMode):
@@ -143,7 +143,7 @@ def test_checkpointing_changes_nothing(shape, device, lora):
 @pytest.mark.parametrize("lora", [False, True], ids=["all", "lora"])
 def test_the_reference_trains_alike(shape, device, lora):
     """Straightforward code over the same weights, and PEFT's own layers: losses and gradients."""
-    reference = pytest.importorskip("benchmarks.reference", reason="needs peft")
+    reference = pytest.importorskip("benchmarks.speed.reference", reason="needs peft")
     model = make_model(shape, device, lora)
     batch = training_batch(model, SETTING)
     losses, grads = losses_and_gradients(model, batch=batch)

@@ -27,11 +27,13 @@ ROOMS = {
     "training/runs": "latent_cot.training.runs",
     "engines": "latent_cot.engines",
     "engines/batching": "latent_cot.engines.batching",
+    "engines/gguf": "latent_cot.engines.gguf",
     "converters": "latent_cot.converters",
     "evals": "latent_cot.evals",
     ".": "",
-    "benchmarks": "benchmarks",
+    "benchmarks/speed": "benchmarks.speed",
     "benchmarks/results": "benchmarks.results",
+    "benchmarks": "benchmarks",
 }
 OUTSIDE = {"tests", "examples"}  # which may import everything, and nothing imports
 LARGEST_ROOM = 12

@@ -9,11 +9,11 @@ import torch
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import measure, report, table_limit, table_tolerance
-from benchmarks.flops import matrix_flops, needed_work, reference_work
-from benchmarks.measure import alternate, peak_memory, ratio, summary
-from benchmarks.reference import Reference
-from benchmarks.workload import (
+from benchmarks.speed import measure, report, table_limit, table_tolerance
+from benchmarks.speed.flops import matrix_flops, needed_work, reference_work
+from benchmarks.speed.measure import alternate, peak_memory, ratio, summary
+from benchmarks.speed.reference import Reference
+from benchmarks.speed.workload import (
     TINY_SHAPES,
     Bench,
     Setting,
@@ -168,7 +168,7 @@ def test_a_table_is_measured_and_written(table, tmp_path, capsys):
 @pytest.mark.slow
 def test_every_table_runs(tmp_path):
     """`make bench`, each table."""
-    command = [sys.executable, "benchmarks/run.py", "--quick", "--threads", "1", "--output_dir", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.speed.run", "--quick", "--threads", "1", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, SHIPPED
 
 import run_grpo
-from latent_cot.converters import export_gguf
+from latent_cot.engines.gguf import export as export_gguf
 from latent_cot.training.errors import InputError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

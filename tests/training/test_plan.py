@@ -1,32 +1,19 @@
 """`--dry_run`: the plan says what the run would do, and nothing happens."""
 
-import json
-
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, SHIPPED
 from test_benchmarks import positions_of
 
 import run_ccot
 import run_cot
+import run_grpo
 import run_icot
-from benchmarks.memory import SETTING, gpt2, llama, make_step
-from benchmarks.memory_table import table
-from benchmarks.workload import Setting
 from latent_cot import tasks
 from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.errors import InputError
-from latent_cot.training.runs.memory_estimate import (
-    Mode,
-    Shape,
-    Sharding,
-    device_memory,
-    kind_of,
-    measured,
-    named_error,
-    step_bytes,
-)
-from latent_cot.training.runs.plan import Lengths, longest_of, plan, steps_of, work_of
-from latent_cot.training.runs.step_work import sequence_work, thought_work
+from latent_cot.training.runs.plan import lengths_of, optimizer_size, plan, steps_of, work_of
+from latent_cot.training.runs.step_work import thought_work
 
 TINY = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters", "--use_cpu"]
 CHAIN = ["--dataset_name", "chain", "--task_args", "train=48,validation=4,test=4", "--answer_prompt", "#"]
@@ -69,7 +56,7 @@ def test_a_plan_is_printed_and_nothing_written(flags, tmp_path, capsys):
         "validation  4 rows, ",
         "steps       6, 2 epochs",
         "positions   ",
-        "memory      ",
+        "bytes       weights ",
     ):
         assert f"\n{line}" in printed, line
     assert "batch       16 examples per step: 1 processes x 8 per device x 2 accumulated" in printed
@@ -94,8 +81,8 @@ def test_other_scripts_print_one_too(tmp_path, capsys):
     ]
     run_icot.main(icot)
     first, second = capsys.readouterr().out.split("plan   ")[1:]
-    assert "steps       6, 2 epochs" in first and "per device, estimated" in first
-    assert ", while the whole chain is there" in second and "per device, estimated" in second
+    assert "steps       6, 2 epochs" in first and "\npositions   " in first
+    assert ", while the whole chain is there" in second and "bytes       weights " in second
     assert not list(tmp_path.iterdir())
 
 
@@ -132,14 +119,7 @@ def test_positions_are_those_that_the_model_computes(trainer):
         batch = trainer.model_inputs(trainer.data_collator([row]), training=True)
         trainer.model.train()
         computed = positions_of(trainer.model, lambda batch=batch: trainer.model(**batch))
-        assert work_of(trainer, Lengths.of(row, trainer.data_collator)).positions == computed
-
-
-def test_the_longest_batch_bounds_every_batch(trainer):
-    rows = [Lengths(4, 9, 3, 16), Lengths(7, 2, 5, 14)]
-    longest = longest_of(rows)
-    assert longest == Lengths(7, 9, 5, 16)
-    assert all(work_of(trainer, row).positions <= work_of(trainer, longest).positions for row in rows)
+        assert work_of(trainer, lengths_of(row, trainer.data_collator)).positions == computed
 
 
 def test_steps_are_those_of_training(trainer):
@@ -148,7 +128,56 @@ def test_steps_are_those_of_training(trainer):
     assert dict(plan(trainer))["steps"] == "6, 2 epochs"
 
 
-# --- the estimate ---
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad"])
+def test_bytes_of_the_optimizer_are_what_it_holds(name, trainer):
+    trainer.args.optim = name
+    trained = list(trainer.model.parameters())
+    predicted = optimizer_size(trainer, trained)
+    optimizer = trainer.create_optimizer()
+    for weight in trained:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    assert predicted == sum(v.numel() * v.element_size() for v in states if isinstance(v, torch.Tensor))
+    if name.startswith("adamw"):  # two moments, and how many steps each tensor took
+        assert predicted == 8 * sum(weight.numel() for weight in trained) + 4 * len(trained)
+
+
+def test_bytes_are_those_of_what_is_trained(trainer):
+    for weight in trainer.model.base_model.parameters():
+        weight.requires_grad = False
+    head = trainer.model.get_output_embeddings().weight
+    head.requires_grad = True
+    whole = sum(weight.numel() for weight in trainer.model.parameters())
+    text = dict(plan(trainer))["bytes"]
+    assert text.startswith(
+        f"weights {4 * whole:,}, gradients {4 * head.numel():,}, optimizer {8 * head.numel() + 4:,};"
+    )
+    assert f"of which {head.numel():,} are trained" in dict(plan(trainer))["parameters"]
+
+
+def test_an_optimizer_that_cannot_be_counted(trainer, monkeypatch):
+    def fail(*args):
+        raise ImportError("bitsandbytes is not installed")
+
+    monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", fail)
+    assert "optimizer not known" in dict(plan(trainer))["bytes"]
+
+
+def test_training_by_reward_has_a_plan(tmp_path, capsys):
+    pytest.importorskip("trl", reason="trl is not installed: pip install '.[rl]'")
+    command = ["--model_name_or_path", str(SHIPPED), *CHAIN[:4], *RUN, "--use_cpu", "--num_generations", "4"]
+    command += ["--num_train_epochs", "2", "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    assert run_grpo.main(command) == {}
+    printed = capsys.readouterr().out
+    assert "\ntrain       48 rows, " in printed and "\nbytes       weights " in printed
+    # 48 questions, four answers to each, 16 answers per step
+    assert "\nsteps       24, 2 epochs\n" in printed
+    assert (
+        "\nbatch       16 sampled answers per step, 4 per question: 1 processes x 8 per device x 2 accumulated"
+        in printed
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 3, 24])
@@ -161,74 +190,8 @@ def test_work_of_a_thought(iterations):
     assert work.passes == (*student, (12, 10)) and work.logits == 18
 
 
-@pytest.mark.parametrize(
-    ("mode", "fields"),
-    [
-        (Mode("thought gpt2", autocast=True), gpt2(5, 80, 320)),
-        (Mode("thought gpt2", autocast=True, checkpointed=True), gpt2(5, 80, 320)),
-        (Mode("thought llama", adapters=True, autocast=True, half=True), llama(5, 96, 256, 2)),
-        (Mode("chain llama", autocast=True), llama(5, 96, 256, 2, 600)),
-    ],
-    ids=lambda value: value.name if isinstance(value, Mode) else "",
-)
-def test_the_estimate_is_what_is_measured(mode, fields):
-    """A model and a setting that no fit has seen, within the error that the coefficients' file names."""
-    setting = SETTING.but(question=70, cot=60, iterations=4, batch=6)
-    step = make_step(mode, fields, 24, setting, 90)
-    assert step.estimate() == pytest.approx(step.measure(), rel=named_error())
-
-
-def test_every_measured_mode_has_an_error():
-    record = measured()
-    assert set(record["coefficients"]) == set(record["errors"]) and len(record["errors"]) > 15
-    assert all(len(errors) == 2 for errors in record["errors"].values()) and named_error() < 0.3
-
-
-def test_memory_is_shared_by_sharding():
-    """Weights, gradients and moments over eight devices are an eighth; what a block needs whole is counted beside."""
-    step = make_step(Mode("thought llama", autocast=True), llama(4, 64, 192, 2), 0, Setting(batch=1), 0)
-    work = step.work
-    one = device_memory(step.model, step.mode, work, 1)
-    eight = device_memory(
-        step.model, Mode("thought llama", autocast=True, sharded=True), work, 1, sharding=Sharding(8, 8, 8)
-    )
-    count = sum(weight.numel() for weight in step.model.parameters())
-    assert (one.weights, one.gradients, one.optimiser) == (4 * count, 4 * count, 8 * count)
-    assert (eight.weights, eight.gradients, eight.optimiser) == (count // 2, count // 2, count)
-    both = device_memory(step.model, step.mode, work, 1, sharding=Sharding(replicated=True))
-    assert both.copies == device_memory(step.model, step.mode, work, 1).copies + 4 * count
-    assert device_memory(step.model, step.mode, work, 1, optimiser="adamw_8bit").optimiser == 2 * count
-
-
-def test_what_was_not_measured_is_not_estimated(trainer):
-    assert kind_of("olmo2", False) is None and kind_of("gpt2", False) == "chain gpt2 gelu_new"
-    assert kind_of("pccot-mistral", True) == kind_of("pccot-qwen3", True) == "thought llama"
-    memory = device_memory(trainer.model, None, sequence_work(5), 2)
-    assert memory.activations is None and memory.total is None and memory.fixed > 0
-    shape = Shape.of(trainer.model.config)
-    assert step_bytes(trainer.model, Mode("thought gpt2", adapters=True), shape, sequence_work(5), 2, "cpu") is None
-
-
-def test_coefficients_have_a_source():
-    record = json.loads((ROOT / "training" / "memory_coefficients.json").read_text())
-    assert set(record["source"]) == {"torch", "transformers", "peft"}
-    assert all(value > 0 for values in record["coefficients"].values() for value in values.values())
-
-
 def test_dry_run_arguments_do_not_save():
     arguments = CoTTrainingArguments("nowhere", use_cpu=True, report_to="none")
     assert arguments.should_save
     arguments.dry_run = True
     assert not arguments.should_save
-
-
-@pytest.mark.slow
-def test_the_table_of_the_guide():
-    """docs/scaling.md prints what the estimate gives now."""
-    assert table() in (ROOT / "docs" / "scaling.md").read_text()
-
-
-def test_the_guide_names_the_largest_error():
-    errors = [error for errors in measured()["errors"].values() for error in errors]
-    guide = (ROOT / "docs" / "scaling.md").read_text()
-    assert f"{min(errors):+.0%} to {max(errors):+.0%}" in guide

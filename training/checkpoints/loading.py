@@ -29,7 +29,7 @@ from latent_cot.training.data.tokenization import (
 from latent_cot.training.errors import InputError
 from latent_cot.training.flags import pairs
 
-from .load_gguf import gguf_config, load_gguf, load_gguf_tokenizer, open_gguf
+from .gguf_file import GGUFFile, gguf_config, load_gguf, load_gguf_tokenizer
 from .read import check_reachable, load_weights, read_config, read_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
         return byte_tokenizer()
     check_reachable(name, "tokenizer")
     if args.gguf_file is not None and args.tokenizer_name is None:
-        return load_gguf_tokenizer(open_gguf(name, args.gguf_file, args.model_revision))
+        return load_gguf_tokenizer(GGUFFile(name, args.gguf_file, args.model_revision))
     return read_tokenizer(name, args.model_revision, args.trust_remote_code)
 
 
@@ -100,7 +100,7 @@ def load_config(
     if args.gguf_file is not None and args.model_name_or_path is None:
         raise InputError("--gguf_file names a file in --model_name_or_path: pass both")
     if args.gguf_file is not None and args.config_name is None:
-        config = gguf_config(open_gguf(source, args.gguf_file, args.model_revision))
+        config = gguf_config(GGUFFile(source, args.gguf_file, args.model_revision))
     else:
         config = read_config(source, args.model_revision, args.trust_remote_code)
     if family is not None and not config.model_type.startswith(f"{family}-"):
@@ -203,7 +203,7 @@ def load_model(
         model = AutoModelForCausalLM.from_config(config, **options)
     elif args.gguf_file is not None:
         options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
-        model = load_gguf(open_gguf(args.model_name_or_path, args.gguf_file, args.model_revision), config, **options)
+        model = load_gguf(GGUFFile(args.model_name_or_path, args.gguf_file, args.model_revision), config, **options)
         extend_vocabulary(model, tokenizer, added)
     else:
         model = load_weights(args.model_name_or_path, config, args.model_revision, args.trust_remote_code, **options)

@@ -16,7 +16,6 @@ from latent_cot.training.step_decoder import STEP_DECODER, StepDecoder, load_ste
 from .checkpoint_fit import check_fit
 from .find_checkpoint import checkpoint_to_resume, fault_of, newest_first
 from .interruption import StopOnSignal
-from .nonfinite_steps import SkipNonfiniteSteps
 from .whole_folders import UNFINISHED, one_line_disk_errors, put_in_place, remove_unfinished, replacing_model
 
 logger = logging.getLogger(__name__)
@@ -36,15 +35,11 @@ class ResumableTrainingMixin:
 
     def __init__(self, *args, **kwargs):
         self.weights_step: int | None = None
-        self.gradient_norm: torch.Tensor | float = 0.0
         self._checkpoint_parent: str | None = None  # where a checkpoint is being written
         self._trained = False  # any step in the present call of `train`
         super().__init__(*args, **kwargs)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
-        self.skip_steps = SkipNonfiniteSteps(self) if self.args.on_nan == "skip" else None
-        if self.skip_steps is not None:
-            self.add_callback(self.skip_steps)
 
     # --- resuming ---
 
@@ -179,16 +174,10 @@ class ResumableTrainingMixin:
 
     # --- losses that are no numbers ---
 
-    def _get_grad_norm(self, *args, **kwargs):
-        self.gradient_norm = super()._get_grad_norm(*args, **kwargs)
-        return self.gradient_norm
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "train_loss" in logs and not self._trained:
             logs.clear()  # a finished run was resumed: there is no loss, of 0 or other
             return
-        if self.skip_steps is not None and ("loss" in logs or "train_loss" in logs):
-            self.skip_steps.correct(logs, self.state.global_step)
         self.check_finite(logs)
         super().log(logs, *args, **kwargs)
 

@@ -1,214 +1,157 @@
 """What `--dry_run` prints: what a command would train, how long and how large, counted before anything is trained."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from datasets import Dataset, IterableDataset
+import torch
+from datasets import IterableDataset
+from torch import nn
+from transformers import Trainer
 
 from latent_cot.training.data.collators import CoTCollator
 from latent_cot.training.trainers.cot import CoTTrainer
 
-from .memory_estimate import Mode, Sharding, device_memory, kind_of, measured, named_error, size_text
-from .step_work import Work, sequence_work, thought_work
+from .step_work import Work, thought_work
+
+Lengths = tuple[
+    int, int, int
+]  # tokens of the question, of the steps with what opens them, and of what comes after them
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of one example: question, steps with what opens them, and answer prompt, answer and end of sequence.
-
-    `sequence` is the longest sequence of it that training may read.
-    """
-
-    question: int
-    chain: int
-    ending: int
-    sequence: int
-
-    @property
-    def tokens(self) -> int:
-        return self.question + self.chain + self.ending
-
-    @classmethod
-    def of(cls, feature: dict, collator: CoTCollator) -> "Lengths":
-        question, tail = collator.parts(feature)
-        ending = min(len(tail), len(collator.ending(feature)))
-        return cls(len(question), len(tail) - ending, ending, feature["length"])
-
-
-def lengths_of(features: Dataset, collator: CoTCollator) -> list[Lengths]:
-    """Of every row of a tokenized split."""
-    rows = features.select_columns(["question", "steps", "answer", "length"])
-    return [Lengths.of(row, collator) for row in rows]
-
-
-def longest_of(rows: list[Lengths]) -> Lengths:
-    """No row may be so long: what a batch is padded to at most, its questions and what follows them each by themselves."""
-    return Lengths(*(max(getattr(row, name) for row in rows) for name in ("question", "chain", "ending", "sequence")))
-
-
-def work_of(trainer: CoTTrainer, lengths: Lengths) -> Work:
-    """What the model computes for one example in a training step; for iCoT while its whole chain is there."""
-    config = trainer.unwrapped.config
-    if trainer.family != "pccot":
-        return sequence_work(lengths.sequence)
-    thought = config.num_latent_tokens, config.num_iterations
-    windows = bool(config.loss_delta) and has_windows(trainer)
-    return thought_work(lengths.question, lengths.chain, lengths.ending, *thought, windows)
-
-
-def has_windows(trainer: CoTTrainer) -> bool:
-    """Whether the training data says what the latents stand for after each pass."""
-    train = trainer.splits.get("train")
-    return train is not None and "windows" in (train.column_names or [])
-
-
-def print_plan(trainer: CoTTrainer) -> None:
-    """Print the plan, in the first process alone."""
+def print_plan(trainer: Trainer) -> None:
+    """Print the plan, in the first process only."""
     if trainer.is_world_process_zero():
         print("\n".join(f"{name:<12}{text}".rstrip() for name, text in plan(trainer)))
 
 
-def plan(trainer: CoTTrainer) -> list[tuple[str, str]]:
+def plan(trainer: Trainer) -> list[tuple[str, str]]:
     """Pairs of a heading (empty where it is the one before) and a text."""
-    rows = {
-        name: lengths_of(split, trainer.data_collator) for name, split in trainer.splits.items() if is_counted(split)
-    }
-    lines = [("plan", "nothing is trained, and nothing is written")]
-    for name in trainer.splits:
-        counted = (
-            f"{len(rows[name]):,} rows, {sum(row.tokens for row in rows[name]):,} tokens" if name in rows else None
-        )
-        lines.append((name, counted or "a stream: its rows are not counted"))
+    lines, tokens = [("plan", "nothing is trained, and nothing is written")], {}
+    for name, split in trainer.splits.items():
+        if isinstance(split, IterableDataset):
+            lines.append((name, "a stream: its rows are not counted"))
+        else:
+            tokens[name] = tokens_of(trainer, split)
+            lines.append((name, f"{len(split):,} rows, {sum(tokens[name]):,} tokens"))
     if trainer.args.do_train:
-        lines += training_lines(trainer, rows.get("train"))
+        lines += training_lines(trainer, tokens.get("train"))
     weights = list(trainer.unwrapped.parameters())
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad) if trainer.args.do_train else 0
-    lines.append(("parameters", f"{sum(weight.numel() for weight in weights):,}, of which {trained:,} are trained"))
+    trained = [weight for weight in weights if weight.requires_grad and trainer.args.do_train]
+    lines.append(("parameters", f"{count(weights):,}, of which {count(trained):,} are trained"))
     if trainer.step_decoder is not None:
-        decoder = sum(weight.numel() for weight in trainer.step_decoder.parameters())
+        decoder = count(trainer.step_decoder.parameters())
         lines.append(("", f"{decoder:,} of them are the step decoder's, which the finished model does not have"))
     if trainer.args.do_train:
-        lines += memory_lines(trainer, rows.get("train")) + saving_lines(trainer)
+        lines += memory_lines(trainer, weights, trained) + saving_lines(trainer)
     return lines
 
 
-def is_counted(split) -> bool:
-    return not isinstance(split, IterableDataset)
+def count(weights: Iterable[nn.Parameter]) -> int:
+    return sum(weight.numel() for weight in weights)
 
 
-def steps_of(trainer: CoTTrainer) -> tuple[int, float]:
-    """Optimiser steps and epochs of a run."""
+def lengths_of(feature: dict, collator: CoTCollator) -> Lengths:
+    """Of a tokenized row."""
+    question, tail = collator.parts(feature)
+    ending = min(len(tail), len(collator.ending(feature)))
+    return len(question), len(tail) - ending, ending
+
+
+def tokens_of(trainer: Trainer, split) -> list[int]:
+    """Tokens of each row: question, steps and answer, or the question of a row whose answer is to be sampled."""
+    if not isinstance(trainer, CoTTrainer):
+        return [len(ids) for ids in trainer.processing_class(split["question_text"][:])["input_ids"]]
+    return [
+        sum(lengths_of(row, trainer.data_collator)) for row in split.select_columns(["question", "steps", "answer"])
+    ]
+
+
+def work_of(trainer: CoTTrainer, lengths: Lengths) -> Work:
+    """What a thinking model computes for one example in a training step."""
+    config = trainer.unwrapped.config
+    return thought_work(*lengths, config.num_latent_tokens, config.num_iterations)
+
+
+def steps_of(trainer: Trainer) -> tuple[int, float]:
+    """Optimizer steps and epochs of a run; of a stream the epochs are not known (NaN)."""
     args = trainer.args
-    if not is_counted(trainer.train_dataset):
+    if isinstance(trainer.train_dataset, IterableDataset):
         return args.max_steps, math.nan
     per_epoch = max(1, math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     return steps, steps / per_epoch
 
 
-def training_lines(trainer: CoTTrainer, rows: list[Lengths] | None) -> list[tuple[str, str]]:
+def training_lines(trainer: Trainer, tokens: list[int] | None) -> list[tuple[str, str]]:
     """Steps, batch and what a step computes."""
     args, (steps, epochs) = trainer.args, steps_of(trainer)
     batch = args.world_size * args.train_batch_size * args.gradient_accumulation_steps
-    lines = [
-        ("steps", f"{steps:,}" + ("" if math.isnan(epochs) else f", {epochs:.4g} epochs")),
-        (
-            "batch",
-            f"{batch:,} examples per step: {args.world_size} processes x {args.train_batch_size} per device x "
-            f"{args.gradient_accumulation_steps} accumulated",
-        ),
-    ]
-    if rows is None:
+    factors = f"{args.world_size} processes x {args.train_batch_size} per device x {args.gradient_accumulation_steps} accumulated"
+    lines = [("steps", f"{steps:,}" + ("" if math.isnan(epochs) else f", {epochs:.4g} epochs"))]
+    if not isinstance(trainer, CoTTrainer):
+        lines.append(("batch", f"{batch:,} sampled answers per step, {args.num_generations} per question: {factors}"))
+        return [*lines, ("", f"an answer has at most {args.max_completion_length} tokens")]
+    lines.append(("batch", f"{batch:,} examples per step: {factors}"))
+    if tokens is None:
         return lines
-    works = [work_of(trainer, row) for row in rows]
-    tokens, positions = (
-        sum(values) / len(rows) for values in ([row.tokens for row in rows], [w.positions for w in works])
-    )
-    lines.append(("tokens", f"{tokens * batch:,.0f} per step, {tokens:,.1f} per example (without padding)"))
-    lines.append(("positions", f"{positions:,.1f} per example that the model computes in a step (without padding)"))
-    longest = work_of(trainer, longest_of(rows))
-    if trainer.family == "pccot":
-        config = trainer.unwrapped.config
-        *student, (teacher, _) = longest.passes
-        passes = " + ".join(str(new) for new, _ in student)
-        lines.append(
-            (
-                "",
-                f"at most {longest.positions:,}: teacher {teacher} after the question, student {passes} (c = "
-                f"{config.num_latent_tokens}, T = {config.num_iterations}, {len(student)} passes)",
-            )
-        )
-        if trainer.method.teacher_warmup_steps:
-            lines.append(("", f"the first {trainer.method.teacher_warmup_steps} steps train the teacher alone"))
-        if trainer.method.batch_curriculum_prob:
-            lines.append(("", "batches that the mixed curriculum changes are not counted"))
-    else:
+    mean = sum(tokens) / len(tokens)
+    lines.append(("tokens", f"{mean * batch:,.0f} per step, {mean:,.1f} per example (without padding)"))
+    rows = trainer.splits["train"].select_columns(["question", "steps", "answer", "length"])
+    if trainer.family != "pccot":
+        mean, longest = sum(rows["length"][:]) / len(rows), max(rows["length"][:])
         whole = ", while the whole chain is there" if trainer.family == "icot" else ""
-        lines.append(("", f"at most {longest.positions:,}{whole}"))
+        lines.append(("positions", f"{mean:,.1f} per example that the model computes in a step (without padding)"))
+        return [*lines, ("", f"at most {longest:,}{whole}")]
+    lengths, config = [lengths_of(row, trainer.data_collator) for row in rows], trainer.unwrapped.config
+    mean = sum(work_of(trainer, row).positions for row in lengths) / len(lengths)
+    lines.append(("positions", f"{mean:,.1f} per example that the model computes in a step (without padding)"))
+    # Questions and what follows them are padded each by themselves, so no batch is longer than these three.
+    longest = work_of(trainer, tuple(map(max, zip(*lengths, strict=True))))
+    *student, (teacher, _) = longest.passes
+    passes = " + ".join(str(new) for new, _ in student)
+    thought = f"c = {config.num_latent_tokens}, T = {config.num_iterations}, {len(student)} passes"
+    lines.append(
+        ("", f"at most {longest.positions:,}: teacher {teacher} after the question, student {passes} ({thought})")
+    )
+    if trainer.method.teacher_warmup_steps:
+        lines.append(("", f"the first {trainer.method.teacher_warmup_steps} steps train only the teacher"))
+    if trainer.method.batch_curriculum_prob:
+        lines.append(("", "batches that the mixed curriculum changes are not counted"))
     return lines
 
 
-def mode_of(trainer: CoTTrainer, sharding: Sharding) -> Mode | None:
-    """What the coefficients of the memory estimate depend on, None where nothing was measured."""
-    model, args = trainer.unwrapped, trainer.args
-    kind = kind_of(trainer.model_type, trainer.family == "pccot")
-    if kind is None:
+def memory_lines(trainer: Trainer, weights: list[nn.Parameter], trained: list[nn.Parameter]) -> list[tuple[str, str]]:
+    """Bytes of what does not depend on the batch; activations are not estimated."""
+    sizes = {"weights": size(weights), "gradients": size(trained), "optimizer": optimizer_size(trainer, trained)}
+    texts = [f"{name} {'not known' if held is None else f'{held:,}'}" for name, held in sizes.items()]
+    lines = [("bytes", ", ".join(texts) + "; activations, which go by the batch, are not counted")]
+    if getattr(trainer, "ref_model", None) is not None:  # of GRPO, with --beta
+        lines.append(("", f"and the reference model's weights, {size(trainer.ref_model.parameters()):,}"))
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        lines.append(("", f"of all {trainer.args.world_size} devices together, as FSDP or DeepSpeed spreads them"))
+    return lines
+
+
+def size(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def optimizer_size(trainer: Trainer, trained: list[nn.Parameter]) -> int | None:
+    """Bytes of the states after a step of the run's optimizer, taken on weights that hold no numbers; None where it cannot."""
+    try:
+        make, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.unwrapped)
+        shapes = [nn.Parameter(torch.empty_like(weight, device="meta")) for weight in trained]
+        optimizer = make(shapes, **options | ({"fused": False} if "fused" in options else {}))
+        for weight in shapes:
+            weight.grad = torch.empty_like(weight)
+        optimizer.step()
+    except Exception:  # some work only on a device, or with a model in hand
         return None
-    mode = Mode(
-        kind,
-        adapters=trainer.lora.use_peft,
-        autocast=trainer.accelerator.mixed_precision in ("bf16", "fp16"),
-        half=model.get_input_embeddings().weight.element_size() == 2,
-        # The second is its name from transformers 5.23 on.
-        checkpointed=bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)),
-        sharded=sharding.weights > 1,
-    )
-    return mode if mode.name in measured()["coefficients"] else None
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return size(value for value in states if isinstance(value, torch.Tensor))
 
 
-def sharding_of(trainer: CoTTrainer) -> Sharding:
-    """As the launcher's file asks for it (`configs/accelerate/`)."""
-    devices = trainer.args.world_size
-    if trainer.is_fsdp_enabled:
-        return Sharding(devices, devices, devices)
-    if trainer.is_deepspeed_enabled:
-        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
-        return Sharding(*(devices if stage >= least else 1 for least in (3, 2, 1)))
-    return Sharding(replicated=devices > 1)
-
-
-def memory_lines(trainer: CoTTrainer, rows: list[Lengths] | None) -> list[tuple[str, str]]:
-    """The estimate for the longest batch that there can be."""
-    args, sharding = trainer.args, sharding_of(trainer)
-    mode = mode_of(trainer, sharding) if rows else None
-    memory = device_memory(
-        trainer.unwrapped,
-        mode,
-        work_of(trainer, longest_of(rows)) if rows else sequence_work(0),
-        args.train_batch_size,
-        rank=trainer.lora.lora_r if trainer.lora.use_peft else 0,
-        device=args.device.type,
-        optimiser=str(getattr(args.optim, "value", args.optim)),
-        sharding=sharding,
-    )
-    parts = {"weights": memory.weights, "gradients": memory.gradients, "optimiser": memory.optimiser}
-    parts |= {"copies of weights": memory.copies} if memory.copies else {}
-    parts |= {} if memory.activations is None else {"activations of the longest batch": memory.activations}
-    text = " + ".join(f"{name} {size_text(size)}" for name, size in parts.items())
-    decoder = [] if trainer.step_decoder is None else [("", "what the step decoder computes is not counted")]
-    if memory.total is None:
-        return [
-            ("memory", f"per device, estimated: {text}; activations: nothing was measured for such a step"),
-            *decoder,
-        ]
-    return [
-        ("memory", f"{size_text(memory.total)} per device, estimated: {text}"),
-        ("", f"the estimate was wrong by up to {named_error():.0%} where it was checked (docs/scaling.md)"),
-        *decoder,
-    ]
-
-
-def saving_lines(trainer: CoTTrainer) -> list[tuple[str, str]]:
+def saving_lines(trainer: Trainer) -> list[tuple[str, str]]:
     """Where checkpoints go."""
     args, when = trainer.args, str(getattr(trainer.args.save_strategy, "value", trainer.args.save_strategy))
     often = {

@@ -19,13 +19,8 @@ class Work:
     def positions(self) -> int:
         return sum(new for new, _ in self.passes)
 
-    @property
-    def keys(self) -> int:
-        """Keys that the passes attend to, each pass with its own copy of what came before."""
-        return sum(new + before for new, before in self.passes)
 
-
-def thought_work(question: int, chain: int, ending: int, latents: int, iterations: int, windows: bool = False) -> Work:
+def thought_work(question: int, chain: int, ending: int, latents: int, iterations: int) -> Work:
     """PCCoT's step: the student's passes first, with the window of `jacobi_window`, then the teacher's.
 
     The question is read once for both, nothing is predicted from the end of sequence, and only what is predicted has logits.
@@ -35,7 +30,6 @@ def thought_work(question: int, chain: int, ending: int, latents: int, iteration
         chain: tokens of the explicit steps, with what opens them.
         ending: answer prompt, answer and end of sequence, in tokens.
         latents, iterations: c and T.
-        windows: whether what each pass before the last gives is read too (step supervision by `windows`).
     """
     iterations = min(iterations, latents)
     window = latents - iterations + 1
@@ -44,10 +38,4 @@ def thought_work(question: int, chain: int, ending: int, latents: int, iteration
     else:
         student = [(question + window, 0), *((window, question + t) for t in range(1, iterations + 1))]
     new, before = student.pop()
-    logits = chain + ending + ending + (iterations * window if windows else 0)
-    return Work((*student, (new + ending, before), (chain + ending - 1, question)), logits)
-
-
-def sequence_work(length: int) -> Work:
-    """An ordinary step: one pass over a sequence, whose every position has logits."""
-    return Work(((length, 0),), length)
+    return Work((*student, (new + ending, before), (chain + ending - 1, question)), chain + 2 * ending)

@@ -2,12 +2,13 @@
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.measure import summary
-from benchmarks.report import Column, draw, panels
-from benchmarks.workload import ROOT, Bench
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import answer_questions, same_answer, wilson_interval
 from latent_cot.training.cli import read_recipe
+
+from .measure import summary
+from .report import Column, draw, panels
+from .workload import ROOT, Bench
 
 NAME = "tolerance"
 TITLE = "latent_tolerance on checkpoints/pccot-gpt2-chain"

@@ -3,9 +3,9 @@
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks.measure import alternate, ratio, summary
-from benchmarks.report import Column, draw, panels
-from benchmarks.workload import Bench
+from .measure import alternate, ratio, summary
+from .report import Column, draw, panels
+from .workload import Bench
 
 NAME = "batching"
 TITLE = "Many questions of mixed lengths"

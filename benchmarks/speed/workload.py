@@ -17,7 +17,7 @@ from latent_cot.training.arguments import LoraArguments
 from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.training.data.collators import PCCoTCollator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # Shapes have random weights and no dropout, so that two contestants compute the same thing.
 GPT2 = {"model_type": "pccot-gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

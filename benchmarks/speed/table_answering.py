@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.measure import alternate, ratio, summary
-from benchmarks.reference import Reference
-from benchmarks.report import Column, draw, panels
-from benchmarks.workload import Bench, Setting, Tokens, merged, question_batch
 from latent_cot.analysis.devices import synchronize
+
+from .measure import alternate, ratio, summary
+from .reference import Reference
+from .report import Column, draw, panels
+from .workload import Bench, Setting, Tokens, merged, question_batch
 
 NAME = "answering"
 TITLE = "Answering"

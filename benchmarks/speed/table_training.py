@@ -1,9 +1,9 @@
 """A training step and its peak memory, against the reference on the same weights and batch."""
 
-from benchmarks.measure import MIB, alternate, make_gradients, peak_memory, ratio, summary
-from benchmarks.reference import Reference
-from benchmarks.report import Column, draw, panels
-from benchmarks.workload import SHAPES, Bench, Setting, training_batch
+from .measure import MIB, alternate, make_gradients, peak_memory, ratio, summary
+from .reference import Reference
+from .report import Column, draw, panels
+from .workload import SHAPES, Bench, Setting, training_batch
 
 NAME = "training"
 TITLE = "Training step: forward and backward"

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.workload import Setting
 from latent_cot.training.runs.step_work import Work, thought_work
+
+from .workload import Setting
 
 # Dense FLOP/s in bf16 of the vendor's data sheets; a name further up is looked for first.
 BF16_PEAKS = {

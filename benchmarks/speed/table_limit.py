@@ -2,11 +2,11 @@
 
 import torch
 
-from benchmarks.flops import bf16_peak, needed_work, step_flops
-from benchmarks.measure import alternate, make_gradients, matrix_product, ratio, summary
-from benchmarks.report import Column, draw, panels
-from benchmarks.table_training import contestants
-from benchmarks.workload import Bench
+from .flops import bf16_peak, needed_work, step_flops
+from .measure import alternate, make_gradients, matrix_product, ratio, summary
+from .report import Column, draw, panels
+from .table_training import contestants
+from .workload import Bench
 
 NAME = "limit"
 TITLE = "Training step against the matrix products it needs"

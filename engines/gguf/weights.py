@@ -1,6 +1,4 @@
-"""The weights of a backbone under GGUF's names and in its layout, in both directions."""
-
-from collections.abc import Collection
+"""The weights of a backbone under GGUF's names and in its layout."""
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -11,7 +9,6 @@ from latent_cot.training.errors import InputError
 ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen3": "qwen3"}
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored (in, out) by GPT-2
 ROTATED = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
-ROPE_FACTORS = "rope_freqs.weight"
 
 
 def backbone_of(config: PreTrainedConfig) -> str:
@@ -19,8 +16,8 @@ def backbone_of(config: PreTrainedConfig) -> str:
     return config.model_type.rpartition("-")[2]
 
 
-def gguf_names(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, str]:
-    """GGUF's name of each of a model's weights, but for an output head that is the embeddings, and for `leave_out`.
+def gguf_names(model: PreTrainedModel) -> dict[str, str]:
+    """GGUF's name of each of a model's weights, but for an output head that is the embeddings.
 
     Raises:
         InputError: for a weight that GGUF has no name for.
@@ -32,7 +29,7 @@ def gguf_names(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[
     key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names, found = gguf.get_tensor_name_map(key, config.num_hidden_layers), {}
     for name in model.state_dict():
-        if name in leave_out or (name == "lm_head.weight" and config.tie_word_embeddings):
+        if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if (named := names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
             raise InputError(f"GGUF has no name for the weight {name}")
@@ -48,16 +45,6 @@ def to_gguf(name: str, tensor: torch.Tensor, config: PreTrainedConfig) -> torch.
         return tensor
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def from_gguf(name: str, tensor: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """The inverse of `to_gguf`."""
-    if backbone_of(config) == "gpt2" and name.endswith(CONV1D):
-        return tensor.T
-    if (heads := rotated_heads(name, config)) is None:
-        return tensor
-    pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
-    return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
 def rotated_heads(name: str, config: PreTrainedConfig) -> int | None:

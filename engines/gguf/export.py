@@ -1,6 +1,6 @@
 """Write a checkpoint as a GGUF file, which llama.cpp and what is built on it answer with.
 
-    python -m training.export_gguf outputs/icot outputs/icot.gguf
+    python -m latent_cot.engines.gguf.export outputs/icot outputs/icot.gguf
 
 iCoT models and stock backbones are plain graphs. What an iCoT model answers after (fillers, the answer prompt) is in
 the file as its chat template, and the command prints the prompt to send where no template is used. Needs:
@@ -17,19 +17,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_cot.training.checkpoints.gguf_tokenizer import gguf_tokenizer
-from latent_cot.training.checkpoints.gguf_weights import (
-    ARCHITECTURES,
-    ROPE_FACTORS,
-    backbone_of,
-    gguf_names,
-    rope_factors,
-    to_gguf,
-)
+from latent_cot.training.checkpoints.gguf_file import ROPE_FACTORS
 from latent_cot.training.checkpoints.read import load
 from latent_cot.training.cli import run
 from latent_cot.training.data.tokenization import CHAT_TEMPLATE, starts_with_bos
 from latent_cot.training.errors import InputError
+
+from .tokenizer import gguf_tokenizer
+from .weights import ARCHITECTURES, backbone_of, gguf_names, rope_factors, to_gguf
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +49,7 @@ def export_gguf(name: str, out: Path, revision: str = "main") -> str:
         InputError: for a model or tokenizer that llama.cpp would answer otherwise with, or a file that is there already.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise InputError("python -m training.export_gguf needs: pip install '.[gguf]'")
+        raise InputError("python -m latent_cot.engines.gguf.export needs: pip install '.[gguf]'")
     if out.exists():
         raise InputError(f"{out} is there already; choose another file")
     model, tokenizer = load(name, revision)
@@ -205,7 +200,7 @@ def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.export_gguf", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m latent_cot.engines.gguf.export", description=__doc__)
     parser.add_argument("name", help="a folder or a name on the Hub")
     parser.add_argument("out", type=Path, help="a new file")
     parser.add_argument("--revision", default="main", help="branch, tag or commit")

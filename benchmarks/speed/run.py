@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Measure everything: each table as Markdown on the screen, as JSON and as a plot.
 
-    python benchmarks/run.py
-    python benchmarks/run.py training limit --device cuda --output_dir outputs/bench-gpu
+    python -m benchmarks.speed.run
+    python -m benchmarks.speed.run training limit --device cuda --output_dir outputs/bench-gpu
 
 Each table is compared with the last recorded run in docs/performance (`--output_dir docs/performance` records this one).
 Two cores take less than ten minutes. `--quick` only shows that everything runs: its models are tiny, its figures mean
@@ -19,8 +18,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from benchmarks import (
-    compare,
+from . import (
     report,
     table_answering,
     table_batching,
@@ -29,10 +27,10 @@ from benchmarks import (
     table_tolerance,
     table_training,
 )
-from benchmarks.measure import keep_memory
-from benchmarks.workload import Bench, Setting, machine
+from .measure import keep_memory
+from .workload import Bench, Setting, machine
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 TABLES = {
     table.NAME: table
@@ -76,7 +74,7 @@ def main():
             "machine": record | {"load_before": round(load, 2), "load_after": round(os.getloadavg()[0], 2)},
             "minutes": round((time.perf_counter() - start) / 60, 2),
         }
-        changes = compare.moved(TABLES[name], rows, facts)
+        changes = report.moved(TABLES[name], rows, facts)
         report.write(TABLES[name], rows, facts, args.output_dir)
         print(
             "\n".join(

@@ -1,10 +1,10 @@
 """Time and memory of our training step against T, c, the question's length and the batch, and its FLOPs."""
 
-from benchmarks.flops import needed_work, reference_work, step_flops
-from benchmarks.measure import MIB, alternate, make_gradients, peak_memory, summary
-from benchmarks.report import Column, draw, panels
-from benchmarks.table_training import contestants
-from benchmarks.workload import Bench, Setting
+from .flops import needed_work, reference_work, step_flops
+from .measure import MIB, alternate, make_gradients, peak_memory, summary
+from .report import Column, draw, panels
+from .table_training import contestants
+from .workload import Bench, Setting
 
 NAME = "scaling"
 TITLE = "Training step, growing"

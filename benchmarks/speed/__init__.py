@@ -1,0 +1,1 @@
+"""Speed and memory against a reference: `python -m benchmarks.speed.run`."""
