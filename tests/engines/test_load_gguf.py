@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_ccot
 import run_icot
-from latent_cot.converters import convert_gguf
+from latent_cot.commands import convert
 from latent_cot.converters.export_gguf import export_gguf
 from latent_cot.training.arguments import ModelArguments
 from latent_cot.training.checkpoints import load_gguf
@@ -170,11 +170,11 @@ def test_quantised_tensors(tmp_path):
     model, made = load_model(args, config, tokenizer), AutoModelForCausalLM.from_pretrained(tmp_path / "made")
     for (name, ours), theirs in zip(model.named_parameters(), made.parameters(), strict=True):
         assert (ours - theirs).abs().max() <= theirs.abs().max() / 127, name
-    convert_gguf.main([str(tmp_path / "model.gguf"), str(tmp_path / "written")])
+    convert.main(["--model", str(tmp_path / "model.gguf"), str(tmp_path / "written")])
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "written")
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), model.parameters(), strict=True))
     with pytest.raises(InputError, match="is not empty"):
-        convert_gguf.main([str(tmp_path / "model.gguf"), str(tmp_path / "written")])
+        convert.main(["--model", str(tmp_path / "model.gguf"), str(tmp_path / "written")])
 
 
 def test_what_is_refused(base, tmp_path, monkeypatch):

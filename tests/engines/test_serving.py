@@ -115,11 +115,23 @@ def test_chat_template(answers):
 
 @contextmanager
 def serving(log: Path, *flags: str, folder: Path = SHIPPED):
-    """`python serve.py serve`, on loopback."""
+    """`latent-cot serve`, on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "serve.py", "serve", str(folder), "--port", str(port), "--device", "cpu", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "latent_cot.commands",
+        "serve",
+        "--model",
+        str(folder),
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        *flags,
+    ]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=os.environ | LOOPBACK)
     address = f"http://localhost:{port}"
@@ -245,12 +257,10 @@ def test_server_refuses_in_one_sentence(which, answers, stream, request):
 
 @pytest.mark.slow
 def test_chat_client(server, answers, tmp_path):
-    """`python serve.py chat`, two questions after each other."""
+    """`latent-cot chat`, two questions after each other."""
     command = [
         sys.executable,
-        str(ROOT / "serve.py"),
-        "chat",
-        str(SHIPPED),
+        *("-m", "latent_cot.commands", "chat", "--model", str(SHIPPED)),
         server,
         "do_sample=False",
         "max_new_tokens=6",

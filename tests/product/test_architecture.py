@@ -29,6 +29,7 @@ ROOMS = {
     "engines/batching": "latent_cot.engines.batching",
     "converters": "latent_cot.converters",
     "evals": "latent_cot.evals",
+    "commands": "latent_cot.commands",
     ".": "",
     "benchmarks": "benchmarks",
     "benchmarks/results": "benchmarks.results",

@@ -72,7 +72,7 @@ def test_a_pretrained_model_from_the_package_index(gguf_file, tmp_path):
             body = {"model": str(out), "messages": user(question), "max_tokens": 4, "temperature": 0}
             reply = json.loads(send(f"{address}/v1/chat/completions", body))
             assert reply["choices"][0]["message"]["content"].strip() == text
-        command = [sys.executable, str(ROOT / "serve.py"), "chat", str(out), address]
+        command = [sys.executable, "-m", "latent_cot.commands", "chat", "--model", str(out), address]
         done = subprocess.run(
             [*command, "do_sample=False", "max_new_tokens=4"], cwd=tmp_path, input=f"{questions[0]}\n!exit\n",
             capture_output=True, text=True, timeout=120, env=os.environ | LOOPBACK | {"HF_HUB_OFFLINE": "0"},

@@ -21,6 +21,7 @@ import run_icot
 from latent_cot.training.checkpoints import read as checkpoint
 from latent_cot.training.errors import InputError
 from latent_cot.training.runs import stages
+from latent_cot.training.trainers.icot import ICoTTrainer
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 
@@ -187,12 +188,11 @@ class BrokenAt(PCCoTTrainer):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_torch", "sgd"])
-def test_steps_without_finite_gradients_are_dropped(optimizer, tmp_path, monkeypatch):
+def test_steps_without_finite_gradients_are_dropped(optimizer, tmp_path):
     """As if the step had not been: neither weights nor moments nor the logged loss know of it."""
-    monkeypatch.setattr(run_ccot, "PCCoTTrainer", BrokenAt)
     argv = [*RUN, *PCCOT, "--optim", optimizer, "--lr_scheduler_type", "constant", "--logging_steps", "2"]
     argv += ["--learning_rate", "1e-2", "--on_nan", "skip", "--save_steps", "1", "--max_steps", "2"]
-    run_ccot.main([*argv, "--output_dir", str(tmp_path / "a")])
+    run_ccot.main([*argv, "--output_dir", str(tmp_path / "a")], BrokenAt)
     first, second = (tmp_path / "a" / f"checkpoint-{step}" for step in (1, 2))
     assert_same(first, second)
     states = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in (first, second)]
@@ -200,7 +200,7 @@ def test_steps_without_finite_gradients_are_dropped(optimizer, tmp_path, monkeyp
         assert all(value is None or torch.equal(value, two[name]) for name, value in one.items())
     (logged,) = [e for e in json.loads((second / "trainer_state.json").read_text())["log_history"] if "loss" in e]
     assert logged["skipped_steps"] == 1
-    run_ccot.main([*argv, "--logging_steps", "1", "--max_steps", "1", "--output_dir", str(tmp_path / "b")])
+    run_ccot.main([*argv, "--logging_steps", "1", "--max_steps", "1", "--output_dir", str(tmp_path / "b")], BrokenAt)
     history = json.loads((tmp_path / "b" / "checkpoint-1" / "trainer_state.json").read_text())["log_history"]
     for name in ("loss", "cot_loss", "ccot_loss", "kd_loss"):
         assert logged[name] == pytest.approx(history[0][name], rel=1e-4), name
@@ -208,19 +208,17 @@ def test_steps_without_finite_gradients_are_dropped(optimizer, tmp_path, monkeyp
 
 
 def test_where_every_step_is_dropped_the_run_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_ccot, "PCCoTTrainer", BrokenAt)
     monkeypatch.setattr(BrokenAt, "broken", (2, 3))
     argv = [*RUN, *PCCOT, "--on_nan", "skip", "--logging_steps", "2", "--output_dir", str(tmp_path)]
     with pytest.raises(FloatingPointError, match="step 4: the gradients of all 2 steps"):
-        run_ccot.main(argv)
+        run_ccot.main(argv, BrokenAt)
     assert not (tmp_path / "config.json").exists()
 
 
 def test_by_default_such_a_step_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_ccot, "PCCoTTrainer", BrokenAt)
     monkeypatch.setattr(BrokenAt, "broken", (3,))
     with pytest.raises(FloatingPointError, match=r"step 4: loss nan, .*kd_loss .*last checkpoint: .*checkpoint-2"):
-        run_ccot.main([*RUN, *PCCOT, "--logging_steps", "1", "--output_dir", str(tmp_path)])
+        run_ccot.main([*RUN, *PCCOT, "--logging_steps", "1", "--output_dir", str(tmp_path)], BrokenAt)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -230,13 +228,13 @@ def test_by_default_such_a_step_ends_the_run(tmp_path, monkeypatch):
 def test_the_state_of_removal_travels_with_the_best_checkpoint(tmp_path, monkeypatch):
     """What is saved and evaluated at the end is what had been removed at that step, not at the last one."""
     best = [0.9, 0.2, 0.1, 0.0]
-    evaluate = run_icot.ICoTTrainer.evaluate
+    evaluate = ICoTTrainer.evaluate
 
     def with_metric(self, *args, **kwargs):
         metrics = evaluate(self, *args, **kwargs)
         return metrics | {"eval_icot_exact_match": best.pop(0)} if best else metrics
 
-    monkeypatch.setattr(run_icot.ICoTTrainer, "evaluate", with_metric)
+    monkeypatch.setattr(ICoTTrainer, "evaluate", with_metric)
     argv = [
         *RUN,
         *ICOT,
