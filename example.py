@@ -9,7 +9,12 @@ python example.py --model whynlp/pccot-gpt2 --explicit "Tom has 3 apples and buy
 
 from pathlib import Path
 
-from latent_cot.training.checkpoints.example import main
+from latent_cot.training.checkpoints import example
+
+
+def main() -> None:
+    example.main(shipped=Path(__file__).resolve().parent / "checkpoints")
+
 
 if __name__ == "__main__":
-    main(shipped=Path(__file__).resolve().parent / "checkpoints")
+    main()

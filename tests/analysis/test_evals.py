@@ -185,7 +185,7 @@ def test_the_likelihood_of_an_answer_after_a_chain_is_refused(characters):
     with pytest.raises(ValueError, match="ask a task that generates"):
         lm._encode_pair("1+2=", "3")
     direct = LatentHFLM(pretrained=model, tokenizer=characters, device="cpu", mode="no_cot")
-    assert direct._encode_pair("1+2=", "3")[0] == direct.tok_encode("1+2=") + [4]
+    assert direct._encode_pair("1+2=", "3")[0] == [*direct.tok_encode("1+2="), 4]
     with pytest.raises(InputError, match="cannot answer as 'telepathy'"):
         LatentHFLM(pretrained=model, tokenizer=characters, device="cpu", mode="telepathy")
 

@@ -63,7 +63,8 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 def test_the_doors_at_the_root_are_the_commands():
-    doors = {run_ccot: train_pccot, run_cot: train_cot, run_icot: train_icot, run_grpo: train_grpo, example: packaged}
+    assert example.example is packaged
+    doors = {run_ccot: train_pccot, run_cot: train_cot, run_icot: train_icot, run_grpo: train_grpo}
     for door, module in doors.items():
         assert door.main is module.main
         assert len((ROOT / f"{door.__name__}.py").read_text().partition('"""\n\n')[2].splitlines()) <= 9
@@ -88,7 +89,7 @@ def test_an_experiment_brings_its_trainer(tmp_path):
 
 def test_a_checkpoint_of_other_code_is_recognized(tmp_path):
     """By its files; what belongs to another layout is refused."""
-    with pytest.raises(InputError, match="--num_internalized_tokens is not for .* recognized as: PCCoT, as"):
+    with pytest.raises(InputError, match=r"--num_internalized_tokens is not for .* recognized as: PCCoT, as"):
         convert.main(["--model", str(PUBLISHED), "--num_internalized_tokens", "1", str(tmp_path / "out")])
     with pytest.raises(InputError, match="not recognized; what can be converted is a GGUF file; PCCoT"):
         convert.main(["--model", str(SHIPPED), str(tmp_path / "out")])
