@@ -17,6 +17,7 @@ from latent_cot.commands import __main__ as command
 from latent_cot.commands import convert, train_cot, train_grpo, train_icot, train_pccot
 from latent_cot.training.checkpoints import example as packaged
 from latent_cot.training.errors import InputError
+from latent_cot.training.runs.stages import public_command
 
 PUBLISHED = FIXTURES / "parity" / "peft_checkpoint" / "checkpoint"
 
@@ -32,6 +33,11 @@ def test_every_subcommand_is_there():
     for place, summary in command.COMMANDS.values():
         module, _, function = place.partition(":")
         assert callable(getattr(import_module(f"latent_cot.{module}"), function)) and summary
+
+
+def test_a_card_says_the_command():
+    assert public_command(["latent-cot train pccot", "--seed", "1"], None) == "latent-cot train pccot --seed 1"
+    assert public_command(["somewhere/run_ccot.py", "--seed", "1"], None) == "python run_ccot.py --seed 1"
 
 
 def test_help_and_what_is_no_command(monkeypatch, capsys):

@@ -47,11 +47,10 @@ GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT 
 COVERED = {
     "serve": "tests/engines/test_serving.py::test_server_answers",
     "chat": "tests/engines/test_serving.py::test_chat_client",
-    "lm_eval": "tests/analysis/test_evals.py::test_the_same_accuracy_to_the_last_example",
     "outputs/icot.gguf": "tests/engines/test_gguf.py::test_the_command_prints_the_prompt",
     "faithfulness": "tests/analysis/test_faithfulness.py::test_the_command",
     "benchmarks/gpu.py": "tests/product/test_gpu.py::test_the_rehearsal",
-    "path/of/the/original": "tests/models/test_icot.py::test_an_original_checkpoint_is_converted",
+    "old_checkpoint": "tests/models/test_icot.py::test_an_original_checkpoint_is_converted",
 }
 FEW_STEPS = (
     "--max_steps 2 --save_steps 2 --eval_steps 2 --per_device_train_batch_size 4 --use_cpu --overwrite_output_dir"
