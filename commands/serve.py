@@ -66,16 +66,23 @@ def answer_bad_requests():
             config.max_new_tokens = max(1, min(unasked, room))
         model.check_prompt(ids, mask, config)
 
+    def asked(model, inputs, config) -> dict:
+        """The inputs, with the options of a thought that a request's `generation_config` holds."""
+        if isinstance(inputs.get("input_ids"), list):
+            return inputs  # continuous batching reads them itself
+        given = {name: getattr(config, name, None) for name in getattr(model, "batch_options", ())}
+        return {**inputs, **{name: value for name, value in given.items() if value is not None}}
+
     def checking(manager):
         stream, answer = manager.generate_streaming, manager.generate_non_streaming
 
         def generate_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
             check(model, inputs, gen_config)
-            return stream(self, model, processor, inputs, gen_config, *args, **kwargs)
+            return stream(self, model, processor, asked(model, inputs, gen_config), gen_config, *args, **kwargs)
 
         async def generate_non_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
             check(model, inputs, gen_config)
-            return await answer(self, model, processor, inputs, gen_config, *args, **kwargs)
+            return await answer(self, model, processor, asked(model, inputs, gen_config), gen_config, *args, **kwargs)
 
         manager.generate_streaming, manager.generate_non_streaming = generate_streaming, generate_non_streaming
 

@@ -15,7 +15,10 @@ import run_grpo
 import run_icot
 from latent_cot.commands import __main__ as command
 from latent_cot.commands import convert, train_cot, train_grpo, train_icot, train_pccot
+from latent_cot.converters.detect import converter_of
 from latent_cot.training.checkpoints import example as packaged
+from latent_cot.training.data.small_tokenizers import byte_tokenizer
+from latent_cot.training.data.text_format import FORK_TOKENS
 from latent_cot.training.errors import InputError
 from latent_cot.training.runs.stages import public_command
 
@@ -104,6 +107,24 @@ def test_a_checkpoint_of_other_code_is_recognized(tmp_path):
     assert not (tmp_path / "out").exists()
     convert.main(["--model", str(PUBLISHED), str(tmp_path / "out")])
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.family == "pccot"
+
+
+def test_layouts(tmp_path):
+    """The original iCoT's two files; the fork's, whose tokenizer tells; a GGUF file; and an iCoT model that is ours."""
+    folders = {name: tmp_path / name for name in ("original", "fork", "ours")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["original"] / "config.json").write_text('{"base_model": "gpt2"}')
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(list(FORK_TOKENS.values()))
+    for name, model_type in (("fork", "gpt2"), ("ours", "icot-gpt2")):
+        (folders[name] / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+        tokenizer.save_pretrained(folders[name])
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    for path, file in ((folders["original"], "icot"), (folders["fork"], "icot"), (tmp_path / "a.gguf", "gguf")):
+        assert converter_of(str(path))[1].__name__ == f"latent_cot.converters.convert_{file}"
+    with pytest.raises(InputError, match="not recognized"):
+        converter_of(str(folders["ours"]))
 
 
 def test_the_path_of_imports_is_not_edited():

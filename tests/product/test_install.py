@@ -100,11 +100,16 @@ def test_an_installed_package_answers(installed, exported, tmp_path):
 
 TRAIN = """
 import sys
+from importlib.metadata import entry_points
+from pathlib import Path
 from datasets import Dataset
 from latent_cot import tasks
 from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
 config, folder = sys.argv[1:]
 assert "site-packages" in tasks.__file__
+(harness,) = entry_points(group="lm_eval.models", name="latent-cot")
+assert harness.value == "latent_cot.evals.latent_lm:LatentHFLM"
+assert (Path(tasks.__file__).parent.parent / "evals" / "own_latent.yaml").is_file()
 rows = Dataset.from_list(tasks.generate("chain", "train=64,validation=1,test=1")["train"])
 args = CoTTrainingArguments(output_dir="run", use_cpu=True, max_steps=20, save_strategy="no", report_to="none")
 model = ModelArguments(config_name=config, tokenizer_name="characters")
