@@ -47,7 +47,7 @@ gpu: ## on a GPU, in MINUTES=9: tests, speed, trainings (PARTS=steps,answers: on
 
 export: $(VENV)/installed ## checkpoints/pccot-gpt2-chain as a Hub page would hold it, in outputs/export
 	rm -rf outputs/export/pccot-gpt2-chain
-	$(RUN) -m latent_cot.converters.export checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
+	$(VENV)/bin/latent-cot export --model checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
 
 reference: $(VENV)/installed ## write docs/reference.md from the flags' help texts and the configurations' docstrings
 	$(RUN) -m latent_cot.training.reference docs/reference.md

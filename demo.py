@@ -22,11 +22,10 @@ from matplotlib import pyplot as plt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-import run_ccot
-import run_cot
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import Answers, answer_questions, wilson_interval
 from latent_cot.answer_modes import DIRECT, EXPLICIT, LATENT
+from latent_cot.commands import train_cot, train_pccot
 from latent_cot.training.cli import read_recipe, run
 
 ROOT = Path(__file__).resolve().parent
@@ -80,9 +79,9 @@ def main(argv: list[str]) -> list[tuple[str, float, float]]:
 
     started = time.perf_counter()
     print("1/3  PCCoT: the teacher alone first, then teacher and student together")
-    latent_metrics = run_ccot.main([str(LATENT_RECIPE), "--output_dir", str(folder / "pccot"), *argv])
+    latent_metrics = train_pccot.main([str(LATENT_RECIPE), "--output_dir", str(folder / "pccot"), *argv])
     print("2/3  the same model without a chain of thought")
-    run_cot.main([str(DIRECT_RECIPE), "--output_dir", str(folder / "no-cot"), *argv])
+    train_cot.main([str(DIRECT_RECIPE), "--output_dir", str(folder / "no-cot"), *argv])
 
     print("3/3  the test split, answered in every way")
     recipe = read_recipe(LATENT_RECIPE)

@@ -7,47 +7,10 @@
     python run_ccot.py --model_name_or_path outputs/chain --dataset_name chain --do_predict --output_dir outputs/test
 """
 
-from latent_cot.training import (
-    CoTTrainingArguments,
-    DataArguments,
-    LatentEvaluationArguments,
-    LoraArguments,
-    ModelArguments,
-    PCCoTArguments,
-    PCCoTTrainer,
-)
-from latent_cot.training.cli import parse, run
-from latent_cot.training.data.sources import dataset_label, load_splits
-from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
+from latent_cot.commands.train_pccot import ARGUMENTS, main
+from latent_cot.training.cli import run
 
-ARGUMENTS = (
-    ModelArguments,
-    PCCoTArguments,
-    LoraArguments,
-    DataArguments,
-    LatentEvaluationArguments,
-    CoTTrainingArguments,
-)
-
-
-def main(argv: list[str], trainer_class: type[PCCoTTrainer] = PCCoTTrainer) -> dict:
-    """Run with command line arguments (see `--help`); returns the metrics."""
-    model, thought, lora, data, evaluation, args = parse(ARGUMENTS, argv)
-    check_arguments(args, data, evaluation, thought)
-    splits = load_splits(data, splits_to_load(args))
-    trainer = trainer_class(
-        model,
-        args,
-        train_dataset=splits.get("train"),
-        eval_dataset=splits.get("validation"),
-        test_dataset=splits.get("test"),
-        method=thought,
-        data=data,
-        lora=lora,
-        evaluation=evaluation,
-    )
-    return run_stages(trainer, dataset_label(data))
-
+__all__ = ["ARGUMENTS", "main"]
 
 if __name__ == "__main__":
     run(main)

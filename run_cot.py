@@ -6,47 +6,10 @@
         --use_peft --do_train --do_eval --output_dir outputs/cot-gpt2
 """
 
-from latent_cot.training import (
-    CoTArguments,
-    CoTTrainer,
-    CoTTrainingArguments,
-    EvaluationArguments,
-    LoraArguments,
-    ModelArguments,
-    StepwiseDataArguments,
-)
-from latent_cot.training.cli import parse, run
-from latent_cot.training.data.sources import dataset_label, load_splits
-from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
+from latent_cot.commands.train_cot import ARGUMENTS, main
+from latent_cot.training.cli import run
 
-ARGUMENTS = (
-    ModelArguments,
-    CoTArguments,
-    LoraArguments,
-    StepwiseDataArguments,
-    EvaluationArguments,
-    CoTTrainingArguments,
-)
-
-
-def main(argv: list[str]) -> dict:
-    """Run with command line arguments (see `--help`); returns the metrics."""
-    model, chain, lora, data, evaluation, args = parse(ARGUMENTS, argv)
-    check_arguments(args, data, evaluation, chain)
-    splits = load_splits(data, splits_to_load(args))
-    trainer = CoTTrainer(
-        model,
-        args,
-        train_dataset=splits.get("train"),
-        eval_dataset=splits.get("validation"),
-        test_dataset=splits.get("test"),
-        method=chain,
-        data=data,
-        lora=lora,
-        evaluation=evaluation,
-    )
-    return run_stages(trainer, dataset_label(data))
-
+__all__ = ["ARGUMENTS", "main"]
 
 if __name__ == "__main__":
     run(main)

@@ -6,68 +6,10 @@
         --learning_rate 1e-5 --max_steps 100 --do_train --do_eval --output_dir outputs/short
 """
 
-import importlib
-import importlib.util
-import os
-import sys
-from collections.abc import Callable
+from latent_cot.commands.train_grpo import argument_classes, main
+from latent_cot.training.cli import run
 
-from latent_cot.training.arguments import LoraArguments, ModelArguments, RewardDataArguments, RewardEvaluationArguments
-from latent_cot.training.cli import parse, run
-from latent_cot.training.data.sources import dataset_label, load_splits
-from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import RewardArguments
-from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
-
-
-def argument_classes() -> tuple[type, ...]:
-    """The groups of flags. TRL's own are among them, so it has to be installed."""
-    if importlib.util.find_spec("trl") is None:
-        raise InputError("run_grpo.py needs: pip install '.[rl]'")
-    from latent_cot.training.trainers.reward import RewardTrainingArguments
-
-    return (
-        ModelArguments,
-        RewardArguments,
-        LoraArguments,
-        RewardDataArguments,
-        RewardEvaluationArguments,
-        RewardTrainingArguments,
-    )
-
-
-def load_function(name: str | None) -> Callable | None:
-    """The function that `--reward_function module:function` names; modules of the current folder are found too."""
-    if name is None:
-        return None
-    sys.path.append(os.getcwd())
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--reward_function {name}: {error}") from error
-
-
-def main(argv: list[str]) -> dict:
-    """Run with command line arguments (see `--help`); returns the metrics."""
-    model, reward, lora, data, evaluation, args = parse(argument_classes(), argv)
-    check_arguments(args, data, evaluation, reward)
-    from latent_cot.training.trainers.reward import RewardTrainer
-
-    splits = load_splits(data, splits_to_load(args))
-    trainer = RewardTrainer(
-        model,
-        args,
-        train_dataset=splits.get("train"),
-        eval_dataset=splits.get("validation"),
-        test_dataset=splits.get("test"),
-        reward=reward,
-        reward_function=load_function(reward.reward_function),
-        lora=lora,
-        evaluation=evaluation,
-    )
-    return run_stages(trainer, dataset_label(data))
-
+__all__ = ["argument_classes", "main"]
 
 if __name__ == "__main__":
     run(main)

@@ -1,7 +1,7 @@
 """Is the answer read from the thought? Thoughts are changed before they are answered from (docs/faithfulness.md).
 
-python -m training.faithfulness checkpoints/pccot-gpt2-chain --dataset_name chain
-python -m training.faithfulness outputs/model --test_file test.jsonl --output_dir outputs/faithfulness
+latent-cot faithfulness --model checkpoints/pccot-gpt2-chain --dataset_name chain
+latent-cot faithfulness --model outputs/model --test_file test.jsonl --output_dir outputs/faithfulness
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from latent_cot.chunked_cross_entropy import IGNORED
 from latent_cot.training.arguments import DataArguments, option
 from latent_cot.training.checkpoints.model_card import replace_section
 from latent_cot.training.checkpoints.read import load
-from latent_cot.training.cli import parse, run
+from latent_cot.training.cli import parse
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.data.tokenization import tokenize
@@ -31,12 +31,10 @@ from .interventions import AS_THEY_ARE, LABELS, change_thoughts, partners
 
 @dataclass
 class FaithfulnessArguments:
-    """What is tested, and what is written (`python -m training.faithfulness`)."""
+    """What is tested, and what is written (`latent-cot faithfulness`)."""
 
-    model_name_or_path: str | None = option(
-        None, "The checkpoint: a name on the Hub or a folder; or the first argument."
-    )
-    model_revision: str = option("main", "Branch, tag or commit of the checkpoint.")
+    model: str | None = option(None, "The checkpoint: a folder or a name on the Hub.")
+    revision: str = option("main", "Branch, tag or commit on the Hub.")
     trust_remote_code: bool = option(False, "Run code that a checkpoint brings along. Only for sources you trust.")
     split: Literal["train", "validation", "test"] = option("test", "The split whose questions are asked.")
     max_new_tokens: int = option(32, "Longest answer in tokens.")
@@ -261,20 +259,18 @@ def read_steps(model, tokenizer, examples: list[dict], sources: torch.Tensor, ke
 
 def main(argv: list[str]) -> Report:
     """Run with command line arguments (see `--help`); prints and returns the report."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model_name_or_path", *argv]
     data, args = parse(ARGUMENTS, argv)
-    if args.model_name_or_path is None:
-        raise InputError("no model: python -m training.faithfulness MODEL --dataset_name ...")
+    if args.model is None:
+        raise InputError("no model: latent-cot faithfulness --model MODEL --dataset_name ...")
     if data.streaming:
         raise InputError("--streaming: the questions are needed all at once; --max_predict_samples takes fewer")
     for name in ("block_size", "drop_long"):
         if getattr(data, name):
             raise InputError(f"--{name} is about training; the questions are asked as they are")
-    card = Path(args.model_name_or_path) / "README.md"
+    card = Path(args.model) / "README.md"
     if args.update_card and not card.is_file():
         raise InputError(f"--update_card: there is no {card}")
-    model, tokenizer = load(args.model_name_or_path, args.model_revision, trust_remote_code=args.trust_remote_code)
+    model, tokenizer = load(args.model, args.revision, trust_remote_code=args.trust_remote_code)
     check_thinks(model)
     if not args.use_cpu and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
@@ -296,7 +292,3 @@ def main(argv: list[str]) -> Report:
     if args.update_card:
         replace_section(card, report.section())
     return report
-
-
-if __name__ == "__main__":
-    run(main)

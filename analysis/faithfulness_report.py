@@ -193,7 +193,7 @@ class PCCoTReport(Report):
     def remarks(self) -> list[str]:
         read = ", ".join(f"{row.label} {row.rate:.3f}" for row in self.reading)
         found = [f"Read through the output head, the latents are the steps that they stand for: {read}."] * bool(read)
-        return [*found, "Measured by `python -m training.faithfulness`: the latents are changed before the last pass."]
+        return [*found, "Measured by `latent-cot faithfulness`: the latents are changed before the last pass."]
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class ICoTReport(Report):
     def remarks(self) -> list[str]:
         found = ", ".join(f"{row.label.rpartition(' ')[2]}: {row.rate:.3f}" for row in self.fillers)
         numbers = [f"Exact match by the number of fillers: {found}."] * bool(found)
-        return [*numbers, f"{self.left_out} Measured by `python -m training.faithfulness`."]
+        return [*numbers, f"{self.left_out} Measured by `latent-cot faithfulness`."]
 
 
 def write_report(folder: Path, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""A look inside a thought: what each latent holds, how it moves, and what the answer attends to (`inspect_latents.py`)."""
+"""A look inside a thought: what each latent holds, how it moves, and what the answer attends to (`latent-cot inspect`)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

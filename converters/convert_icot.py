@@ -1,13 +1,10 @@
-"""Turn a checkpoint of the original iCoT code, or of its fork with filler tokens, into an `icot-*` one.
+"""A checkpoint of the original iCoT code, or of its fork with filler tokens, as an `icot-*` one (`latent-cot convert`).
 
-    python -m training.convert_icot FOLDER OUT
-
-FOLDER holds `config.json` (`base_model`, `tokenizer_name`) and `state_dict.bin`, as the original saves them, or a model and
+Its folder holds `config.json` (`base_model`, `tokenizer_name`) and `state_dict.bin`, as the original saves them, or a model and
 a tokenizer with `<|start|>`, `<|pause|>` and `<|ready|>`, as the fork does. The converted tokenizer and configuration write
 a question and an answer as the other code did (`text_format.py`), so that the model answers what it answered.
 """
 
-import argparse
 import json
 import logging
 from pathlib import Path
@@ -16,24 +13,40 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import latent_cot  # noqa: F401  registers the model types
+from latent_cot.training.checkpoints.checks import find_file
 from latent_cot.training.checkpoints.loading import family_config, set_up, set_up_text_format
-from latent_cot.training.checkpoints.read import load_weights
+from latent_cot.training.checkpoints.read import load_weights, read_object, read_tokenizer
 from latent_cot.training.checkpoints.write import write_model_files
-from latent_cot.training.cli import run
 from latent_cot.training.data.text_format import is_of_the_fork
 from latent_cot.training.data.tokenization import set_special_ids
 from latent_cot.training.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS = "state_dict.bin"
 PREFIXES = ("base_model.", "model.module.", "model.")
+OPTIONS = {
+    "num_internalized_tokens": {"type": int, "help": "of iCoT: how much of the chain it does without, -1 for all"},
+}
 
 
-def convert(folder: Path, out: Path, num_internalized_tokens: int | None = None) -> None:
+def recognizes(name: str, revision: str = "main") -> bool:
+    """A folder with the original's two files, or with a model of transformers and a tokenizer that has the fork's tokens."""
+    path = find_file(name, "config.json") if Path(name).is_dir() else None
+    if path is None:
+        return False
+    fields = read_object(path)
+    if "base_model" in fields or (path.parent / WEIGHTS).is_file():
+        return True
+    ours = str(fields.get("model_type")).startswith(("icot-", "pccot-"))
+    return not ours and (path.parent / "tokenizer_config.json").is_file() and is_of_the_fork(read_tokenizer(name))
+
+
+def convert(name: str | Path, out: Path, revision: str = "main", *, num_internalized_tokens: int | None = None) -> None:
     """Write the converted checkpoint.
 
     Args:
-        folder: of the other code's checkpoint.
+        name: of the other code's folder.
         out: a new or empty folder.
         num_internalized_tokens: how many tokens of the chain the model does without, -1 for all. By default all for the
             original's, whose models are asked for the answer; and none for the fork's, whose models write what is left.
@@ -41,6 +54,7 @@ def convert(folder: Path, out: Path, num_internalized_tokens: int | None = None)
     Raises:
         InputError: for a missing file, a folder that is in use, or weights that do not fit.
     """
+    folder = Path(name)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder / 'config.json'}: no such file; a checkpoint has one")
     if out.exists() and any(out.iterdir()):
@@ -75,7 +89,7 @@ def load_fork(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def load_original(folder: Path, base: str, tokenizer_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a checkpoint of the original."""
-    path = folder / "state_dict.bin"
+    path = folder / WEIGHTS
     if not path.is_file():
         raise InputError(f"{path}: no such file; an original checkpoint has config.json and state_dict.bin")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
@@ -105,16 +119,3 @@ def strip_prefix(name: str) -> str:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return name
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.convert_icot", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--num_internalized_tokens", type=int, help="-1 for all of the chain")
-    args = parser.parse_args(argv)
-    convert(args.folder, args.out, args.num_internalized_tokens)
-
-
-if __name__ == "__main__":
-    run(main)

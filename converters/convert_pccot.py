@@ -1,27 +1,26 @@
-"""Turn a checkpoint as the original PCCoT code publishes it into one that loads by itself.
-
-    python -m training.convert_pccot whynlp/pccot-gpt2 OUT
+"""A checkpoint as the original PCCoT code publishes it, as one that loads by itself (`latent-cot convert`).
 
 The result is a merged safetensors checkpoint with every setting in its `config.json`.
 """
 
-import argparse
 from pathlib import Path
 
-from latent_cot.training.cli import run
+from latent_cot.training.checkpoints.checks import find_file
+from latent_cot.training.checkpoints.lora import ADAPTER_CONFIG
+from latent_cot.training.checkpoints.read import SETTINGS
 
 from .export import export
 
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.convert_pccot", description=__doc__)
-    parser.add_argument("name", help="a folder or a name on the Hub")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--revision", default="main", help="branch, tag or commit")
-    parser.add_argument("--base_model", help="folder or name of the base model, if not the one the checkpoint names")
-    args = parser.parse_args(argv)
-    export(args.name, args.out, args.revision, args.base_model)
+OPTIONS = {
+    "base_model": {"help": "of PCCoT: folder or name of the base model, if not the one that the checkpoint names"},
+}
 
 
-if __name__ == "__main__":
-    run(main)
+def recognizes(name: str, revision: str = "main") -> bool:
+    """The file in which the original keeps half of the settings, or adapters, which are merged."""
+    return any(find_file(name, file, revision) for file in (SETTINGS, ADAPTER_CONFIG))
+
+
+def convert(name: str, out: Path, revision: str = "main", *, base_model: str | None = None) -> None:
+    """Write the converted checkpoint; see `export`."""
+    export(name, out, revision, base_model)

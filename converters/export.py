@@ -1,18 +1,11 @@
-"""Make of a checkpoint the folder that a Hub page would hold: weights, tokenizer, card, and the code that reads them.
+"""A checkpoint as the folder that a Hub page would hold: weights, tokenizer, card, and the code that reads them."""
 
-    python -m training.export checkpoints/pccot-gpt2-chain outputs/export/pccot-gpt2-chain
-
-Checkpoints inside this repository come without code, since `models/` is beside them.
-"""
-
-import argparse
 import logging
 import shutil
 from pathlib import Path
 
 from latent_cot.training.checkpoints.read import load
 from latent_cot.training.checkpoints.write import write_model_files
-from latent_cot.training.cli import run
 from latent_cot.training.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -38,16 +31,3 @@ def export(name: str, out: Path, revision: str = "main", base_model: str | None 
         if (Path(name) / file).is_file():
             shutil.copy(Path(name) / file, out / file)
     logger.info("wrote %s", out)
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
-    parser.add_argument("name", help="a folder or a name on the Hub")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--revision", default="main", help="branch, tag or commit")
-    args = parser.parse_args(argv)
-    export(args.name, args.out, args.revision)
-
-
-if __name__ == "__main__":
-    run(main)

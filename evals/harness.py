@@ -1,21 +1,17 @@
-"""What the task files here need beside YAML, for lm-evaluation-harness.
-
-The harness encodes text by itself. So that multiple-choice tasks score an answer with the latents in place, importing
-this module makes its `hf` model put the thought between question and answer; other models are left as they are.
-"""
+"""What the task files here need beside YAML, for lm-evaluation-harness."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
-from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedConfig
 
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import same_answer
 from latent_cot.training.data.files import read_file
 from latent_cot.training.data.rows import examples_of
-from latent_cot.training.data.tokenization import without_leading_space
 
 # --- where questions come from ---
 
@@ -25,6 +21,7 @@ def source(hub_name: str | None, config: str | None, split: str, example_of: Cal
     `--test_file`."""
 
     def load(data_file: str | None = None, **metadata) -> dict[str, datasets.Dataset]:
+        check_class(**metadata)
         if data_file is not None:
             rows = list(examples_of(read_file(Path(data_file)), max_bad_rows=0))
         elif hub_name is None:
@@ -40,6 +37,7 @@ def task(name: str) -> Callable[..., dict]:
     """A task of `tasks/`; its settings are `--metadata '{"task_args": "operations=6"}'`."""
 
     def load(task_args: str | None = None, **metadata) -> dict[str, datasets.Dataset]:
+        check_class(**metadata)
         return {"test": datasets.Dataset.from_list(tasks.generate(name, task_args)["test"])}
 
     return load
@@ -65,7 +63,7 @@ gsm8k = source("openai/gsm8k", "main", "test", gsm8k_example)
 svamp = source("ChilleD/SVAMP", None, "test", svamp_example)
 gsm_hard = source("reasoning-machines/gsm-hard", None, "train", gsm_hard_example)
 multiarith = source("ChilleD/MultiArith", None, "test", multiarith_example)
-prosqa = source(None, None, "test", dict)
+prosqa = own = source(None, None, "test", dict)
 chain = task("chain")
 multiplication = task("multiplication")
 
@@ -76,25 +74,31 @@ def prosqa_choices(row: dict) -> list[str]:
     return [f"{name} is a {kind}." for kind in (first, second)]
 
 
+# --- which class asks the model ---
+
+
+def check_class(pretrained: str | None = None, revision: str | None = None, **_) -> None:
+    """Refuse a model of ours in a class of the harness's own, which scores without its thought and reads no chain.
+
+    Args:
+        pretrained, revision: of `--model_args`, which the harness hands on.
+
+    Raises:
+        ValueError: for such a model.
+    """
+    loaded = sys.modules.get("latent_cot.evals.latent_lm")
+    if not isinstance(pretrained, str) or (loaded is not None and loaded.LatentHFLM.made):
+        return
+    if PreTrainedConfig.get_config_dict(pretrained, revision=revision)[0].get("answer_prompt_ids") is not None:
+        raise ValueError(
+            f"{pretrained} answers after a thought or a chain of its own: ask it by latent-cot lm_eval ... or "
+            "--model latent-cot"
+        )
+
+
 # --- how answers are compared ---
 
 
 def exact_match(row: dict, results: list[str]) -> dict[str, float]:
     """As our own evaluation does: numbers as numbers."""
     return {"exact_match": float(same_answer(results[0].strip(), row["answer"]))}
-
-
-# --- the thought, between a question and the answer that is scored ---
-
-
-def encode_pair(lm: HFLM, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of question + suffix (thought span, answer prompt), and of the answer, each encoded as in training."""
-    if not hasattr(lm.model, "suffix_ids"):
-        return harness_encode_pair(lm, context, continuation)
-    answer = lm.tokenizer.encode(continuation.strip(), add_special_tokens=False)
-    return lm.tok_encode(context) + lm.model.suffix_ids(), without_leading_space(answer, lm.tokenizer)
-
-
-harness_encode_pair = getattr(HFLM._encode_pair, "replaced", HFLM._encode_pair)
-encode_pair.replaced = harness_encode_pair  # so that a second import does not wrap the first
-HFLM._encode_pair = encode_pair

@@ -239,8 +239,6 @@ class CoTTrainingArguments(TrainingArguments):
     per_gpu_train_batch_size: int | None = option(None, "Old name of --per_device_train_batch_size.")
     per_gpu_eval_batch_size: int | None = option(None, "Old name of --per_device_eval_batch_size.")
 
-    on_nan = "stop"  # until resumable_training.py no longer reads it
-
     def __post_init__(self):
         def moved(old: str, now: str):
             logger.warning("--%s is an old flag: use %s", old, now)

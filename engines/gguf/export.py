@@ -1,16 +1,12 @@
-"""Write a checkpoint as a GGUF file, which llama.cpp and what is built on it answer with.
-
-    python -m latent_cot.engines.gguf.export outputs/icot outputs/icot.gguf
+"""A checkpoint as a GGUF file, which llama.cpp and what is built on it answer with (`latent-cot export`).
 
 iCoT models and stock backbones are plain graphs. What an iCoT model answers after (fillers, the answer prompt) is in
 the file as its chat template, and the command prints the prompt to send where no template is used. Needs:
 pip install '.[gguf]'
 """
 
-import argparse
 import importlib.util
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,14 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_cot.training.checkpoints.gguf_file import ROPE_FACTORS
 from latent_cot.training.checkpoints.read import load
-from latent_cot.training.cli import run
 from latent_cot.training.data.tokenization import CHAT_TEMPLATE, starts_with_bos
 from latent_cot.training.errors import InputError
 
 from .tokenizer import gguf_tokenizer
 from .weights import ARCHITECTURES, backbone_of, gguf_names, rope_factors, to_gguf
-
-logger = logging.getLogger(__name__)
 
 # The activations and the kinds of rotary positions that llama.cpp computes for a backbone.
 ACTIVATIONS = {"gpt2": ("gelu_new", "gelu_pytorch_tanh")}
@@ -49,7 +42,7 @@ def export_gguf(name: str, out: Path, revision: str = "main") -> str:
         InputError: for a model or tokenizer that llama.cpp would answer otherwise with, or a file that is there already.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise InputError("python -m latent_cot.engines.gguf.export needs: pip install '.[gguf]'")
+        raise InputError("a GGUF file needs: pip install '.[gguf]'")
     if out.exists():
         raise InputError(f"{out} is there already; choose another file")
     model, tokenizer = load(name, revision)
@@ -197,18 +190,3 @@ def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         yield named, to_gguf(name, weights[name], model.config)
     if (factors := rope_factors(model)) is not None:
         yield ROPE_FACTORS, factors
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m latent_cot.engines.gguf.export", description=__doc__)
-    parser.add_argument("name", help="a folder or a name on the Hub")
-    parser.add_argument("out", type=Path, help="a new file")
-    parser.add_argument("--revision", default="main", help="branch, tag or commit")
-    args = parser.parse_args(argv)
-    prompt = export_gguf(args.name, args.out, args.revision)
-    logger.info("wrote %s", args.out)
-    print("prompt:", json.dumps(prompt, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -12,16 +12,19 @@ import lm_eval
 import pytest
 import torch
 from conftest import FIXTURES, ROOT, SHIPPED, chain_model
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import latent_cot  # noqa: F401
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import answer_questions, same_answer
+from latent_cot.evals.latent_lm import LatentHFLM
+from latent_cot.training.errors import InputError
 
 TASK = "operations=4,train=1,validation=1,test=60,seed=77"
 ROWS = tasks.generate("chain", TASK)["test"]
-HARNESS = Path(sys.executable).parent / "lm_eval"
 SAMPLES = dict[str, list[dict]]
 
 
@@ -39,7 +42,7 @@ def unsure(tmp_path_factory):
 def evaluate(folder: Path, names: str, metadata: dict, **options) -> SAMPLES:
     """The logged samples of each task, in this process: the command spends ten seconds on looking for other tasks."""
     results = lm_eval.simple_evaluate(
-        model="hf",
+        model="latent-cot",
         model_args=f"pretrained={folder}",
         tasks=names.split(","),
         task_manager=TaskManager(include_path=str(ROOT / "evals"), include_defaults=False, metadata=metadata),
@@ -51,13 +54,13 @@ def evaluate(folder: Path, names: str, metadata: dict, **options) -> SAMPLES:
 
 
 def command(folder: Path, names: str, metadata: dict, **options) -> SAMPLES:
-    """The same by `lm_eval` and remote code, where this repository's folder is not the working one."""
+    """The same by `latent-cot lm_eval`, where this repository's folder is not the working one."""
     flags = []
     for name, value in options.items():
         flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     out = Path(tempfile.mkdtemp(dir=folder.parent))
-    words = [str(HARNESS), "--model", "hf", "--model_args", f"pretrained={folder},trust_remote_code=True"]
-    words += ["--tasks", names, "--include_path", str(ROOT / "evals"), "--device", "cpu", "--log_samples"]
+    words = [sys.executable, "-m", "latent_cot.commands", "lm_eval", "--model_args", f"pretrained={folder}"]
+    words += ["--tasks", names, "--device", "cpu", "--log_samples"]
     words += ["--output_path", str(out), "--metadata", json.dumps(metadata), *flags]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(words, cwd=out, env=env, capture_output=True, text=True)
@@ -105,7 +108,7 @@ def test_every_task_reads_a_local_file(tmp_path, characters):
     model = chain_model(characters, n_positions=1024, num_latent_tokens=2)
     model.save_pretrained(tmp_path / "model")
     characters.save_pretrained(tmp_path / "model")
-    words = "gsm8k_latent,svamp_latent,gsm_hard_latent,multiarith_latent"
+    words = "gsm8k_latent,svamp_latent,gsm_hard_latent,multiarith_latent,own_latent"
     data = {"data_file": str(FIXTURES / "published" / "gsm8k_valid.txt")}
     samples = evaluate(tmp_path / "model", words, data, limit=2, batch_size=2)
     questions = [line.partition("||")[0] for line in Path(data["data_file"]).read_text().splitlines()[:2]]
@@ -121,10 +124,9 @@ def test_every_task_reads_a_local_file(tmp_path, characters):
 
 
 @pytest.fixture
-def functions(monkeypatch):
+def functions():
     """The module that the task files name their functions from."""
-    monkeypatch.syspath_prepend(ROOT / "evals")
-    return importlib.import_module("harness")
+    return importlib.import_module("latent_cot.evals.harness")
 
 
 def test_every_task_file_is_complete(functions):
@@ -141,8 +143,59 @@ def test_every_task_file_is_complete(functions):
                 assert (path.parent / line.removeprefix("include: ")).exists()
 
 
-def test_a_model_of_the_harness_own_is_left_alone(functions, characters):
-    """Importing the task files changes nothing for models without a thought."""
+def test_a_model_that_is_not_ours_is_evaluated_as_the_harness_does(characters):
     plain = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, n_positions=32, vocab_size=len(characters)))
-    lm = functions.HFLM(pretrained=plain, tokenizer=characters, device="cpu")
-    assert lm._encode_pair("1+2=", " 3") == functions.harness_encode_pair(lm, "1+2=", " 3")
+    ours, theirs = (name(pretrained=plain, tokenizer=characters, device="cpu") for name in (LatentHFLM, HFLM))
+    assert ours._encode_pair("1+2=", " 3") == theirs._encode_pair("1+2=", " 3")
+    asked = [Instance("generate_until", {}, ("1+2=", {"until": [], "max_gen_toks": 4, "do_sample": False}), 0)]
+    assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+def stock(model: PreTrainedModel) -> GPT2LMHeadModel:
+    """The backbone of a PCCoT model as run_cot.py leaves one: it knows its answer prompt, and no latents."""
+    known = GPT2Config().to_dict().keys() - {"model_type", "architectures"}
+    config = GPT2Config(**{name: value for name, value in model.config.to_dict().items() if name in known})
+    config.answer_prompt_ids = model.config.answer_prompt_ids
+    plain = GPT2LMHeadModel(config).eval()
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+@pytest.mark.parametrize("asked", ["by mode", "by request", "a stock backbone"])
+def test_an_explicit_chain_is_read(asked):
+    """The answer in it is what counts, as in our own evaluation; and there is room to write the chain."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    model = stock(model) if asked == "a stock backbone" else model
+    mode = "cot" if asked == "by mode" else None
+    lm = LatentHFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=4, mode=mode)
+    options = {"until": [], "max_gen_toks": 2, "do_sample": False}
+    options |= {"latent_thought": False} if asked == "by request" else {}
+    questions, rows = [row["question"] for row in ROWS[:20]], ROWS[:20]
+    given = lm.generate_until([Instance("generate_until", row, (row["question"], options), 0) for row in rows])
+    ours = answer_questions(model, tokenizer, questions, mode="cot", batch_size=4, max_new_tokens=40)
+    assert given == ours.answers and min(map(len, ours.texts)) > 2
+    right = sum(map(same_answer, given, [row["answer"] for row in rows])) / len(rows)
+    assert right > 0.9 or asked == "a stock backbone"
+
+
+def test_the_likelihood_of_an_answer_after_a_chain_is_refused(characters):
+    model = chain_model(characters, num_latent_tokens=2)
+    model.config.answer_prompt_ids = [4]
+    lm = LatentHFLM(pretrained=model, tokenizer=characters, device="cpu", mode="cot")
+    with pytest.raises(ValueError, match="ask a task that generates"):
+        lm._encode_pair("1+2=", "3")
+    direct = LatentHFLM(pretrained=model, tokenizer=characters, device="cpu", mode="no_cot")
+    assert direct._encode_pair("1+2=", "3")[0] == [*direct.tok_encode("1+2="), 4]
+    with pytest.raises(InputError, match="cannot answer as 'telepathy'"):
+        LatentHFLM(pretrained=model, tokenizer=characters, device="cpu", mode="telepathy")
+
+
+def test_a_class_of_the_harness_own_is_refused_for_our_models(functions, monkeypatch, characters, tmp_path):
+    """It would score without the thought and count chains as wrong."""
+    monkeypatch.setattr(LatentHFLM, "made", 0)
+    with pytest.raises(ValueError, match="ask it by latent-cot lm_eval"):
+        functions.chain(pretrained=str(SHIPPED), task_args="test=2")
+    GPT2Config().save_pretrained(tmp_path)
+    assert len(functions.chain(pretrained=str(tmp_path), task_args="test=2")["test"]) == 2
+    LatentHFLM(pretrained=stock(AutoModelForCausalLM.from_pretrained(SHIPPED)), tokenizer=characters, device="cpu")
+    assert len(functions.chain(pretrained=str(SHIPPED), task_args="test=2")["test"]) == 2

@@ -230,7 +230,7 @@ def test_a_section_of_a_card_is_written_once(tmp_path, shipped_report):
 
 def test_the_command(tmp_path, capsys):
     report = main([
-        str(SHIPPED), "--dataset_name", "chain", "--task_args", "train=1,validation=1,test=60,seed=5", "--use_cpu",
+        "--model", str(SHIPPED), "--dataset_name", "chain", "--task_args", "train=1,validation=1,test=60,seed=5", "--use_cpu",
         "--max_new_tokens", "4", "--max_predict_samples", "40", "--output_dir", str(tmp_path / "out"),
     ])  # fmt: skip
     printed = capsys.readouterr().out
@@ -321,8 +321,8 @@ def test_commands_that_cannot_end_well(tmp_path):
     with pytest.raises(InputError, match="no model"):
         main(chain)
     with pytest.raises(InputError, match="--streaming"):
-        main([str(SHIPPED), *chain, "--streaming"])
+        main(["--model", str(SHIPPED), *chain, "--streaming"])
     with pytest.raises(InputError, match="--block_size is about training"):
-        main([str(SHIPPED), *chain, "--block_size", "3"])
+        main(["--model", str(SHIPPED), *chain, "--block_size", "3"])
     with pytest.raises(InputError, match="there is no"):
-        main([str(tmp_path), *chain, "--update_card"])
+        main(["--model", str(tmp_path), *chain, "--update_card"])

@@ -181,7 +181,7 @@ def test_a_run_and_the_command(tmp_path, capsys):
     assert "## Is the answer read from the thought?\n\nLeaving out the fillers" in card
     assert (tmp_path / "out" / "faithfulness.png").stat().st_size > 10_000
     capsys.readouterr()
-    report = main([str(tmp_path / "out"), *files, "--max_new_tokens", "3", "--use_cpu", "--seed", "42"])
+    report = main(["--model", str(tmp_path / "out"), *files, "--max_new_tokens", "3", "--use_cpu", "--seed", "42"])
     assert report.values()["interventions"] == values["interventions"]
     assert capsys.readouterr().out.startswith("leaving out the fillers")
 

@@ -12,11 +12,11 @@ from conftest import ROOT, SHIPPED, make_any
 from matplotlib.image import imread
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-import inspect_latents
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import answer_questions
 from latent_cot.analysis.inspection import Pass, Place, Readings, View, inspect, read_data
 from latent_cot.analysis.inspection_page import render_page
+from latent_cot.commands import inspect_thoughts
 from latent_cot.training.errors import InputError
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -143,23 +143,23 @@ def test_everything_is_escaped(shipped):
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "latents.html"
     chain = ["--dataset_name", "chain", "--task_args", "train=1,validation=1,test=8", "--max_new_tokens", "4"]
-    inspect_latents.main(["1+2*3-4+5=", "--html", str(out), *chain])
+    inspect_thoughts.main(["1+2*3-4+5=", "--html", str(out), *chain])
     assert capsys.readouterr().out == f"wrote {out}\n"
     text = out.read_text()
     assert text.count("<article") == 1 and "Across 8 questions of" in text and "pccot-gpt2-chain" in text
-    inspect_latents.main(["--html", str(out), *chain])
+    inspect_thoughts.main(["--html", str(out), *chain])
     assert out.read_text().count("<article") == 3
 
 
 def test_what_is_refused(tmp_path, characters):
     with pytest.raises(InputError, match="nothing to look at"):
-        inspect_latents.main(["--html", str(tmp_path / "a.html")])
+        inspect_thoughts.main(["--html", str(tmp_path / "a.html")])
     with pytest.raises(InputError, match="there is no folder"):
-        inspect_latents.main(["1=", "--html", str(tmp_path / "none" / "a.html")])
+        inspect_thoughts.main(["1=", "--html", str(tmp_path / "none" / "a.html")])
     with pytest.raises(InputError, match=r"does not know 'é' of '1\+é='"):
-        inspect_latents.main(["1+é=", "--html", str(tmp_path / "a.html")])
+        inspect_thoughts.main(["1+é=", "--html", str(tmp_path / "a.html")])
     with pytest.raises(InputError, match="--max_predict_samples must be at least 1, got -5"):
-        inspect_latents.main(
+        inspect_thoughts.main(
             ["--dataset_name", "chain", "--max_predict_samples", "-5", "--html", str(tmp_path / "a.html")]
         )
     stock = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=60))

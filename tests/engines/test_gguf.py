@@ -15,6 +15,7 @@ from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from latent_cot.commands import export
 from latent_cot.engines.gguf import export as export_gguf
 from latent_cot.engines.gguf.tokenizer import LLAMA3_SPLIT, QWEN_SPLIT
 from latent_cot.training.arguments import ModelArguments
@@ -207,18 +208,18 @@ def test_what_llama_cpp_would_answer_otherwise_is_refused(model_type, make_token
 
 def test_a_latent_thought_is_refused(tmp_path):
     with pytest.raises(InputError, match="a pccot-gpt2 iterates over its latent tokens"):
-        export_gguf.main([str(SHIPPED), str(tmp_path / "model.gguf")])
+        export.main(["--model", str(SHIPPED), str(tmp_path / "model.gguf")])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_there_stays(tmp_path):
     (tmp_path / "model.gguf").write_text("mine")
     with pytest.raises(InputError, match="is there already"):
-        export_gguf.main([str(SHIPPED), str(tmp_path / "model.gguf")])
+        export.main(["--model", str(SHIPPED), str(tmp_path / "model.gguf")])
     assert (tmp_path / "model.gguf").read_text() == "mine"
 
 
 def test_the_command_prints_the_prompt(tmp_path, capsys):
     folder = make_checkpoint(tmp_path / "model", "icot-gpt2", byte_tokenizer(), GPT2_PARTS | FILLERS)
-    export_gguf.main([str(folder), str(tmp_path / "new" / "model.gguf")])
+    export.main(["--model", str(folder), str(tmp_path / "new" / "model.gguf")])
     assert capsys.readouterr().out == 'prompt: "{question}<start><pause><pause><pause><ready>####"\n'

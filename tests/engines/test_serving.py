@@ -115,11 +115,23 @@ def test_chat_template(answers):
 
 @contextmanager
 def serving(log: Path, *flags: str, folder: Path = SHIPPED):
-    """`python serve.py serve`, on loopback."""
+    """`latent-cot serve`, on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "serve.py", "serve", str(folder), "--port", str(port), "--device", "cpu", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "latent_cot.commands",
+        "serve",
+        "--model",
+        str(folder),
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        *flags,
+    ]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=os.environ | LOOPBACK)
     address = f"http://localhost:{port}"
@@ -185,6 +197,23 @@ def test_server_streams(server, answers):
     assert streamed(reply.decode()).strip() == answers[1]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_says_how_to_think(server, stream):
+    """T and `latent_thought`, in the `generation_config` of a request."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    inputs, found = tokenizer([QUESTIONS[2]], return_tensors="pt"), set()
+    for options in ({}, {"num_iterations": 1}, {"latent_thought": False}):
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False, **options)
+        wanted = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        body = {"model": str(SHIPPED), "messages": user(QUESTIONS[2]), "stream": stream}
+        body |= {"generation_config": json.dumps({"max_new_tokens": 8, "do_sample": False, **options})}
+        reply = send(f"{server}/v1/chat/completions", body).decode()
+        given = streamed(reply) if stream else json.loads(reply)["choices"][0]["message"]["content"]
+        assert given.strip() == wanted.strip()
+        found.add(wanted)
+    assert len(found) > 1
+
+
 @pytest.mark.slow
 def test_batch_server_answers_many_at_once(batch_server):
     """200 concurrent requests, every other one a stream, as `generate()` answers each of them alone."""
@@ -245,12 +274,10 @@ def test_server_refuses_in_one_sentence(which, answers, stream, request):
 
 @pytest.mark.slow
 def test_chat_client(server, answers, tmp_path):
-    """`python serve.py chat`, two questions after each other."""
+    """`latent-cot chat`, two questions after each other."""
     command = [
         sys.executable,
-        str(ROOT / "serve.py"),
-        "chat",
-        str(SHIPPED),
+        *("-m", "latent_cot.commands", "chat", "--model", str(SHIPPED)),
         server,
         "do_sample=False",
         "max_new_tokens=6",

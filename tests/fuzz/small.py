@@ -8,7 +8,7 @@ import torch
 from conftest import GONE, LEARNED, ROPE, SMALL, THOUGHT
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import example
+from latent_cot.training.checkpoints import example
 from latent_cot.training.checkpoints.read import load
 from latent_cot.training.checkpoints.write import write_model_files
 from latent_cot.training.data.small_tokenizers import character_tokenizer
@@ -49,7 +49,7 @@ def ask(folder: Path, by_example: bool = False) -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model, tokenizer = example.load(str(folder), False) if by_example else load(str(folder))
+            model, tokenizer = example.load(str(folder), "main", False) if by_example else load(str(folder))
             (answer,) = example.answer(model, tokenizer, [QUESTION], 3)
         except DOCUMENTED as error:
             assert str(error).strip()

@@ -30,6 +30,7 @@ ROOMS = {
     "engines/gguf": "latent_cot.engines.gguf",
     "converters": "latent_cot.converters",
     "evals": "latent_cot.evals",
+    "commands": "latent_cot.commands",
     ".": "",
     "benchmarks/speed": "benchmarks.speed",
     "benchmarks/results": "benchmarks.results",

@@ -45,11 +45,12 @@ RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "configs" / "recipes" / "README.md"]
 # What a printed command would start, download or install is asked by these tests instead.
 COVERED = {
-    "serve.py": "tests/engines/test_serving.py::test_server_answers",
-    "latent_cot.engines.gguf.export": "tests/engines/test_gguf.py::test_the_command_prints_the_prompt",
-    "latent_cot.analysis.faithfulness": "tests/analysis/test_faithfulness.py::test_the_command",
+    "serve": "tests/engines/test_serving.py::test_server_answers",
+    "chat": "tests/engines/test_serving.py::test_chat_client",
+    "outputs/icot.gguf": "tests/engines/test_gguf.py::test_the_command_prints_the_prompt",
+    "faithfulness": "tests/analysis/test_faithfulness.py::test_the_command",
     "benchmarks.gpu": "tests/product/test_gpu.py::test_the_rehearsal",
-    "latent_cot.converters.convert_icot": "tests/models/test_icot.py::test_an_original_checkpoint_is_converted",
+    "old_checkpoint": "tests/models/test_icot.py::test_an_original_checkpoint_is_converted",
 }
 FEW_STEPS = (
     "--max_steps 2 --save_steps 2 --eval_steps 2 --per_device_train_batch_size 4 --use_cpu --overwrite_output_dir"

@@ -173,7 +173,7 @@ def base_beside(adapter: Path, fields: dict) -> str:
     if not base or Path(base).is_absolute() or ".." in Path(base).parts:
         raise InputError(
             f"{adapter}: the base model {base!r} is not looked for there; name it yourself: "
-            "python -m training.convert_pccot FOLDER OUT --base_model PATH"
+            "latent-cot convert --model FOLDER OUT --base_model PATH"
         )
     beside = adapter.resolve().parent.parent / base
     return str(beside) if beside.is_dir() else base

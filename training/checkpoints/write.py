@@ -9,7 +9,7 @@ from latent_cot.training.arguments import LoraArguments
 
 from .lora import merge_adapter, save_adapters
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+EXAMPLE = Path(__file__).with_name("example.py")  # needs nothing of this package
 
 
 def write_final_model(
@@ -46,4 +46,4 @@ def write_model_files(
     """Weights, configuration, code, tokenizer and `example.py`: all that a checkpoint is."""
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
-    shutil.copy(ROOT / "example.py", folder / "example.py")
+    shutil.copy(EXAMPLE, folder / EXAMPLE.name)

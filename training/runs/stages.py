@@ -239,7 +239,8 @@ def write_json(path: Path, values: dict) -> None:
 
 def public_command(argv: list[str], token: str | None) -> str:
     """The command that started a script, without its token."""
-    command = shlex.join(["python", Path(argv[0]).name, *argv[1:]])
+    name = Path(argv[0]).name
+    command = shlex.join([*(name.split() if name.startswith("latent-cot ") else ["python", name]), *argv[1:]])
     return command.replace(token, "...") if token else command
 
 

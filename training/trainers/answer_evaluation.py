@@ -84,9 +84,7 @@ class AnswerEvaluationMixin:
                 "--faithfulness asks the questions of the test data: pass --do_predict, with two rows or more"
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise InputError(
-                "--faithfulness needs whole weights: run python -m training.faithfulness on the checkpoint"
-            )
+            raise InputError("--faithfulness needs whole weights: run latent-cot faithfulness on the checkpoint")
 
     def check_metric(self, args) -> None:
         """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give.

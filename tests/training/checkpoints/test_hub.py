@@ -22,6 +22,7 @@ import run_ccot
 from latent_cot.training import cli
 from latent_cot.training.arguments import CoTTrainingArguments
 from latent_cot.training.checkpoints.hub import check_access, push
+from latent_cot.training.checkpoints.write import EXAMPLE
 from latent_cot.training.errors import InputError
 
 TOKEN, READER, STRANGER = "hf_secretOfMe", "hf_secretReader", "hf_secretOfYou"
@@ -77,7 +78,7 @@ def checkpoint(folder: Path, tokenizer, seed: int):
     model = chain_model(tokenizer, seed=seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    shutil.copy(ROOT / "example.py", folder / "example.py")
+    shutil.copy(EXAMPLE, folder / EXAMPLE.name)
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# tiny\n")
     (folder / "all_results.json").write_text('{"eval_ccot_exact_match": 0.5}')
     (folder / "predictions.jsonl").write_text('{"question": "1+2=", "gold": "3"}\n')

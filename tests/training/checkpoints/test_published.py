@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import run_ccot
 import run_cot
-from latent_cot.converters import convert_pccot
+from latent_cot.commands import convert
 from latent_cot.training.arguments import LoraArguments
 from latent_cot.training.checkpoints import read as checkpoint
 from latent_cot.training.checkpoints.lora import add_adapters, merge_adapter
@@ -48,7 +48,7 @@ def test_example_answers(tmp_path, monkeypatch, capsys):
 def test_scripts_evaluate(script, tmp_path):
     """Its own measured accuracy is of teacher-forced answers; ours is generated, and the same for both layouts."""
     converted = tmp_path / "converted"
-    convert_pccot.main([str(PUBLISHED), str(converted)])
+    convert.main(["--model", str(PUBLISHED), str(converted)])
     ask = ["--test_file", str(CASE / "data" / "test.json"), "--do_predict", "--use_cpu", "--max_cot_tokens", "30"]
     texts = []
     for name in (PUBLISHED, converted):
@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_named(published, tmp_path):
             checkpoint.load(str(published), **options)
 
     with pytest.raises(InputError, match="is not empty"):
-        convert_pccot.main([str(PUBLISHED), str(published)])
+        convert.main(["--model", str(PUBLISHED), str(published)])
     with pytest.raises(InputError, match="no such file or folder"):
         checkpoint.load(str(tmp_path / "nowhere"))
     spoil(published / "pccot_args.json", num_latent_tokens="many")

@@ -21,6 +21,7 @@ import run_icot
 from latent_cot.training.checkpoints import read as checkpoint
 from latent_cot.training.errors import InputError
 from latent_cot.training.runs import stages
+from latent_cot.training.trainers.icot import ICoTTrainer
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 
@@ -187,10 +188,9 @@ class BrokenAt(PCCoTTrainer):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_ccot, "PCCoTTrainer", BrokenAt)
     monkeypatch.setattr(BrokenAt, "broken", (3,))
     with pytest.raises(FloatingPointError, match=r"step 4: loss nan, .*kd_loss .*last checkpoint: .*checkpoint-2"):
-        run_ccot.main([*RUN, *PCCOT, "--logging_steps", "1", "--output_dir", str(tmp_path)])
+        run_ccot.main([*RUN, *PCCOT, "--logging_steps", "1", "--output_dir", str(tmp_path)], BrokenAt)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -200,13 +200,13 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
 def test_the_state_of_removal_travels_with_the_best_checkpoint(tmp_path, monkeypatch):
     """What is saved and evaluated at the end is what had been removed at that step, not at the last one."""
     best = [0.9, 0.2, 0.1, 0.0]
-    evaluate = run_icot.ICoTTrainer.evaluate
+    evaluate = ICoTTrainer.evaluate
 
     def with_metric(self, *args, **kwargs):
         metrics = evaluate(self, *args, **kwargs)
         return metrics | {"eval_icot_exact_match": best.pop(0)} if best else metrics
 
-    monkeypatch.setattr(run_icot.ICoTTrainer, "evaluate", with_metric)
+    monkeypatch.setattr(ICoTTrainer, "evaluate", with_metric)
     argv = [
         *RUN,
         *ICOT,

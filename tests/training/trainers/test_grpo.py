@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_grpo
 from latent_cot import tasks
+from latent_cot.training.cli import parse
 from latent_cot.training.errors import InputError
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[rl]'")
@@ -30,7 +31,7 @@ def flags(folder, *more: str) -> list[str]:
 
 
 def make_trainer(folder, *more: str, **changes) -> RewardTrainer:
-    model, reward, lora, *_, args = run_grpo.parse(run_grpo.argument_classes(), flags(folder, *more))
+    model, reward, lora, *_, args = parse(run_grpo.argument_classes(), flags(folder, *more))
     rows = tasks.generate("chain", "train=64,validation=8,test=8")["train"]
     for row in rows[::2]:
         row["question"] = row["question"][:5]  # so that there is padding

@@ -1,19 +1,23 @@
-#!/usr/bin/env python
 """transformers' own command line, which can also serve these models and chat with them.
 
-    python serve.py serve checkpoints/pccot-gpt2-chain --port 8000
-    python serve.py serve checkpoints/pccot-gpt2-chain --continuous-batching
-    python serve.py chat checkpoints/pccot-gpt2-chain http://localhost:8000
+    latent-cot serve --model checkpoints/pccot-gpt2-chain --port 8000
+    latent-cot serve --model checkpoints/pccot-gpt2-chain --continuous-batching
+    latent-cot chat --model checkpoints/pccot-gpt2-chain http://localhost:8000
 
-The server speaks the OpenAI protocol. Needs: pip install "transformers[serving]"
+The server speaks the OpenAI protocol. Further arguments are those of `transformers serve` and `transformers chat`. Needs:
+pip install "transformers[serving]"
 """
 
+import argparse
 import functools
 import sys
+from pathlib import Path
 
 import torch
 
 import latent_cot
+
+from .asked_model import add_model
 
 UNASKED = 1024  # the limit of new tokens that transformers' server writes into a request without one
 
@@ -62,16 +66,23 @@ def answer_bad_requests():
             config.max_new_tokens = max(1, min(unasked, room))
         model.check_prompt(ids, mask, config)
 
+    def asked(model, inputs, config) -> dict:
+        """The inputs, with the options of a thought that a request's `generation_config` holds."""
+        if isinstance(inputs.get("input_ids"), list):
+            return inputs  # continuous batching reads them itself
+        given = {name: getattr(config, name, None) for name in getattr(model, "batch_options", ())}
+        return {**inputs, **{name: value for name, value in given.items() if value is not None}}
+
     def checking(manager):
         stream, answer = manager.generate_streaming, manager.generate_non_streaming
 
         def generate_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
             check(model, inputs, gen_config)
-            return stream(self, model, processor, inputs, gen_config, *args, **kwargs)
+            return stream(self, model, processor, asked(model, inputs, gen_config), gen_config, *args, **kwargs)
 
         async def generate_non_streaming(self, model, processor, inputs, gen_config, *args, **kwargs):
             check(model, inputs, gen_config)
-            return await answer(self, model, processor, inputs, gen_config, *args, **kwargs)
+            return await answer(self, model, processor, asked(model, inputs, gen_config), gen_config, *args, **kwargs)
 
         manager.generate_streaming, manager.generate_non_streaming = generate_streaming, generate_non_streaming
 
@@ -80,19 +91,36 @@ def answer_bad_requests():
     checking(utils.CBGenerateManager)
 
 
-def main():
+def transformers_command(name: str, argv: list[str]) -> None:
+    """transformers' own command, with our models among its names, asked for the model by `--model` and `--revision`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_model(parser)
+    if asked_for_help := {"-h", "--help"} & set(argv):
+        print(parser.format_help() + "\nand, without its argument for the model:")
+        words = ["--help"]
+    else:
+        args, rest = parser.parse_known_args(argv)
+        if args.revision != "main" and not Path(args.model).exists():
+            args.model += f"@{args.revision}"  # as the server names one
+        words = [args.model, *rest]
     try:
         from transformers.cli.transformers import app
     except ImportError as error:
         sys.exit(f'error: {error.name} is missing; pip install "transformers[serving]"')
     # The server looks a checkpoint's architecture up among transformers' own names. (Importing the command line puts
     # another module object in the place of `transformers`.)
-    for name in latent_cot.__all__:
-        setattr(sys.modules["transformers"], name, getattr(latent_cot, name))
-    if sys.argv[1:2] == ["serve"]:
+    for each in latent_cot.__all__:
+        setattr(sys.modules["transformers"], each, getattr(latent_cot, each))
+    if name == "serve" and not asked_for_help:
         answer_bad_requests()
-    app()
+    app([name, *words], prog_name="latent-cot")
 
 
-if __name__ == "__main__":
-    main()
+def serve(argv: list[str]) -> None:
+    """Start the server; see `--help`."""
+    transformers_command("serve", argv)
+
+
+def chat(argv: list[str]) -> None:
+    """Talk to a server; see `--help`."""
+    transformers_command("chat", argv)

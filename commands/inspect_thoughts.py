@@ -1,30 +1,30 @@
-#!/usr/bin/env python
 """Look inside a thought: one page that shows what each latent holds, how it moves, and what the answer attends to.
 
-python inspect_latents.py "7+3*4-2+9=" "2-9+4*6-3=" --html latents.html
-python inspect_latents.py --model outputs/chain --dataset_name chain --html latents.html
+latent-cot inspect "7+3*4-2+9=" "2-9+4*6-3=" --html latents.html
+latent-cot inspect --model outputs/chain --dataset_name chain --html latents.html
 """
 
 import argparse
 from pathlib import Path
 
-from example import unknown_text
 from latent_cot.analysis.inspection import check_inspectable, inspect, read_data
 from latent_cot.analysis.inspection_page import render_page
 from latent_cot.training.arguments import DataArguments
+from latent_cot.training.checkpoints.example import unknown_text
 from latent_cot.training.checkpoints.read import load
-from latent_cot.training.cli import run
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.errors import InputError
 
-SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "pccot-gpt2-chain"
+from .asked_model import add_model, shipped_checkpoints
+
 SHOWN = 3  # questions of a data set, where none are asked
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", help="in text; of a data set the first ones if there are none here")
-    parser.add_argument("--model", default=str(SHIPPED), help="a folder or a name on the Hub")
+    shipped = shipped_checkpoints()
+    add_model(parser, str(shipped / "pccot-gpt2-chain") if shipped else None)
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that the checkpoint brings")
     parser.add_argument("--html", type=Path, required=True, help="the page to write")
     parser.add_argument("--dataset_name", help="also how often each latent reads as its step, across this data set")
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         raise InputError("nothing to look at: ask a question, or pass --dataset_name or --test_file")
     if not args.html.parent.is_dir():
         raise InputError(f"--html {args.html}: there is no folder {args.html.parent}")
-    model, tokenizer = load(args.model, trust_remote_code=args.trust_remote_code)
+    model, tokenizer = load(args.model, args.revision, trust_remote_code=args.trust_remote_code)
     check_inspectable(model)
     for question in args.questions:
         if unknown := unknown_text(tokenizer, question):
@@ -59,7 +59,3 @@ def main(argv: list[str]) -> None:
     name = Path(args.model).name if Path(args.model).is_dir() else args.model
     args.html.write_text(render_page(views, readings, name=name, config=model.config), encoding="utf-8")
     print(f"wrote {args.html}")
-
-
-if __name__ == "__main__":
-    run(main)
