@@ -25,7 +25,7 @@ LOSSES = ("loss", "train_loss", "eval_loss")
 
 
 class ResumableTrainingMixin:
-    """For `CoTTrainer`: checkpoints that are whole or not there, exact resuming, signals, and losses that are no numbers.
+    """For any Trainer, before it in the order of classes: checkpoints that are whole or not there, exact resuming, signals, and losses that are no numbers.
 
     Attributes:
         weights_step: the step that the present weights come from, where it is not the last one: `--load_best_model_at_end`.
@@ -108,8 +108,11 @@ class ResumableTrainingMixin:
             self.control.should_training_stop = True
             return
         self._trained = True
-        self.data_collator.set_epoch(kwargs["epoch"])
+        self.start_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch of a training, for what a trainer draws by random: it is to go by the epoch."""
 
     def _get_train_sampler(self, *args, **kwargs):
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -183,10 +186,15 @@ class ResumableTrainingMixin:
         self.gradient_norm = super()._get_grad_norm(*args, **kwargs)
         return self.gradient_norm
 
+    def figures_to_log(self, logs: dict[str, float]) -> dict[str, float]:
+        """What a trainer adds to a log, such as the means of its losses since the last one."""
+        return {}
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "train_loss" in logs and not self._trained:
             logs.clear()  # a finished run was resumed: there is no loss, of 0 or other
             return
+        logs |= self.figures_to_log(logs)
         if self.skip_steps is not None and ("loss" in logs or "train_loss" in logs):
             self.skip_steps.correct(logs, self.state.global_step)
         self.check_finite(logs)
