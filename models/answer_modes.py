@@ -24,6 +24,10 @@ class AnswerMode:
         """This mode as a family asks for it."""
         return replace(self, writes=writes or self.writes, options=options)
 
+    def partly(self, removed: str | None) -> "AnswerMode":
+        """This mode of a model of whose chain only `removed` ("2 of 3") tokens are gone; None for all of them."""
+        return self if removed is None else replace(self, label=f"{self.label} ({removed} tokens removed)")
+
     def at(self, num_iterations: int) -> "AnswerMode":
         """This mode of a latent thought at another T, with a name and a label of its own."""
         return replace(

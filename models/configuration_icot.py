@@ -25,6 +25,7 @@ class ICoTConfigMixin(PromptConfigMixin):
         pause_token_id: the filler.
         ready_token_id: stands between the chain and the answer; may be the separator again.
         num_internalized_tokens: how many tokens of the chain were taken away; -1 for all of them.
+        num_chain_tokens: how many the longest chain of the training data has; None where that is not known.
         removal_side: from which end: "left" or "right".
         keep_position: what follows the removed tokens kept its positions.
         position_gap: with `keep_position`, how many positions stay free where they were removed: the number that most
@@ -51,6 +52,7 @@ class ICoTConfigMixin(PromptConfigMixin):
     pause_token_id: int | None = None
     ready_token_id: int | None = None
     num_internalized_tokens: int = 0
+    num_chain_tokens: int | None = None
     removal_side: str = "left"
     keep_position: bool = False
     position_gap: int | None = None
@@ -65,15 +67,22 @@ class ICoTConfigMixin(PromptConfigMixin):
         check_choice("filler_mode", self.filler_mode, FILLER_MODES)
         check_choice("text_format", self.text_format, TEXT_FORMATS)
         check_count("num_internalized_tokens", self.num_internalized_tokens, ALL_TOKENS, MOST)
+        if self.num_chain_tokens is not None:
+            check_count("num_chain_tokens", self.num_chain_tokens, 0, MOST)
         positions = self.max_position_embeddings
         check_count("num_fillers", self.num_fillers, 0, positions)
         if self.position_gap is not None:
             check_count("position_gap", self.position_gap, 0, positions)
 
+    def removed(self) -> str:
+        """How much of the chain is gone: "all", "2 of 3", or "2" where the length of the chains is not known."""
+        if self.num_internalized_tokens == ALL_TOKENS:
+            return "all"
+        known = "" if self.num_chain_tokens is None else f" of {self.num_chain_tokens}"
+        return f"{self.num_internalized_tokens}{known}"
+
     def describe(self) -> str:
-        count = self.num_internalized_tokens
-        gone = "all tokens" if count == ALL_TOKENS else f"{count} tokens"
-        return f"Of its chain of thought {gone} were internalised (iCoT, arXiv 2405.14838)."
+        return f"Of its chain of thought {self.removed()} tokens were internalised (iCoT, arXiv 2405.14838)."
 
 
 class ICoTGPT2Config(ICoTConfigMixin, GPT2Config):

@@ -65,6 +65,7 @@ def distillation_step(
     num_iterations: int | None = None,
     num_items_in_batch: torch.Tensor | None = None,
     return_logits: bool | None = None,
+    defer_gradients: bool = True,
 ) -> PCCoTOutput:
     """Teacher, student and their losses, for a batch as `latent_cot.training.data.collators.PCCoTCollator` makes it.
 
@@ -93,6 +94,7 @@ def distillation_step(
         num_items_in_batch: `(4,)`: what the means divide by where this batch is one part of an optimiser step: the labelled
             tokens of teacher, student and step supervision, and the rows, of all its parts. By default those of this batch.
         return_logits: also give the logits; by default only in evaluation mode.
+        defer_gradients: make one gradient per weight, where that is possible; False for a model that is compiled.
     """
     config, backbone, shared = model.config, model.base_model, question_length
     iterations = config.num_iterations if num_iterations is None else num_iterations
@@ -105,7 +107,7 @@ def distillation_step(
     ids = torch.cat([input_ids, cot_input_ids[:, shared:]], dim=1)
     embeds, cot_embeds = model.get_input_embeddings()(ids).tensor_split([length], dim=1)
 
-    with shared_gradients(backbone):
+    with shared_gradients(backbone) if defer_gradients else nullcontext():
         # Student: question, thought, answer. Every layer's states are read in the last pass alone.
         student = backbone.passes(attention_mask, last_options={"output_hidden_states": True})
         states = config.latent_rule.think(student, embeds, bot, latents, iterations, backbone.project)
@@ -225,7 +227,12 @@ def teacher_step(
 
 
 def shared_gradients(backbone):
-    """A context in which a step's passes make one gradient per weight, where that is possible."""
+    """A context in which a step's passes make one gradient per weight, where that is possible.
+
+    Not where the step is traced (`torch.compile`): a traced graph would hold the weights without their gradients.
+    """
+    if torch.compiler.is_compiling():
+        return nullcontext()
     checkpointed = backbone.training and backbone.check_checkpointing()
     possible = backbone.training and torch.is_grad_enabled() and not checkpointed
     return deferred_weight_gradients(backbone) if possible else nullcontext()

@@ -83,7 +83,11 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
     def answer_modes(self) -> tuple[AnswerMode, ...]:
         """As the model was last trained to answer, and with the whole chain written out."""
         writes = "answer" if self.answers_at_once else "chain"
-        return INTERNALIZED.of(writes, explicit_steps=None), EXPLICIT.of(explicit_steps=True)
+        config = self.config
+        whole = config.num_internalized_tokens == ALL_TOKENS or config.filler_mode != "none"
+        return INTERNALIZED.partly(None if whole else config.removed()).of(writes, explicit_steps=None), EXPLICIT.of(
+            explicit_steps=True
+        )
 
     def suffix_ids(self, explicit_steps: bool | None = None, num_fillers: int | None = None, **_) -> list[int]:
         """What stands between a question and what the model writes.

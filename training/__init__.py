@@ -21,6 +21,7 @@ _FILES = {
     "method_arguments": ("CoTArguments", "ICoTArguments", "PCCoTArguments"),
     "trainers.cot": ("CoTTrainer",),
     "trainers.icot": ("ICoTTrainer",),
+    "trainers.opened_prompts": ("open_prompts",),
     "trainers.pccot": ("PCCoTTrainer",),
 }
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names}

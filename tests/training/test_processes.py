@@ -72,6 +72,7 @@ def test_every_script_and_curriculum_in_two_processes(tmp_path):
     """... of one process too. The mixed curriculum is only run: each process draws its own."""
     flat = ["--config_name", "configs/gpt2_chain.json"]
     icot = ["--config_name", "configs/icot_gpt2_chain.json", "--partial_removal", "--remove_start_from", "2"]
+    projection = ["--config_overrides", "loss_gamma=0,use_projection=true"]
     compare_with_one_process(
         {
             "cot": ("run_cot", [*TINY, *SGD, *flat]),
@@ -86,6 +87,10 @@ def test_every_script_and_curriculum_in_two_processes(tmp_path):
             "T = 0": (
                 "run_ccot",
                 [*TINY, *SGD, "--config_overrides", "num_iterations=0,loss_gamma=0,use_projection=true"],
+            ),
+            "T from 0, which is drawn first": (
+                "run_ccot",
+                [*TINY, *SGD, *projection, "--num_iterations_range", "0,3", "--seed", "1"],
             ),
         },
         tmp_path,
@@ -117,6 +122,8 @@ def test_every_script_and_curriculum_in_two_processes(tmp_path):
         ({"use_projection": True}, 0, None, False),
         ({"use_projection": True}, 3, None, True),
         ({"use_projection": True, "num_iterations": 0}, 0, None, True),
+        ({"use_projection": True, "num_iterations_range": [0, 3]}, 0, None, True),
+        ({"use_projection": True, "num_iterations_range": [1, 3]}, 0, None, False),
         ({}, 0, True, True),
         ({"use_projection": True}, 3, False, False),
     ],

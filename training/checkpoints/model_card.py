@@ -139,11 +139,17 @@ def measured_modes(metrics: dict) -> list[tuple[str, str]]:
     return found
 
 
+def label_of(metrics: dict, split: str, mode: str) -> str:
+    """What stands before an answer, for people; of a chain that is not all gone also how much of it is."""
+    removed, chain = (metrics.get(f"{split}_{mode}_{name}_tokens") for name in ("removed", "chain"))
+    return mode_named(mode).partly(None if removed is None else f"{removed} of {chain}").label
+
+
 def table_row(metrics: dict, split: str, mode: str) -> str:
     prefix = f"{split}_{mode}"
     low, high = metrics[f"{prefix}_exact_match_low"], metrics[f"{prefix}_exact_match_high"]
     return (
-        f"| {SPLITS[split]} | {mode_named(mode).label} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
+        f"| {SPLITS[split]} | {label_of(metrics, split, mode)} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
         f"{metrics[f'{prefix}_ms_per_answer']:.1f} | {metrics[f'{prefix}_new_tokens']:.1f} |"
     )
 
@@ -155,7 +161,7 @@ def result(metrics: dict, split: str, mode: str, task: str) -> EvalResult:
         dataset_name=task,
         dataset_split=SPLITS[split],
         metric_type="exact_match",
-        metric_name=f"exact match, {mode_named(mode).label}",
+        metric_name=f"exact match, {label_of(metrics, split, mode)}",
         metric_value=round(metrics[f"{split}_{mode}_exact_match"], 4),
     )
 

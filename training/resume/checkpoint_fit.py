@@ -16,7 +16,7 @@ from latent_cot.training.errors import InputError
 from .find_checkpoint import SHARDED_WEIGHTS
 
 # What a run of iCoT itself writes as it goes, and what is about files and not about the model.
-NOT_COMPARED = {"num_internalized_tokens", "position_gap", "filler_mode", "num_fillers"}
+NOT_COMPARED = {"num_internalized_tokens", "num_chain_tokens", "position_gap", "filler_mode", "num_fillers"}
 NOT_COMPARED |= {
     "transformers_version",
     "architectures",

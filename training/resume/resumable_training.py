@@ -24,7 +24,7 @@ LOSSES = ("loss", "train_loss", "eval_loss")
 
 
 class ResumableTrainingMixin:
-    """For `CoTTrainer`: checkpoints that are whole or not there, exact resuming, signals, and losses that are no numbers.
+    """For any Trainer, before it in the order of classes: checkpoints that are whole or not there, exact resuming, signals, and losses that are no numbers.
 
     Attributes:
         weights_step: the step that the present weights come from, where it is not the last one: `--load_best_model_at_end`.
@@ -103,8 +103,11 @@ class ResumableTrainingMixin:
             self.control.should_training_stop = True
             return
         self._trained = True
-        self.data_collator.set_epoch(kwargs["epoch"])
+        self.start_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch of a training, for what a trainer draws by random: it is to go by the epoch."""
 
     def _get_train_sampler(self, *args, **kwargs):
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -174,10 +177,15 @@ class ResumableTrainingMixin:
 
     # --- losses that are no numbers ---
 
+    def figures_to_log(self, logs: dict[str, float]) -> dict[str, float]:
+        """What a trainer adds to a log, such as the means of its losses since the last one."""
+        return {}
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "train_loss" in logs and not self._trained:
             logs.clear()  # a finished run was resumed: there is no loss, of 0 or other
             return
+        logs |= self.figures_to_log(logs)
         self.check_finite(logs)
         super().log(logs, *args, **kwargs)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
 from latent_cot.analysis.evaluation import (
@@ -21,22 +22,94 @@ from latent_cot.analysis.evaluation import (
     warn_of_long_answers,
 )
 from latent_cot.analysis.sampled_answers import sample_metrics
+from latent_cot.answer_modes import LATENT
 from latent_cot.chunked_cross_entropy import IGNORED
+from latent_cot.training.arguments import EvaluationArguments
 from latent_cot.training.checkpoints.sharding import is_sharded, options_in_step
 from latent_cot.training.errors import InputError
+
+from .trainer_options import Examples, held_rows
 
 logger = logging.getLogger(__name__)
 
 
-class AnswerEvaluationMixin:
-    """For `CoTTrainer`: its metrics are those of generated answers, in each of its `mode_names`.
+class GeneratedAnswersMixin:
+    """For a Trainer that measures generated answers, in each of its `mode_names`.
 
     Attributes:
-        generation_seconds: of the running evaluation in this process, by mode.
-        num_generated: the questions that this process answered in them (some twice, where shares would be unequal).
+        evaluation: how they are generated.
         answers: of the last evaluation, by mode, in the order of its data.
     """
 
+    evaluation: EvaluationArguments
+    answers: dict[str, Answers]
+
+    def check_metric(self, args) -> None:
+        """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give.
+
+        Raises:
+            InputError: naming those that there are.
+        """
+        known = ["loss", *(f"{mode}_{name}" for mode in self.mode_names for name in METRICS)]
+        asked = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        if asked not in known:
+            raise InputError(f"--metric_for_best_model {args.metric_for_best_model}: there are {', '.join(known)}")
+
+    def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
+        """Arguments of `generate()` for one mode."""
+        mode = answer_mode(model, name)
+        limits = self.evaluation.max_new_tokens, self.evaluation.max_cot_tokens
+        options = mode.options | {"max_new_tokens": token_budget(model, mode, question_length, *limits)}
+        if name.startswith(LATENT.name) and self.evaluation.latent_tolerance is not None:
+            options["latent_tolerance"] = self.evaluation.latent_tolerance
+        return options
+
+    def predictions(self, split: str, dataset) -> list[dict]:
+        """The last evaluation, a row per question: gold, and for each mode the answer, whether right, and the text.
+
+        Args:
+            split: its name, for the rows.
+            dataset: what was evaluated: `splits[...]`, or rows.
+        """
+        dataset, rows = self.features_of(dataset, split), []
+        for index, (question, gold) in enumerate(zip(dataset["question_text"], dataset["answer_text"], strict=True)):
+            row = {"split": split, "question": question, "gold": gold}
+            for name, answers in self.answers.items():
+                row[f"{name}_answer"] = answers.answers[index]
+                row[f"{name}_right"] = same_answer(answers.answers[index], gold)
+                row[f"{name}_text"] = answers.texts[index]
+            rows.append(row)
+        return rows
+
+    def features_of(self, rows: Examples, split: str) -> Dataset:
+        """What evaluation reads of rows of `question`, `steps` and `answer`; of features, the features.
+
+        Raises:
+            InputError: for what is no rows, or none.
+        """
+        if isinstance(rows, Dataset) and "question_text" in rows.column_names:
+            return rows
+        return self.make_features(held_rows(rows, split), split)
+
+    def make_features(self, rows: Dataset, split: str) -> Dataset:
+        """See `features_of`."""
+        raise NotImplementedError(type(self).__name__)
+
+
+class AnswerEvaluationMixin(GeneratedAnswersMixin):
+    """For `CoTTrainer`: its metrics are those of generated answers.
+
+    Attributes:
+        family, rows, splits, unwrapped: the Trainer's: the family of its models, its data as texts and as features by
+            split, and the model without what distributes it.
+        generation_seconds: of the running evaluation in this process, by mode.
+        num_generated: the questions that this process answered in them (some twice, where shares would be unequal).
+    """
+
+    family: str | None
+    rows: dict[str, Dataset | IterableDataset]
+    splits: dict[str, Dataset | IterableDataset]
+    unwrapped: PreTrainedModel
     has_latents = False  # whether there is a latent thought to iterate and to sample
 
     def __init__(self, *args, **kwargs):
@@ -86,17 +159,6 @@ class AnswerEvaluationMixin:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError("--faithfulness needs whole weights: run latent-cot faithfulness on the checkpoint")
 
-    def check_metric(self, args) -> None:
-        """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give.
-
-        Raises:
-            InputError: naming those that there are.
-        """
-        known = ["loss", *(f"{mode}_{name}" for mode in self.mode_names for name in METRICS)]
-        asked = (args.metric_for_best_model or "loss").removeprefix("eval_")
-        if asked not in known:
-            raise InputError(f"--metric_for_best_model {args.metric_for_best_model}: there are {', '.join(known)}")
-
     def get_eval_dataloader(self, *args, **kwargs):
         with self.whole_batches():
             return super().get_eval_dataloader(*args, **kwargs)
@@ -113,6 +175,16 @@ class AnswerEvaluationMixin:
             yield
         finally:
             self.args.dataloader_drop_last = asked
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs) -> dict[str, float]:
+        """As of transformers' Trainer; other data may be rows, as `eval_dataset` of the constructor, or a dict of them."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str | dict):
+            eval_dataset = self.features_of(eval_dataset, "validation")
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, test_dataset, *args, **kwargs):
+        """As of transformers' Trainer; the data may be rows, as `test_dataset` of the constructor."""
+        return super().predict(self.features_of(test_dataset, "test"), *args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
         self.generation_seconds.clear()
@@ -159,12 +231,6 @@ class AnswerEvaluationMixin:
         tokens = torch.nn.functional.pad(tokens, (0, limit - tokens.shape[1]), value=IGNORED)
         return tokens.reshape(len(questions), -1)
 
-    def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
-        """Arguments of `generate()` for one mode."""
-        mode = answer_mode(model, name)
-        limits = self.evaluation.max_new_tokens, self.evaluation.max_cot_tokens
-        return mode.options | {"max_new_tokens": token_budget(model, mode, question_length, *limits)}
-
     def answer_metrics(self, prediction) -> dict[str, float]:
         """Metrics of every mode; the answers themselves stay in `self.answers`."""
         dataset = self.callback_handler.eval_dataloader.dataset
@@ -193,15 +259,3 @@ class AnswerEvaluationMixin:
         rows = [[token for token in row.tolist() if token != IGNORED] for row in tokens.reshape(len(golds) * count, -1)]
         answers = read_answers(self.unwrapped, self.processing_class, answer_mode(self.unwrapped, name), rows).answers
         return sample_metrics(name, [answers[at : at + count] for at in range(0, len(answers), count)], golds)
-
-    def predictions(self, split: str, dataset) -> list[dict]:
-        """The last evaluation, a row per question: gold, and for each mode the answer, whether right, and the text."""
-        rows = []
-        for index, (question, gold) in enumerate(zip(dataset["question_text"], dataset["answer_text"], strict=True)):
-            row = {"split": split, "question": question, "gold": gold}
-            for name, answers in self.answers.items():
-                row[f"{name}_answer"] = answers.answers[index]
-                row[f"{name}_right"] = same_answer(answers.answers[index], gold)
-                row[f"{name}_text"] = answers.texts[index]
-            rows.append(row)
-        return rows

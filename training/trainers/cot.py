@@ -33,7 +33,6 @@ import latent_cot  # noqa: F401  registers the model types
 from latent_cot.answer_modes import DIRECT, EXPLICIT
 from latent_cot.chunked_cross_entropy import IGNORED
 from latent_cot.training.arguments import (
-    CoTTrainingArguments,
     DataArguments,
     EvaluationArguments,
     LoraArguments,
@@ -43,6 +42,7 @@ from latent_cot.training.arguments import (
 from latent_cot.training.checkpoints.liger import register_with_liger
 from latent_cot.training.checkpoints.loading import (
     extend_vocabulary,
+    is_set_up,
     load_config,
     load_model,
     load_tokenizer,
@@ -64,11 +64,11 @@ from latent_cot.training.step_decoder import StepDecoder
 
 from .answer_evaluation import AnswerEvaluationMixin
 from .saving import ModelSavingMixin
+from .trainer_options import REFUSED, Examples, check_options, check_rows, held_rows, own_arguments
 
 logger = logging.getLogger(__name__)
 
 LOSS_PARTS = ("cot_loss", "ccot_loss", "kd_loss", "step_loss", "teacher_std", "latent_scale")
-Examples = Dataset | IterableDataset | list[dict]
 
 
 class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin, Trainer):
@@ -76,14 +76,14 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
     Args:
         model: a name on the Hub, a folder, `ModelArguments`, or a model (then with its `processing_class`).
-        args: transformers' arguments.
+        args: transformers' arguments, or `CoTTrainingArguments`.
         train_dataset, eval_dataset, test_dataset: rows of `question`, `steps` (a list of strings) and `answer`.
         processing_class: the tokenizer; the model's own by default. It is given the special tokens that are missing.
         method: what is particular to this way to train.
         data: how rows are tokenized: their longest length, whether the last step stays.
         lora: trains adapters where it says so.
         evaluation: how answers are generated.
-        **kwargs: of transformers' Trainer.
+        **kwargs: of transformers' Trainer (`trainer_options.REFUSED`: those that are refused).
 
     Raises:
         InputError: for whatever cannot be loaded, does not fit or is too long.
@@ -97,7 +97,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
     def __init__(
         self,
         model: str | ModelArguments | PreTrainedModel,
-        args: CoTTrainingArguments,
+        args: TrainingArguments,
         *,
         train_dataset: Examples | None = None,
         eval_dataset: Examples | None = None,
@@ -109,11 +109,19 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         evaluation: EvaluationArguments | None = None,
         **kwargs,
     ):
-        self.args = args  # what is prepared before transformers sets it reads it
+        check_options(kwargs)
+        self.args = args = own_arguments(args)  # what is prepared before transformers sets it reads it
         self.method, self.data = method or self.method_class(), data or self.data_class()
         self.lora, self.evaluation = lora or LoraArguments(), evaluation or EvaluationArguments()
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
-        self.rows = rows = {split: as_dataset(examples) for split, examples in rows.items() if examples is not None}
+        rows = {split: examples for split, examples in rows.items() if examples is not None}
+        for split, examples in rows.items():
+            check_rows(examples, split)
+        self.rows = rows = {
+            split: as_dataset(examples) if split == "train" else held_rows(examples, split)
+            for split, examples in rows.items()
+        }
+        self.check_metric(args)
         set_seed(args.seed)
         if isinstance(model, str | ModelArguments):
             source = ModelArguments(model_name_or_path=model) if isinstance(model, str) else model
@@ -122,18 +130,18 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         else:
             self.base_model_name = model.config._name_or_path or None
             model, tokenizer = self.take_model(model, processing_class)
-        self.check_metric(args)
         model = self.prepare_model(model)
         self.model_type, config = model.config.model_type, model.config
 
         collator = self.make_collator(tokenizer, config)
-        limit = getattr(config, "max_position_embeddings", None)
-        encode = self.encoder(tokenizer, config)
-        with args.main_process_first(desc="tokenization"):  # the others find its features in the cache
-            self.splits = {
-                split: tokenize_split(examples, split, encode, collator, self.data, limit)
-                for split, examples in rows.items()
-            }
+        self.tokenize_split = partial(
+            tokenize_split,
+            encode=self.encoder(tokenizer, config),
+            collator=collator,
+            data=self.data,
+            positions=getattr(config, "max_position_embeddings", None),
+        )
+        self.splits = {split: self.make_features(examples, split) for split, examples in rows.items()}
         if isinstance(train := self.splits.get("train"), IterableDataset):
             seed = args.seed if args.data_seed is None else args.data_seed
             self.splits["train"] = endless(train, self.data.shuffle_buffer, seed)
@@ -196,6 +204,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
                 raise InputError("a model without a name brings no tokenizer: pass processing_class")
             tokenizer = AutoTokenizer.from_pretrained(self.base_model_name)
         known = len(tokenizer)
+        self.apply_settings(model.config)
         self.set_up(model.config, tokenizer)
         extend_vocabulary(model, tokenizer, len(tokenizer) - known)
         set_special_ids(model, tokenizer)
@@ -205,12 +214,31 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         """Raises InputError for a model that this trainer would train as something that it is not."""
         family = getattr(config, "family", None)
         if family != self.family and (self.family is not None or family == "icot"):
-            name = {"pccot": "run_ccot.py", "icot": "run_icot.py", None: "run_cot.py"}[family]
-            raise InputError(f"{type(self).__name__} cannot train a {config.model_type} model: use {name}")
+            names = {"pccot": "use run_ccot.py", "icot": "use run_icot.py", None: "use run_cot.py"}
+            hint = names.get(family, f"no trainer here is for the family {family!r}")
+            raise InputError(f"{type(self).__name__} cannot train a {config.model_type} model: {hint}")
 
     def configuration_settings(self) -> dict:
         """Fields of the configuration that the method's arguments set."""
         return {}
+
+    def apply_settings(self, config: PreTrainedConfig) -> None:
+        """Set them in a model that is there already, with a warning where it was trained with others.
+
+        Raises:
+            ValueError: where they do not fit together.
+        """
+        settings = {
+            name: value
+            for name, value in self.configuration_settings().items()
+            if value is not None and value != getattr(config, name)
+        }
+        if settings:
+            type(config).from_dict(config.to_dict() | settings)  # checks them
+        for name, value in settings.items():
+            if is_set_up(config):
+                logger.warning("%s=%s replaces the model's %s", name, value, getattr(config, name))
+            setattr(config, name, value)
 
     def answer_prompt(self, config: PreTrainedConfig) -> str | None:
         return self.method.answer_prompt
@@ -231,6 +259,10 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
     def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:
         """What makes token ids of a batch of texts: see `tokenization.tokenize`."""
         return partial(tokenize, tokenizer=tokenizer, keep_last_step=self.data.keep_last_step)
+
+    def make_features(self, rows: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
+        with self.args.main_process_first(desc="tokenization"):  # the others find its features in the cache
+            return self.tokenize_split(rows, split)
 
     @property
     def mode_names(self) -> list[str]:
@@ -253,6 +285,13 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         return getattr(config, "use_projection", False)  # no latent, no projection
 
     # --- training ---
+
+    def hyperparameter_search(self, *args, **kwargs):
+        """Raises InputError: a model is made once here."""
+        raise InputError(f"hyperparameter_search is not supported: {REFUSED['model_init']}")
+
+    def start_epoch(self, epoch: int) -> None:
+        self.data_collator.set_epoch(epoch)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one optimiser step, as the model takes them, and what the means of its losses divide by.
@@ -304,14 +343,15 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         )
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds the mean of every loss part since the last log: the only moment that reads them."""
-        if "loss" in logs and self._part_sums:
-            means = torch.stack([total / self._part_counts[name] for name, total in self._part_sums.items()])
-            means = self.accelerator.reduce(means, reduction="sum" if self.averages_across_processes else "mean")
-            logs |= dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
-            self._part_sums, self._part_counts = {}, defaultdict(float)
-        super().log(logs, *args, **kwargs)
+    def figures_to_log(self, logs: dict[str, float]) -> dict[str, float]:
+        """The mean of every loss part since the last log: the only moment that reads them."""
+        if "loss" not in logs or not self._part_sums:
+            return {}
+        means = torch.stack([total / self._part_counts[name] for name, total in self._part_sums.items()])
+        means = self.accelerator.reduce(means, reduction="sum" if self.averages_across_processes else "mean")
+        figures = dict(zip(self._part_sums, (round(mean, 6) for mean in means.tolist()), strict=True))
+        self._part_sums, self._part_counts = {}, defaultdict(float)
+        return figures
 
 
 def check_a_batch_is_there(rows: Dataset | IterableDataset | None, args: TrainingArguments) -> None:

@@ -45,10 +45,17 @@ class ICoTTrainer(CoTTrainer):
     family = "icot"
     method_class = ICoTArguments
 
-    def __init__(self, model, args, *, method: ICoTArguments | None = None, **kwargs):
+    def __init__(self, model, args, *, method: ICoTArguments | None = None, train_dataset=None, **kwargs):
         method = method or self.method_class()
+        if args.auto_find_batch_size:
+            raise InputError(
+                "--auto_find_batch_size: what is removed goes by the steps of an epoch, which would change in the run; choose "
+                "--per_device_train_batch_size"
+            )
         self.removal = removal_schedule(method, args)
-        super().__init__(model, args, method=method, **kwargs)
+        if isinstance(train_dataset, IterableDataset):
+            raise InputError("--streaming: run_icot.py has to know every chain before it starts; leave the flag out")
+        super().__init__(model, args, method=method, train_dataset=train_dataset, **kwargs)
         config = self.unwrapped.config
         self.internalizer = Internalizer(
             smoothing=method.removal_smoothing_lambda,
@@ -61,8 +68,6 @@ class ICoTTrainer(CoTTrainer):
             max_length=at_least_one(method.max_len_train),
             seed=args.seed,
         )
-        if isinstance(self.train_dataset, IterableDataset):
-            raise InputError("--streaming: run_icot.py has to know every chain before it starts; leave the flag out")
         self.chain_lengths = (
             column(self.splits["train"], "chain_length") if "train" in self.splits else np.zeros(1, int)
         )
@@ -152,7 +157,9 @@ class ICoTTrainer(CoTTrainer):
         return [INTERNALIZED.name, EXPLICIT.name] if self.evaluation.explicit_cot else [INTERNALIZED.name]
 
     def describe_method(self) -> str:
-        return f"`{self.model_type}`, whose chain of thought was taken away stepwise in training (iCoT)."
+        chain = "of whose chain of thought {} of {} tokens were" if self.removed_part else "whose chain of thought was"
+        chain = chain.format(*self.removed_part or ())
+        return f"`{self.model_type}`, {chain} taken away stepwise in training (iCoT)."
 
     @property
     def steps_per_epoch(self) -> int:
@@ -198,13 +205,36 @@ class ICoTTrainer(CoTTrainer):
         apply = self.internalizer if training else replace(self.internalizer, max_length=None)
         return apply(batch, step, self.scheduled(step), self.filler_rate(step), smooth=smooth)
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+    def figures_to_log(self, logs: dict[str, float]) -> dict[str, float]:
+        figures = super().figures_to_log(logs)
         if "loss" in logs or "eval_loss" in logs:
             if self.train_dataset is not None:
-                logs["removed_tokens"] = min(self.scheduled(self.last_step), self.longest_chain)
+                figures["removed_tokens"] = min(self.scheduled(self.last_step), self.longest_chain)
             if self.fillers is not None:
-                logs["filler_rate"] = self.filler_rate(self.last_step)
-        super().log(logs, *args, **kwargs)
+                figures["filler_rate"] = self.filler_rate(self.last_step)
+        return figures
+
+    def train(self, *args, **kwargs):
+        result = super().train(*args, **kwargs)
+        self.record_progress()
+        if self.removed_part:
+            logger.warning(
+                "%d of %d tokens of the longest chain were removed: the model still writes the rest before it answers",
+                *self.removed_part,
+            )
+        return result
+
+    @property
+    def removed_part(self) -> tuple[int, int] | None:
+        """How many tokens of the chain are gone, of how many; None where all are, fillers stand for them, or nothing is known."""
+        config = self.unwrapped.config
+        partly = config.num_internalized_tokens != ALL_TOKENS and config.filler_mode == "none"
+        return (config.num_internalized_tokens, config.num_chain_tokens) if partly and config.num_chain_tokens else None
+
+    def answer_metrics(self, prediction) -> dict[str, float]:
+        """... and, of a chain that is not all gone, how much of it is."""
+        part = dict(zip(("icot_removed_tokens", "icot_chain_tokens"), self.removed_part or (), strict=False))
+        return super().answer_metrics(prediction) | part
 
     def evaluation_loop(self, *args, **kwargs):
         self.record_progress()
@@ -220,6 +250,7 @@ class ICoTTrainer(CoTTrainer):
         config, step = self.unwrapped.config, self.last_step
         scheduled, rate = self.scheduled(step), self.filler_rate(step)
         config.num_internalized_tokens = ALL_TOKENS if scheduled >= self.longest_chain else int(scheduled)
+        config.num_chain_tokens = self.longest_chain
         if config.keep_position:
             config.position_gap = mode(min(scheduled, length) for length in self.chain_lengths.tolist())
         config.filler_mode = "none"

@@ -10,8 +10,9 @@ from latent_cot.chunked_cross_entropy import IGNORED
 from latent_cot.distillation_pccot import window_targets
 from latent_cot.training.arguments import DataArguments, whole_numbers
 from latent_cot.training.data.collators import PCCoTCollator
+from latent_cot.training.errors import InputError
 from latent_cot.training.method_arguments import PCCoTArguments
-from latent_cot.training.step_decoder import StepDecoder, attach_step_decoder
+from latent_cot.training.step_decoder import StepDecoder, attach_step_decoder, causal_model
 
 from .cot import CoTTrainer
 
@@ -27,6 +28,10 @@ class PCCoTTrainer(CoTTrainer):
 
     def configuration_settings(self) -> dict:
         return self.method.configuration_settings()
+
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        check_output_head(model)
+        return super().prepare_model(model)
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
         whole_steps = self.method.step_decoder_layers > 0
@@ -48,13 +53,15 @@ class PCCoTTrainer(CoTTrainer):
     def leaves_weights_unused(self, config: PreTrainedConfig) -> bool:
         """The projection and the step decoder are idle where only the teacher is trained, the first at T = 0 too."""
         warms_up, decodes = self.method.teacher_warmup_steps > 0, self.method.step_decoder_layers > 0
-        return (config.use_projection and (warms_up or config.num_iterations == 0)) or (decodes and warms_up)
+        lowest = min(config.num_iterations_range or [config.num_iterations])
+        return (config.use_projection and (warms_up or lowest == 0)) or (decodes and warms_up)
 
     def model_inputs(self, batch: dict, training: bool) -> dict:
         warming_up = training and self.state.global_step < self.method.teacher_warmup_steps
         iterations = {"num_iterations": self.drawn_iterations()} if training else {}
         reader = {} if self.step_decoder is None else {"read_steps": self.step_decoder}
-        return batch | iterations | reader | {"teacher_only": warming_up, "return_logits": False}
+        compiled = {"defer_gradients": False} if self.args.torch_compile else {}
+        return batch | iterations | reader | compiled | {"teacher_only": warming_up, "return_logits": False}
 
     def drawn_iterations(self) -> int | None:
         """T of this step, from the configuration's range: the same in every process, and again in a resumed run."""
@@ -75,8 +82,36 @@ class PCCoTTrainer(CoTTrainer):
         )
         return torch.stack([teacher, student, steps, rows])
 
-    def generation_options(self, name: str, model: PreTrainedModel, question_length: int) -> dict:
-        options = super().generation_options(name, model, question_length)
-        if name.startswith(LATENT.name) and self.evaluation.latent_tolerance is not None:
-            options["latent_tolerance"] = self.evaluation.latent_tolerance
-        return options
+
+@torch.no_grad()
+def check_output_head(model: PreTrainedModel) -> None:
+    """Compare what `forward` gives for one row without a thought with the output head of its states, which the losses use.
+
+    Raises:
+        InputError: where `forward` does more, such as scaling or capping the logits: the losses would be of another model.
+    """
+    model, states = causal_model(model), []
+    head = model.get_output_embeddings()
+    if not all(weight.numel() and weight.device.type != "meta" for weight in head.parameters()):
+        return  # ZeRO-3 keeps them elsewhere
+
+    def enlarge(module, inputs, output):  # a cap shows only in large logits
+        largest = head(output.last_hidden_state).abs().max().clamp(min=1e-3)
+        output.last_hidden_state = output.last_hidden_state * (200 / largest)
+        states.append(output.last_hidden_state)
+        return output
+
+    special = {getattr(model.config, name) for name in model.config.special_tokens}
+    ids = [token for token in range(8) if token not in special][:3]
+    hook, was_training = model.base_model.register_forward_hook(enlarge), model.training
+    try:
+        given = model.eval()(input_ids=torch.tensor([ids], device=model.device)).logits
+    finally:
+        hook.remove()
+        model.train(was_training)
+    expected = head(states[0])
+    if not torch.allclose(given.float(), expected.float(), rtol=0, atol=1e-2 * expected.abs().max().item()):
+        raise InputError(
+            f"{type(model).__name__} changes the logits after its output head (scaled or capped ones), which the losses of "
+            "PCCoT do not: it cannot be trained here"
+        )

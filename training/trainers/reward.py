@@ -6,18 +6,23 @@ before either; the base model then thinks in every scoring pass, and gradients r
 """
 
 import copy
+import inspect
+import math
+import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PredictionOutput
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 import latent_cot  # noqa: F401  registers the model types
 from latent_cot.analysis.evaluation import Answers, answer_questions, same_answer
-from latent_cot.answer_modes import LATENT
+from latent_cot.answer_modes import EXPLICIT, LATENT
 from latent_cot.training.arguments import (
     CoTTrainingArguments,
     EvaluationArguments,
@@ -28,14 +33,12 @@ from latent_cot.training.arguments import (
 from latent_cot.training.checkpoints.loading import is_set_up, load_config, load_model, load_tokenizer
 from latent_cot.training.checkpoints.lora import lora_config
 from latent_cot.training.data.collators import pad
-from latent_cot.training.data.sources import as_dataset
 from latent_cot.training.data.tokenization import strip_eos
 from latent_cot.training.errors import InputError
 from latent_cot.training.method_arguments import RewardArguments
 from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
 
-from .answer_evaluation import AnswerEvaluationMixin
-from .pccot import PCCoTTrainer
+from .answer_evaluation import GeneratedAnswersMixin
 from .saving import ModelSavingMixin
 
 
@@ -54,19 +57,15 @@ class RewardTrainingArguments(CoTTrainingArguments, GRPOConfig):
             if getattr(self, name):
                 raise InputError(f"--{name} is not supported here: answers are sampled by the model's own generate()")
         super().__post_init__()
+        if not all(map(math.isfinite, self.reward_weights or ())):
+            raise InputError(f"--reward_weights must be finite numbers, got {self.reward_weights}")
+        if not math.isfinite(self.beta):
+            raise InputError(f"--beta must be a finite number, got {self.beta}")
+        if self.dry_run:
+            raise InputError("--dry_run is not supported here: what a run costs depends on the answers that it samples")
 
 
-class RowCollator:
-    """TRL's collator, which leaves rows as they are, as `ResumableTrainingMixin` expects one."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing here goes by the epoch."""
-
-    def __call__(self, rows: list[dict]) -> list[dict]:
-        return rows
-
-
-class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GRPOTrainer):
+class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMixin, GRPOTrainer):
     """Trains `pccot-*` checkpoints by reward: exact match, and a function of the user's.
 
     Args:
@@ -79,12 +78,9 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GRPOTrainer):
         evaluation: how answers are generated in evaluation.
 
     Raises:
-        InputError: for a model that was not trained to think, or whatever cannot be loaded.
+        InputError: for a model that was not trained to think, or whatever cannot be loaded; in training for a reward that
+            is no finite number, or of which a batch has none.
     """
-
-    mode_names = PCCoTTrainer.mode_names
-    check_metric = AnswerEvaluationMixin.check_metric
-    predictions = AnswerEvaluationMixin.predictions
 
     def __init__(
         self,
@@ -105,14 +101,17 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GRPOTrainer):
         self.is_checked, self.hub_model_id = False, None
         self.check_metric(args)
         self.base_model_name = model.model_name_or_path
+        beta, args.beta = args.beta, 0.0 if self.has_own_reference(args) else args.beta
         loaded, tokenizer = load_trained(model)
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
-        self.splits = {split: with_prompts(examples) for split, examples in rows.items() if examples is not None}
+        self.splits = {
+            split: self.features_of(examples, split) for split, examples in rows.items() if examples is not None
+        }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # TRL may yet change it
             super().__init__(
                 model=loaded,
-                reward_funcs=[exact_match] + ([] if reward_function is None else [reward_function]),
+                reward_funcs=[exact_match] + ([] if reward_function is None else [checked(reward_function)]),
                 args=args,
                 # TRL wants rows to train on even where a run only evaluates.
                 train_dataset=self.splits.get("train", next(iter(self.splits.values()))),
@@ -122,8 +121,40 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GRPOTrainer):
                 peft_config=lora_config(loaded, self.lora, with_rows=False) if self.lora.use_peft else None,
                 rollout_func=sample_answers,
             )
-        self.data_collator = RowCollator()
         self.model_type = loaded.config.model_type
+        if beta != args.beta:
+            self.beta = args.beta = beta
+            self.ref_model = self.make_reference()
+
+    def has_own_reference(self, args: RewardTrainingArguments) -> bool:
+        """Whether `--beta` compares with a copy of the model, which thinks as the model does. With adapters the reference is
+        the model without them.
+
+        Raises:
+            InputError: where a copy cannot be made.
+        """
+        if args.beta == 0.0 or self.lora.use_peft:
+            return False
+        launched = [
+            os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")
+        ]
+        if args.fsdp or args.deepspeed or any(launched) or args.sync_ref_model:
+            raise InputError(
+                "--beta is not supported with FSDP, DeepSpeed and --sync_ref_model: pass --use_peft, or leave one out"
+            )
+        return True
+
+    def make_reference(self) -> PreTrainedModel:
+        """The model as it is before training. TRL would load it by its name: with the T and the code that are there."""
+        reference = copy.deepcopy(self.unwrapped).requires_grad_(False)
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    @property
+    def mode_names(self) -> list[str]:
+        return [LATENT.name, *([EXPLICIT.name] if self.evaluation.explicit_cot else [])]
+
+    def make_features(self, rows: Dataset, split: str) -> Dataset:
+        return with_prompts(rows)
 
     def describe_method(self) -> str:
         return f"`{self.model_type}` with latent chain of thought, trained by reward (GRPO, arXiv 2402.03300)."
@@ -167,7 +198,10 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GRPOTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Metrics of greedy answers in every mode. Every process answers all questions."""
-        dataset, metrics = self.eval_dataset if eval_dataset is None else eval_dataset, {}
+        dataset, metrics = (
+            self.features_of(self.eval_dataset if eval_dataset is None else eval_dataset, "validation"),
+            {},
+        )
         was_training, model = self.model.training, self.unwrapped.eval()
         questions, golds = dataset["question_text"][:], dataset["answer_text"][:]
         longest = max(map(len, self.processing_class(questions)["input_ids"]))
@@ -186,13 +220,6 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GRPOTrainer):
         model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def generation_options(self, name: str, model, question_length: int) -> dict:
-        """Arguments of `generate()` for one mode."""
-        options = AnswerEvaluationMixin.generation_options(self, name, model, question_length)
-        if name == LATENT.name and self.evaluation.latent_tolerance is not None:
-            options["latent_tolerance"] = self.evaluation.latent_tolerance
-        return options
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test") -> PredictionOutput:
         return PredictionOutput(None, None, self.evaluate(test_dataset, metric_key_prefix=metric_key_prefix))
@@ -215,9 +242,8 @@ def load_trained(source: ModelArguments) -> tuple:
     return load_model(source, config, tokenizer), tokenizer
 
 
-def with_prompts(examples) -> Dataset:
+def with_prompts(rows: Dataset) -> Dataset:
     """Rows as TRL (`prompt`), rewards and evaluation (`question_text`, `answer_text`) read them."""
-    rows = as_dataset(examples)
     rows = rows.add_column("prompt", rows["question"][:]).add_column("question_text", rows["question"][:])
     return rows.add_column("answer_text", rows["answer"][:])
 
@@ -225,6 +251,38 @@ def with_prompts(examples) -> Dataset:
 def exact_match(completions: list[str], answer: list[str], **kwargs) -> list[float]:
     """1 for a right answer and 0 for another, as evaluation counts."""
     return [float(same_answer(given.strip(), gold)) for given, gold in zip(completions, answer, strict=True)]
+
+
+def checked(function: Callable) -> Callable:
+    """A reward function whose rewards are looked at.
+
+    None says that the function is not about an answer.
+
+    Raises:
+        InputError: in training, at the first batch with a reward that is no finite number, or without any.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def check(rewards: list) -> list:
+        given = [reward for reward in rewards if reward is not None]
+        if not given:
+            raise InputError(f"the reward function {name} gave None for every answer of a step: it has to judge some")
+        odd = next((reward for reward in given if not torch.tensor(reward, dtype=torch.float32).isfinite()), None)
+        if odd is not None:
+            raise InputError(f"the reward function {name} gave {odd}: rewards must be finite numbers")
+        return rewards
+
+    if inspect.iscoroutinefunction(function):
+
+        async def judge(*args, **kwargs):
+            return check(await function(*args, **kwargs))
+    else:
+
+        def judge(*args, **kwargs):
+            return check(function(*args, **kwargs))
+
+    judge.__name__ = name  # which TRL logs it by
+    return judge
 
 
 def sample_answers(prompts: list[str], trainer: RewardTrainer) -> dict[str, list | None]:

@@ -1,6 +1,7 @@
 """Training by reward (`run_grpo.py`) on TRL's GRPOTrainer: what is sampled is what is scored, and what is saved is whole."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -157,9 +158,65 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch):
     assert len(rewards) == 8 and rewards[-1] > rewards[0] + 0.2
 
 
+def judge(kind):
+    """A reward function that gives `kind` for its first answer; of "none" for all of them."""
+
+    def rewards(completions, **kwargs):
+        given = {"inf": float("inf"), "nan": float("nan"), "none": None, "some": None, "huge": 1e39}[kind]
+        return [given, *([None if kind == "none" else 0.5] * (len(completions) - 1))]
+
+    return rewards
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("inf", "the reward function rewards gave inf: rewards must be finite numbers"),
+        ("nan", "the reward function rewards gave nan: rewards must be finite numbers"),
+        ("huge", "the reward function rewards gave 1e+39: rewards must be finite numbers"),
+        ("none", "the reward function rewards gave None for every answer of a step"),
+    ],
+)
+def test_a_reward_that_is_no_number_stops_the_run(kind, said, tmp_path):
+    with pytest.raises(InputError, match=re.escape(said)):
+        make_trainer(tmp_path, reward_function=judge(kind)).train()
+
+
+def test_a_reward_may_leave_answers_out(tmp_path):
+    trainer = make_trainer(tmp_path, "--max_steps", "1", reward_function=judge("some"))
+    assert trainer.train().global_step == 1
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+def test_the_reference_thinks_as_the_model_does(lora, tmp_path):
+    """With the T and the weights of the run's first step, and from a checkpoint without code: nothing has diverged yet."""
+    more = ["--use_peft", "--lora_r", "2"] if lora else []
+    more += ["--beta", "0.1", "--config_overrides", "num_iterations=1", "--logging_steps", "1", "--max_steps", "6"]
+    trainer = make_trainer(tmp_path, *more)
+    trainer.train()
+    first, *_, last = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert first == pytest.approx(0, abs=1e-6) and last > 1e-6
+
+
+def test_rows_are_evaluated(tmp_path):
+    trainer = make_trainer(tmp_path)
+    rows = [{name: row[name] for name in ("question", "steps", "answer")} for row in tasks.generate("chain")["test"]][
+        :4
+    ]
+    assert trainer.evaluate(rows).keys() >= {"eval_ccot_exact_match", "eval_cot_exact_match"}
+    assert [row["gold"] for row in trainer.predictions("test", rows)] == [row["answer"] for row in rows]
+    with pytest.raises(InputError, match="no rows"):
+        trainer.evaluate([])
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (["--reward_weights", "nan"], "--reward_weights must be finite numbers, got [nan]"),
+        (["--reward_weights", "inf", "1"], "--reward_weights must be finite numbers"),
+        (["--dry_run"], "--dry_run is not supported here"),
+        (["--beta", "nan"], "--beta must be a finite number"),
+        (["--beta", "0.1", "--sync_ref_model"], "--beta is not supported with FSDP, DeepSpeed and --sync_ref_model"),
         (["--reward_function", "json:nothing"], "--reward_function json:nothing: module 'json' has no attribute"),
         (["--reward_function", "no_such_module:f"], "--reward_function no_such_module:f: No module named"),
         (["--reward_function", "json"], "expected module:function"),
