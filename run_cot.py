@@ -33,7 +33,7 @@ def main(argv: list[str]) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model, chain, lora, data, evaluation, args = parse(ARGUMENTS, argv)
     check_arguments(args, data)
-    splits = load_splits(data, splits_to_load(args))
+    splits = load_splits(data, splits_to_load(args), with_steps=not chain.no_cot)
     trainer = CoTTrainer(
         model,
         args,

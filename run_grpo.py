@@ -56,7 +56,7 @@ def main(argv: list[str]) -> dict:
         raise InputError("--faithfulness is not supported here: run python -m training.faithfulness on the checkpoint")
     from latent_cot.training.trainers.reward import RewardTrainer
 
-    splits = load_splits(data, splits_to_load(args))
+    splits = load_splits(data, splits_to_load(args), with_steps=False)
     trainer = RewardTrainer(
         model,
         args,

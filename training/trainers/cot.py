@@ -30,6 +30,7 @@ from transformers import (
 from transformers.trainer_utils import has_length
 
 import latent_cot  # noqa: F401  registers the model types
+from latent_cot.analysis.comparison import check_source, comparison
 from latent_cot.answer_modes import DIRECT, EXPLICIT
 from latent_cot.chunked_cross_entropy import IGNORED
 from latent_cot.training.arguments import (
@@ -111,7 +112,14 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         self.method, self.data = method or self.method_class(), data or self.data_class()
         self.lora, self.evaluation = lora or LoraArguments(), evaluation or EvaluationArguments()
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
-        self.rows = rows = {split: as_dataset(examples) for split, examples in rows.items() if examples is not None}
+        self.same = comparison(self.evaluation.compare)
+        check_source(self.evaluation.answer_from)
+        chains = not getattr(self.method, "no_cot", False)  # rows that are only answered need none
+        self.rows = rows = {
+            split: as_dataset(examples, with_steps=chains and split != "test")
+            for split, examples in rows.items()
+            if examples is not None
+        }
         set_seed(args.seed)
         if isinstance(model, str | ModelArguments):
             source = ModelArguments(model_name_or_path=model) if isinstance(model, str) else model
