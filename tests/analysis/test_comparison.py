@@ -1,15 +1,22 @@
 """How answers are read (`--answer_from`) and compared (`--compare`)."""
 
+import math
 import sys
 import threading
 
 import pytest
+from conftest import chain_model
 
+from latent_cot import tasks
 from latent_cot.analysis.comparison import COMPARISONS, comparison, read_answer, same_text
 from latent_cot.analysis.evaluation import Answers
 from latent_cot.analysis.sampled_answers import sample_metrics
 from latent_cot.answer_modes import EXPLICIT, LATENT
+from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments
 from latent_cot.training.errors import InputError
+from latent_cot.training.method_arguments import CoTArguments
+from latent_cot.training.trainers.cot import CoTTrainer
+from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 PROMPT = " The answer is:"
 
@@ -114,6 +121,7 @@ def module(tmp_path, monkeypatch):
     (tmp_path / "my_comparison.py").write_text(
         "import numpy\ndef first(given, gold):\n    return given[:1] == gold[:1]\n"
         "def array(given, gold):\n    return numpy.bool_(True)\ndef score(given, gold):\n    return 0.5\nname = 'x'\n"
+        "def always(given, gold):\n    return True\n"
     )
     (tmp_path / "broken_comparison.py").write_text("import not_there_at_all\n")
     monkeypatch.chdir(tmp_path)
@@ -157,3 +165,39 @@ def test_metrics_go_by_the_comparison():
     samples = [["18.0", "18.0"], ["2", "3"]]
     assert sample_metrics("ccot", samples, ["18", "2"])["ccot_pass_at_2"] == 1.0
     assert sample_metrics("ccot", samples, ["18", "2"], same_text)["ccot_pass_at_2"] == 0.5
+
+
+def test_evaluation_goes_by_the_comparison(characters, tmp_path, module):
+    """Metrics and predictions of a trainer; and the comparison is looked up before anything is loaded."""
+    rows = tasks.generate("chain", "train=2,validation=1,test=4")["test"]
+
+    def trainer(model, **evaluation):
+        return PCCoTTrainer(
+            model,
+            CoTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, report_to="none"),
+            test_dataset=[{"question": row["question"], "answer": row["answer"]} for row in rows],
+            processing_class=characters,
+            evaluation=EvaluationArguments(max_new_tokens=2, max_cot_tokens=4, **evaluation),
+        )
+
+    made = trainer(chain_model(characters), compare="my_comparison:always", answer_from="all")
+    metrics = made.predict(made.splits["test"], metric_key_prefix="test").metrics
+    assert metrics["test_ccot_exact_match"] == metrics["test_cot_exact_match"] == 1.0  # a chain without a prompt too
+    predictions = made.predictions("test", made.splits["test"])
+    assert all(row["ccot_right"] is True and row["cot_answer"] == row["cot_text"] for row in predictions)
+    with pytest.raises(InputError, match="--compare must be one of"):
+        trainer("not/there", compare="maths")
+    with pytest.raises(InputError, match="--answer_from must be one of"):
+        trainer("not/there", answer_from="end")
+
+
+def test_rows_without_a_chain_train_without_one(characters, tmp_path):
+    rows = [{"question": f"{i}+{i}=", "answer": str(2 * i)} for i in range(8)]
+    args = CoTTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=1, report_to="none", save_strategy="no"
+    )
+    options = {"train_dataset": rows, "eval_dataset": rows, "processing_class": characters}
+    trainer = CoTTrainer(chain_model(characters), args, method=CoTArguments(no_cot=True), **options)
+    assert math.isfinite(trainer.train().training_loss)
+    with pytest.raises(InputError, match=r"row 0: no column 'steps'; there are: question, answer"):
+        PCCoTTrainer(chain_model(characters), args, **options)
