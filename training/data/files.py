@@ -1,8 +1,9 @@
 """Rows of data files: what cannot be read is a bad row, named with its file and line.
 
 JSON, JSON Lines, CSV and text are read here, compressed or not. `datasets` has readers of them, and they lose what a row
-check needs (seen with 5.2): a line that is not JSON or a byte that is not UTF-8 ends the file and names no line; of two
-fields of one name the last is kept; an integer column with a null becomes 2.0, and `NA` in a CSV file no text at all.
+check needs (seen with 5.2): a line that is not JSON, a byte that is not UTF-8 and a field that is there twice end the file
+and name no line; in a JSON list with 2.0 and 1 both are floats; in a CSV file 007 becomes 7.0 beside an empty field, `None`
+and `NA` become no text at all, and a column that is there twice gets a name of its own.
 Parquet and Arrow files, which have types and no lines, are read by `datasets`.
 
 Bytes that are not UTF-8 reach a row as lone surrogates (`surrogateescape`), so one bad byte spoils one row and not a file.

@@ -17,6 +17,7 @@ Beside any of them a column `steps` or `cot` is the chain. `--column` names colu
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -94,13 +95,19 @@ def columns_of(text: str | None) -> dict[str, str]:
 
 def layout_of(row: dict, columns: dict[str, str]) -> Layout:
     """The layout of a row: by the columns that it has, and by those that `--column` gives, if it has any of these."""
-    given = columns if any(name in row for name in columns.values()) else {}
+    return layout_for(tuple(row), tuple(columns.items()))
+
+
+@lru_cache(maxsize=64)
+def layout_for(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> Layout:
+    """`layout_of`, which rows of one file ask for again and again."""
+    given = dict(columns) if any(name in names for _, name in columns) else {}
     found = OWN
     for one in LAYOUTS:
-        if one.answer in row and all(name in row or name in one.optional for name in one.question):
+        if one.answer in names and all(name in names or name in one.optional for name in one.question):
             found = one
             break
-    chain = next((name for name in CHAINS if name in row), None)
+    chain = next((name for name in CHAINS if name in names), None)
     if chain or given:
         found = replace(found, steps=given.get("steps", chain))
     if given:
