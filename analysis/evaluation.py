@@ -2,10 +2,8 @@
 
 import logging
 import math
-import re
 import time
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 
 import torch
 from datasets import Dataset
@@ -16,7 +14,10 @@ from latent_cot.training.data.collators import CoTCollator
 from latent_cot.training.data.tokenization import column
 from latent_cot.training.errors import InputError
 
+from .comparison import Comparison, as_number, read_answer, same_answer
 from .devices import synchronize
+
+__all__ = ["as_number", "same_answer"]  # of `comparison.py`, for who looks for them here
 
 logger = logging.getLogger(__name__)
 
@@ -28,28 +29,6 @@ METRICS = (  # of each mode
     "ms_per_answer",
     "new_tokens",
 )
-THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
-
-
-def same_answer(given: str | None, gold: str) -> bool:
-    """Whether two answers agree: numbers as numbers (`1,450,000` is `1450000`, `18.0` is `18`), other text as text."""
-    if given is None:
-        return False
-    given, gold = (" ".join(text.split()) for text in (given, gold))
-    numbers = as_number(given), as_number(gold)
-    return given == gold or (None not in numbers and numbers[0] == numbers[1])
-
-
-def as_number(text: str) -> Decimal | None:
-    """The number a text is, or None; a currency sign, a percent sign and a final full stop are left aside."""
-    text = text.strip().removeprefix("$").removesuffix(".").removesuffix("%").strip()
-    if THOUSANDS.fullmatch(text):
-        text = text.replace(",", "")
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
@@ -80,11 +59,15 @@ class Answers:
     seconds: float = 0.0
     seconds_per_answer: float | None = None
 
-    def metrics(self, mode: str, golds: list[str]) -> dict[str, float]:
+    def metrics(self, mode: str, golds: list[str], same: Comparison = same_answer) -> dict[str, float]:
         """Exact match with its interval, examples per second (of all processes together), milliseconds per answer (of one
-        process), mean new tokens; by the name of the mode."""
+        process), mean new tokens; by the name of the mode.
+
+        Args:
+            same: compares an answer with the right one.
+        """
         total = len(golds)
-        right = sum(same_answer(given, gold) for given, gold in zip(self.answers, golds, strict=True))
+        right = sum(same(given, gold) for given, gold in zip(self.answers, golds, strict=True))
         low, high = wilson_interval(right, total)
         each = self.seconds / total if self.seconds_per_answer is None else self.seconds_per_answer
         per_second = total / max(self.seconds, 1e-9)
@@ -156,11 +139,18 @@ def warn_of_long_answers(
         )
 
 
-def read_answers(model, tokenizer, mode: AnswerMode, generated: list[list[int]], seconds: float = 0.0) -> Answers:
-    """Generated tokens, a list per example without padding, as texts and the answers in them."""
+def read_answers(
+    model, tokenizer, mode: AnswerMode, generated: list[list[int]], seconds: float = 0.0, source: str = "prompt"
+) -> Answers:
+    """Generated tokens, a list per example without padding, as texts and the answers in them.
+
+    Args:
+        source: where in a text its answer is (`comparison.ANSWER_SOURCES`).
+    """
     prompt = tokenizer.decode(model.config.answer_prompt_ids)
     texts = [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
-    return Answers(texts, [mode.read(text, prompt) for text in texts], sum(map(len, generated)), seconds)
+    answers = [read_answer(text, mode, prompt, source) for text in texts]
+    return Answers(texts, answers, sum(map(len, generated)), seconds)
 
 
 @torch.inference_mode()
@@ -172,6 +162,7 @@ def answer_questions(
     mode: str | AnswerMode | None = None,
     batch_size: int,
     per_row: dict[str, torch.Tensor] | None = None,
+    source: str = "prompt",
     **options,
 ) -> Answers:
     """Answers to questions in text, in left-padded batches.
@@ -179,6 +170,7 @@ def answer_questions(
     Args:
         mode: one, or the name of one that the model has (`models.ANSWER_MODES`); the model's own by default.
         per_row: arguments of `generate()` with an entry for each question, of which a batch gets its own.
+        source: where in a text its answer is (`comparison.ANSWER_SOURCES`).
         **options: of `generate()`.
     """
     if not isinstance(mode, AnswerMode):
@@ -194,7 +186,7 @@ def answer_questions(
         counts = count_new_tokens(tokens, tokenizer.eos_token_id).tolist()
         rows += [row[:count] for row, count in zip(tokens.tolist(), counts, strict=True)]
         seconds += taken
-    return read_answers(model, tokenizer, mode, rows, seconds)
+    return read_answers(model, tokenizer, mode, rows, seconds, source)
 
 
 def count_new_tokens(new_tokens: torch.Tensor, eos_token_id: int) -> torch.Tensor:

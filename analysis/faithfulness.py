@@ -274,7 +274,7 @@ def main(argv: list[str]) -> Report:
     check_thinks(model)
     if not args.use_cpu and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    examples = load_splits(data, [args.split])[args.split]
+    examples = load_splits(data, [args.split], with_steps=False)[args.split]
     report = measure(
         model,
         tokenizer,

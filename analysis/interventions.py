@@ -75,16 +75,17 @@ def change_thoughts(
 
 
 def partners(questions: list[str], golds: list[str] | None = None, seed: int = 0) -> list[int]:
-    """For each question the place of another one: each is a partner once, and none is its own.
+    """For each question the place of another one, of another text: each is a partner once, unless one text is that of more
+    than half of the rows.
 
     With `golds`, partners have another right answer wherever no answer is that of more than half of the questions: rows
     are sorted by answer and moved on by the size of the largest group, which leads out of every group.
 
     Raises:
-        InputError: for fewer than two questions.
+        InputError: for fewer than two different questions.
     """
     total = len(questions)
-    if total < 2:
+    if len(set(questions)) < 2:
         raise InputError("a thought is swapped with that of another question: there must be at least two questions")
     order = list(range(total))
     random.Random(seed).shuffle(order)
@@ -96,6 +97,18 @@ def partners(questions: list[str], golds: list[str] | None = None, seed: int = 0
     found = [0] * total
     for place, row in enumerate(order):
         found[row] = order[(place + step) % total]
+
+    def differ(row: int, partner: int) -> bool:
+        return questions[row] != questions[partner]
+
+    # The same question asked twice has the same thought, which changes nothing: such a row exchanges partners.
+    for row in order:
+        if not differ(row, found[row]):
+            other = next((one for one in order if differ(row, found[one]) and differ(one, found[row])), None)
+            if other is None:
+                found[row] = next(one for one in order if differ(row, one))
+            else:
+                found[row], found[other] = found[other], found[row]
     return found
 
 

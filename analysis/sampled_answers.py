@@ -3,16 +3,20 @@
 import math
 from collections import Counter
 
-from .evaluation import as_number, same_answer, wilson_interval
+from .comparison import Comparison, as_number, same_answer
+from .evaluation import wilson_interval
 
 
-def sample_metrics(name: str, samples: list[list[str | None]], golds: list[str]) -> dict[str, float]:
+def sample_metrics(
+    name: str, samples: list[list[str | None]], golds: list[str], same: Comparison = same_answer
+) -> dict[str, float]:
     """Metrics of n answers per question, with 95 % intervals (`_low`, `_high`).
 
     Args:
         name: of the answer mode.
         samples: for each question its n answers; None where there is none.
         golds: the right ones.
+        same: compares an answer with the right one; which answers of a question are one goes by `same_answer`.
 
     Returns:
         `{name}_pass_at_{k}` for k = 1, 2, 4, ... and n: the probability that one of k answers is right, estimated without
@@ -20,11 +24,11 @@ def sample_metrics(name: str, samples: list[list[str | None]], golds: list[str])
         most frequent answer is right; `{name}_distinct_answers`, how many different answers a question has on average.
     """
     count, total = len(samples[0]), len(golds)
-    right = [sum(same_answer(answer, gold) for answer in row) for row, gold in zip(samples, golds, strict=True)]
+    right = [sum(same(answer, gold) for answer in row) for row, gold in zip(samples, golds, strict=True)]
     metrics: dict[str, float] = {}
     for k in sorted({2**power for power in range(count.bit_length()) if 2**power <= count} | {count}):
         metrics |= with_interval(f"{name}_pass_at_{k}", [pass_at(k, count, number) for number in right])
-    votes = sum(same_answer(vote(row), gold) for row, gold in zip(samples, golds, strict=True))
+    votes = sum(same(vote(row), gold) for row, gold in zip(samples, golds, strict=True))
     low, high = wilson_interval(votes, total)
     metrics |= {f"{name}_majority_vote": votes / total}
     metrics |= {f"{name}_majority_vote_low": low, f"{name}_majority_vote_high": high}

@@ -31,7 +31,7 @@ def main(argv: list[str], trainer_class: type[CoTTrainer] = CoTTrainer) -> dict:
     """
     model, chain, lora, data, evaluation, args = parse(ARGUMENTS, argv)
     check_arguments(args, data, evaluation, chain)
-    splits = load_splits(data, splits_to_load(args))
+    splits = load_splits(data, splits_to_load(args), with_steps=not chain.no_cot)
     trainer = trainer_class(
         model,
         args,

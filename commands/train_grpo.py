@@ -66,7 +66,7 @@ def main(argv: list[str]) -> dict:
     check_arguments(args, data, evaluation, reward)
     from latent_cot.training.trainers.reward import RewardTrainer
 
-    splits = load_splits(data, splits_to_load(args))
+    splits = load_splits(data, splits_to_load(args), with_steps=False)
     trainer = RewardTrainer(
         model,
         args,

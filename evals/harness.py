@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import same_answer
 from latent_cot.training.data.files import read_file
-from latent_cot.training.data.rows import examples_of
+from latent_cot.training.data.rows import Reading, examples_of
 
 # --- where questions come from ---
 
@@ -23,7 +23,7 @@ def source(hub_name: str | None, config: str | None, split: str, example_of: Cal
     def load(data_file: str | None = None, **metadata) -> dict[str, datasets.Dataset]:
         check_class(**metadata)
         if data_file is not None:
-            rows = list(examples_of(read_file(Path(data_file)), max_bad_rows=0))
+            rows = list(examples_of(read_file(Path(data_file)), max_bad_rows=0, reading=Reading(with_steps=False)))
         elif hub_name is None:
             raise ValueError("""this task reads a local file: --metadata '{"data_file": "test.json"}'""")
         else:

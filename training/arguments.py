@@ -79,12 +79,19 @@ class DataArguments:
     )
     dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
     task_args: str | None = option(None, "Settings of a task: operations=6,train=20000")
-    train_file: str | None = option(None, "Training data: .json, .jsonl, .csv or .txt (question||steps #### answer).")
+    train_file: str | None = option(
+        None,
+        "Training data: .json, .jsonl, .csv, .txt (question||steps #### answer), .parquet, .arrow, or .gz and .zst of the "
+        "texts; several files or patterns joined by commas.",
+    )
     validation_file: str | None = option(None, "Validation data, which chooses the checkpoint.")
     test_file: str | None = option(None, "Test data for --do_predict.")
-    train_split: str | None = option(None, "Name of the training split (train).")
-    validation_split: str | None = option(None, "Name of the validation split (validation, valid, dev or val).")
-    test_split: str | None = option(None, "Name of the test split (test).")
+    train_split: str | None = option(None, "Name of the training split (train), or a part of it: train[:1000].")
+    validation_split: str | None = option(
+        None,
+        "Name of the validation split (validation, valid, dev or val), or a share that is cut off the training data: 0.1.",
+    )
+    test_split: str | None = option(None, "Name of the test split (test), or a share of the training data: 0.1.")
     max_train_samples: int | None = option(None, "Use only the first so many training rows.")
     max_eval_samples: int | None = option(None, "Use only the first so many validation rows.")
     max_predict_samples: int | None = option(None, "Use only the first so many test rows.")
@@ -99,6 +106,10 @@ class DataArguments:
     keep_last_step: bool = option(False, "Show the teacher the last step too, which usually repeats the answer.")
     drop_long: bool = option(False, "Leave out (and count) rows that are too long instead of stopping.")
     max_bad_rows: int = option(0, "Leave out (and name) up to so many rows that cannot be read.")
+    column: str | None = option(
+        None, "Columns by other names: question=query,steps=cot,answer=response (usual layouts are recognized)."
+    )
+    split_seed: int = option(0, "Seed of what --validation_split 0.1 and --test_split 0.1 cut off.")
 
     def __post_init__(self):
         self.dataset_name = self.dataset_name or None  # `--dataset_name=` takes a recipe's away
@@ -154,6 +165,15 @@ class EvaluationArguments:
 
     max_new_tokens: int = option(32, "Longest answer in tokens.")
     max_cot_tokens: int = option(256, "Longest explicit chain of thought, answer included, in tokens.")
+    compare: str | None = option(
+        None,
+        "When an answer is right: `number` (the default: numbers as numbers, other text as text), `text`, `math` "
+        "(math-verify: fractions, units, LaTeX), or module:function of two texts, the given and the right answer.",
+    )
+    answer_from: Literal["prompt", "hashes", "last_number", "all"] = option(
+        "prompt",
+        "Where in a generated text its answer is: after the answer prompt, after ####, its last number, or all of it.",
+    )
 
     def __post_init__(self):
         for name in ("max_new_tokens", "max_cot_tokens"):

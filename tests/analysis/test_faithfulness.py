@@ -57,6 +57,26 @@ def test_partners():
         partners(["q"])
 
 
+@pytest.mark.parametrize("counts", [(2, 2, 2), (5, 3, 2), (4, 1, 1, 1, 1), (1, 1)])
+def test_partners_of_repeated_questions(counts):
+    """A question asked several times has one thought, so a partner is one of another text, with golds and without."""
+    questions = [f"q{number}" for number, count in enumerate(counts) for _ in range(count)]
+    for seed in range(20):
+        for golds in (None, questions, ["0"] * len(questions), ["0"] * (len(questions) - 1) + ["1"]):
+            found = partners(questions, golds, seed)
+            assert sorted(found) == list(range(len(questions)))
+            assert all(questions[row] != questions[partner] for row, partner in enumerate(found))
+
+
+def test_partners_where_one_question_is_most_of_them():
+    questions = ["a"] * 5 + ["b", "c"]
+    for seed in range(20):
+        found = partners(questions, ["0"] * 7, seed)
+        assert all(questions[row] != questions[partner] for row, partner in enumerate(found))
+    with pytest.raises(InputError, match="at least two questions"):
+        partners(["a", "a"])
+
+
 def test_each_change():
     thoughts = torch.randn(len(QUESTIONS), 4, 8)
     before = thoughts.clone()

@@ -1,24 +1,56 @@
-"""Rows of data files (.json, .jsonl, .csv, .txt): what cannot be read is a bad row, named with its file and line.
+"""Rows of data files: what cannot be read is a bad row, named with its file and line.
+
+JSON, JSON Lines, CSV and text are read here, compressed or not. `datasets` has readers of them, and they lose what a row
+check needs (seen with 5.2): a line that is not JSON, a byte that is not UTF-8 and a field that is there twice end the file
+and name no line; in a JSON list with 2.0 and 1 both are floats; in a CSV file 007 becomes 7.0 beside an empty field, `None`
+and `NA` become no text at all, and a column that is there twice gets a name of its own.
+Parquet and Arrow files, which have types and no lines, are read by `datasets`.
 
 Bytes that are not UTF-8 reach a row as lone surrogates (`surrogateescape`), so one bad byte spoils one row and not a file.
 """
 
 import csv
+import glob
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+import datasets
+import pyarrow
+
 from latent_cot.training.errors import InputError
 
-from .rows import RawRows, on_one_line, parse_line
+from .layouts import COLUMNS, LINE_END, QUOTED_LIST, on_one_line
+from .rows import RawRows, parse_line
 
-COLUMNS = ("question", "steps", "answer", "windows", "input", "output")
 LONGEST_LINE = 2**24  # characters; far beyond any example, so a longer line is no row
-LINE_END = re.compile(r"\r\n|\r|\n")
+EXACT = 2**53  # from here on not every whole number is a float
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
-QUOTED_LIST = re.compile(r"\s*\[\s*['\"]")
+COMPRESSED = (".gz", ".zst", ".bz2")
+TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+def find_files(names: str) -> list[Path]:
+    """The files that a flag names: paths and patterns (`data/*.jsonl`), joined by commas.
+
+    Raises:
+        InputError: for a pattern without a file, and for a file that is named twice.
+    """
+    if Path(names).is_file():  # whatever stands in its name
+        return [Path(names)]
+    paths = []
+    for name in map(str.strip, names.split(",")):
+        found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) and not Path(name).exists() else [name]
+        if not found:
+            raise InputError(f"{name}: no such file")
+        paths += map(Path, found)
+    for path in paths:
+        if paths.count(path) > 1:
+            raise InputError(f"{path}: named twice in {names!r}")
+    return paths
 
 
 def read_file(path: Path) -> RawRows:
@@ -30,9 +62,45 @@ def read_file(path: Path) -> RawRows:
     readers = {".json": read_json, ".jsonl": read_jsonl, ".csv": read_csv, ".txt": read_text}
     if not path.is_file():
         raise InputError(f"{path}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
-    if path.suffix not in readers:
-        raise InputError(f"{path}: cannot read '{path.suffix}' files; use one of {', '.join(readers)}")
-    return name_failure(path, readers[path.suffix](path))
+    if path.suffix in TABLES:
+        return read_table(path)
+    kind = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    if kind not in readers:
+        raise InputError(
+            f"{path}: cannot read '{path.suffix}' files; use one of {', '.join(readers)} (also with "
+            f"{', '.join(COMPRESSED)}), {', '.join(TABLES)}"
+        )
+    return name_failure(path, readers[kind](path))
+
+
+def read_table(path: Path) -> RawRows:
+    """Rows of a Parquet or Arrow file."""
+    try:
+        held = datasets.load_dataset(
+            TABLES[path.suffix], data_files=glob.escape(str(path)), split="train", streaming=True
+        )
+        for index, row in enumerate(python_rows(held)):
+            yield f"{path}, row {index}", row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not {path.suffix[1:].capitalize()}: {on_one_line(str(error))}") from error
+
+
+def python_rows(held: datasets.Dataset | datasets.IterableDataset) -> Iterator[dict]:
+    """Rows of a data set in Python's types, whatever its format: classes by their names, and whole numbers in a column of
+    floats, which one null makes of a column of integers, as whole numbers."""
+    features = held.features or {}
+    classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+    floats = [name for name, kind in features.items() if str(getattr(kind, "dtype", "")).startswith("float")]
+    for row in held.with_format(None):
+        for name, kind in classes.items():
+            if row[name] is not None:
+                row[name] = kind.int2str(row[name]) if 0 <= row[name] < kind.num_classes else None
+        for name in floats:
+            if row[name] is not None and row[name].is_integer() and abs(row[name]) < EXACT:
+                row[name] = int(row[name])
+        yield row
 
 
 def name_failure(path: Path, rows: RawRows) -> RawRows:
@@ -70,13 +138,14 @@ def read_json(path: Path) -> RawRows:
         InputError: where a list is not JSON: what comes after cannot be told apart.
     """
     with open_text(path) as file:
-        while (start := file.read(4096)) and not start.strip():
-            pass
-        if not start.lstrip().startswith("["):
-            yield from read_jsonl(path)
-            return
-        file.seek(0)
-        text = file.read()
+        text = file.read(4096)
+        while not text.strip() and (more := file.read(4096)):
+            text += more
+        is_list = text.lstrip().startswith("[")
+        text += file.read() if is_list else ""
+    if not is_list:
+        yield from read_jsonl(path)
+        return
     index, place = 0, skip_space(text, text.index("[") + 1)
     more = not text.startswith("]", place)
     while more:
@@ -98,8 +167,8 @@ def read_json(path: Path) -> RawRows:
 
 
 def read_csv(path: Path) -> RawRows:
-    """Columns `question`, `steps` (a JSON list, or one step a line), `answer`, and `windows` (a JSON list of lists) if any;
-    a row is named by its first line.
+    """Columns by their names; `steps` is a JSON list, or one step a line, and `windows` a JSON list of lists. A row is named
+    by its first line.
 
     Raises:
         InputError: for a header that cannot be read or has a column twice.
@@ -134,8 +203,8 @@ def read_csv(path: Path) -> RawRows:
 
 
 def check_header(where: str, header: list[str]) -> list[str]:
-    for name in COLUMNS:
-        if header.count(name) > 1:
+    for name in header:
+        if header.count(name) > 1 and name in COLUMNS:
             raise InputError(f"{where}: the column {name!r} is there twice")
     return header
 
@@ -145,6 +214,8 @@ def csv_row(header: list[str], fields: list[str]) -> dict | InputError:
     if len(fields) > len(header):
         return InputError(f"more fields than columns ({on_one_line(', '.join(header))}): quote the commas")
     row = dict(zip(header, fields, strict=False))  # a missing field is a missing column
+    if len(row) < len(fields):
+        row |= {name: InputError("is there twice") for name in row if header.count(name) > 1}
     if "steps" in row:
         row["steps"] = csv_steps(row["steps"])
     if "windows" in row:
@@ -173,6 +244,9 @@ def csv_windows(text: str) -> object:
 
 
 def open_text(path: Path, newline: str | None = None) -> TextIO:
+    if path.suffix in COMPRESSED:
+        packed = io.BufferedReader(pyarrow.input_stream(str(path), compression="detect"))
+        return io.TextIOWrapper(packed, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
@@ -227,7 +301,7 @@ def one_object(pairs: list[tuple[str, object]]) -> dict:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        row |= {name: InputError("is there twice") for name in COLUMNS if names.count(name) > 1}
+        row |= {name: InputError("is there twice") for name in row if names.count(name) > 1}
     return row
 
 

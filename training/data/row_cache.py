@@ -6,7 +6,6 @@ writes it under another name first and holds a lock meanwhile, so nobody reads h
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from latent_cot.training.errors import InputError
 
-from .rows import FEATURES_WITH_WINDOWS, RawRows, examples_of, without_empty_windows
-
-logger = logging.getLogger(__name__)
+from .rows import FEATURES_WITH_WINDOWS, RawRows, Reading, examples_of, log, without_empty_windows
 
 
 def digest_of_file(path: Path) -> str:
@@ -39,7 +36,12 @@ def fingerprint(*parts: object) -> str:
 
 
 def cached_rows(
-    rows: Callable[[], RawRows], source: Callable[[], str], where: str, max_bad_rows: int, limit: int | None
+    rows: Callable[[], RawRows],
+    source: Callable[[], str | list[str]],
+    where: str,
+    max_bad_rows: int,
+    limit: int | None,
+    reading: Reading,
 ) -> Dataset:
     """Checked examples of `rows()`, from the cache if they are there.
 
@@ -47,24 +49,29 @@ def cached_rows(
         rows: raw rows; called only if they are not.
         source: tells the content of what they come from.
         where: what an error calls it.
-        max_bad_rows, limit: of `examples_of`.
+        max_bad_rows, limit, reading: of `examples_of`.
 
     Raises:
         InputError: for unreadable rows, no rows, a source that changes while it is read, or a cache that cannot be written.
     """
     content = source()
-    key, folder = fingerprint(content, where, max_bad_rows, limit), Path(datasets.config.HF_DATASETS_CACHE)
-    left_out = folder / f"bad-rows-{key}.txt"
+    key = fingerprint(content, where, max_bad_rows, limit, reading.key())
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    said = folder / f"rows-{key}.json"
 
     def examples() -> Iterator[dict]:
-        empty = True
-        for example in examples_of(rows(), max_bad_rows, limit, left_out_to(left_out)):
+        empty, messages = True, []
+        for example in examples_of(
+            rows(), max_bad_rows, limit, lambda level, message: messages.append((level, message)), reading
+        ):
             yield {"windows": None} | example
             empty = False
         if empty:
-            raise InputError(f"{where}: no rows")
+            raise InputError(f"{where}: no rows" + (" of this part" if reading.keep else ""))
         if source() != content:
             raise InputError(f"{where}: changed while it was read")
+        if messages:
+            keep(said, messages)
 
     try:
         found = Dataset.from_generator(examples, features=FEATURES_WITH_WINDOWS, cache_dir=str(folder), fingerprint=key)
@@ -76,17 +83,13 @@ def cached_rows(
         raise InputError(
             f"the cache {folder} cannot be written ({error}): set HF_DATASETS_CACHE to a folder"
         ) from error
-    if left_out.exists():
-        logger.warning("%s", left_out.read_text(encoding="utf-8"))
+    for level, message in json.loads(said.read_text(encoding="utf-8")) if said.exists() else ():
+        log(level, message)
     return without_empty_windows(found)
 
 
-def left_out_to(path: Path) -> Callable[[str], None]:
-    """Keeps what is said of bad rows, so that a start from the cache says it too."""
-
-    def keep(message: str) -> None:
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(message, encoding="utf-8")
-        part.replace(path)
-
-    return keep
+def keep(path: Path, messages: list[tuple[int, str]]) -> None:
+    """Keeps what is said of rows, so that a start from the cache says it too."""
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(messages), encoding="utf-8")
+    part.replace(path)

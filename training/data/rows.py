@@ -1,9 +1,9 @@
-"""Rows as examples `{question, steps, answer}`, some with `windows`: what is one, and what is said of a row that is none."""
+"""Rows as examples `{question, steps, answer}`, some with `windows`: what is one (`layouts.py`), and what is said of others."""
 
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 import datasets
@@ -11,6 +11,8 @@ import numpy as np
 from datasets import Dataset
 
 from latent_cot.training.errors import InputError
+
+from .layouts import OWN, check_text, field_of, layout_of, parse_chain, read_row
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,6 @@ FEATURES = datasets.Features(
 FEATURES_WITH_WINDOWS = datasets.Features(
     FEATURES | {"windows": datasets.List(datasets.List(datasets.Value("string")))}
 )
-EQUATION = re.compile(r"<<[^<>]*>>")
-EQUATIONS = re.compile(rf"({EQUATION.pattern}\s*)+")
 NAMED = 5  # bad rows that are named; the others are counted
 RawRows = Iterable[tuple[str, object]]  # each with the place it came from; one that could not be read is its InputError
 
@@ -44,45 +44,53 @@ def parse_line(line: str) -> dict:
     return {"question": question, **parse_chain(rest, line)}
 
 
-def parse_chain(text: str, line: str) -> dict:
-    """`steps #### answer` as `steps` and `answer`; `line` is what an error shows."""
-    chain, mark, answer = text.rpartition("####")
-    if not mark:
-        raise InputError(f"no '####' in {line[:60]!r}")
-    chain = chain.strip()
-    if EQUATIONS.fullmatch(chain):
-        steps = EQUATION.findall(chain)
-    else:
-        steps = [chain] if chain else []
-    return {"steps": steps, "answer": answer.strip()}
-
-
-def parse_rationale(text: str) -> dict:
-    """GSM8K's `answer` as `steps` and `answer`: the equations among its sentences, or, without any, the text, are steps."""
-    chain, _, answer = text.rpartition("####")
-    return {"steps": EQUATION.findall(chain) or [chain.strip()] * bool(chain.strip()), "answer": answer.strip()}
-
-
 def format_line(example: dict) -> str:
     """The inverse of `parse_line`."""
     return f"{example['question']}||{' '.join(example['steps'])} #### {example['answer']}"
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read as examples.
+
+    Args:
+        columns: names of a user's own, by field (`layouts.columns_of`).
+        with_steps: whether an example needs a chain; without one its `steps` are empty.
+        keep: which examples count; all by default.
+    """
+
+    columns: dict[str, str] = field(default_factory=dict)
+    with_steps: bool = True
+    keep: Callable[[dict], bool] | None = None
+
+    def key(self) -> list:
+        """What the examples depend on, as JSON can write it."""
+        return [self.columns, self.with_steps, self.keep and repr(self.keep)]
+
+
+def log(level: int, message: str) -> None:
+    logger.log(level, "%s", message)
+
+
 def examples_of(
-    rows: RawRows, max_bad_rows: int, limit: int | None = None, report: Callable[[str], None] = logger.warning
+    rows: RawRows,
+    max_bad_rows: int,
+    limit: int | None = None,
+    report: Callable[[int, str], None] = log,
+    reading: Reading = Reading(),
 ) -> Iterator[dict]:
     """The first `limit` checked examples; up to `max_bad_rows` bad rows are left out and the first five named.
 
     Args:
-        report: is told of rows that were left out, at the end.
+        report: is told of the first row's layout, if it is another than ours, and at the end of rows that were left out.
 
     Raises:
         InputError: at the first bad row beyond.
     """
-    named, bad, good = [], 0, 0
+    named, bad, good, said = [], 0, 0, None
     for where, row in rows if limit != 0 else ():
         try:
-            example = check_row(row)
+            example = check_row(row, reading.with_steps, reading.columns)
         except InputError as error:
             bad += 1
             if len(named) < NAMED:
@@ -92,12 +100,26 @@ def examples_of(
                 hint = "" if max_bad_rows else "; --max_bad_rows N leaves out up to N such rows"
                 raise InputError(f"{'; '.join(named)}{more}{hint}") from error
             continue
+        if said is None:
+            said = describe(where, row, reading.columns)
+            if said:
+                report(logging.INFO, said)
+        if reading.keep is not None and not reading.keep(example):
+            continue
         yield example
         good += 1
         if good == limit:
             break
     if bad:
-        report(f"left out {bad} bad rows: {'; '.join(named)}")
+        report(logging.WARNING, f"left out {bad} bad rows: {'; '.join(named)}")
+
+
+def describe(where: str, row: dict, columns: dict[str, str]) -> str:
+    """Where the example of a good row was found, and in which columns; "" for our own."""
+    layout = layout_of(row, columns)
+    if (layout.question, layout.steps, layout.answer) == (OWN.question, "steps", OWN.answer):
+        return ""
+    return f"{where}: {layout.describe(read_row(row, layout)[1] is not None)}"
 
 
 def without_empty_windows(rows: Dataset) -> Dataset:
@@ -111,8 +133,12 @@ def dataset_of(examples: list[dict]) -> Dataset:
     return without_empty_windows(Dataset.from_list(filled, features=FEATURES_WITH_WINDOWS))
 
 
-def check_row(row: object) -> dict:
+def check_row(row: object, with_steps: bool = True, columns: dict[str, str] | None = None) -> dict:
     """A row as an example.
+
+    Args:
+        with_steps: whether it needs a chain.
+        columns: see `Reading`.
 
     Raises:
         InputError: saying what is wrong with it.
@@ -121,23 +147,25 @@ def check_row(row: object) -> dict:
         raise row
     if not isinstance(row, dict):
         raise InputError(f"expected an object with question, steps and answer, found {type(row).__name__}")
-    if "question" not in row and {"input", "output"} <= row.keys():  # as published for stepwise internalisation
-        question, output = (check_text(name, field_of(row, name)) for name in ("input", "output"))
-        row = {"question": question, **parse_chain(output, output)}
-    if "steps" not in row and isinstance(row.get("answer"), str) and "####" in row["answer"]:  # as GSM8K is published
-        row = {"question": field_of(row, "question"), **parse_rationale(check_text("answer", row["answer"]))}
-    question, steps, answer = (field_of(row, name) for name in ("question", "steps", "answer"))
+    layout = layout_of(row, columns or {})
+    name = layout.steps or "steps"
+    if with_steps and layout.steps is None and layout.answer not in row:  # the first one missing is named
+        for column in (*layout.question, name):
+            field_of(row, column)
+    question, steps, answer = read_row(row, layout)
+    if steps is None:
+        steps = field_of(row, name) if with_steps else []
     if isinstance(answer, int | float | Decimal | np.integer | np.floating) and not isinstance(answer, bool):
-        answer = number_text(answer)
+        answer = number_text(layout.answer, answer)
     if not isinstance(answer, str):
-        raise InputError(f"'answer' must be text or a number, found {type(answer).__name__}")
+        raise InputError(f"{layout.answer!r} must be text or a number, found {type(answer).__name__}")
     steps = steps.tolist() if isinstance(steps, np.ndarray) else steps
     if not isinstance(steps, list | tuple) or not all(isinstance(step, str) for step in steps):
-        raise InputError("'steps' must be a list of texts")
+        raise InputError(f"{name!r} must be a list of texts")
     example = {
-        "question": check_text("question", question),
-        "steps": [check_text("steps", step) for step in steps],
-        "answer": check_text("answer", answer),
+        "question": question,
+        "steps": [check_text(name, step) for step in steps],
+        "answer": check_text(layout.answer, answer),
     }
     for name in ("question", "answer"):
         if not example[name].strip():
@@ -164,35 +192,7 @@ def check_windows(windows: object, steps: int) -> list[list[str]]:
     return [[check_text("windows", text) for text in texts] for texts in windows]
 
 
-def field_of(row: dict, name: str) -> object:
-    """A field of a row that has to be there, once, and readable (otherwise its value is what a reader says of it)."""
-    if name not in row:
-        raise InputError(f"no column {name!r}; there are: {on_one_line(', '.join(map(str, row)))}")
-    if row[name] is None:
-        raise InputError(f"{name!r} is null")
-    if isinstance(row[name], InputError):
-        raise InputError(f"{name!r} {row[name]}")
-    return row[name]
-
-
-def check_text(name: str, text: object) -> str:
-    """Text that tokenizers and Arrow can hold.
-
-    Raises:
-        InputError: for anything else, for half a surrogate pair, and for NUL, which is no text (a file in UTF-16 has it).
-    """
-    if not isinstance(text, str):
-        raise InputError(f"{name!r} must be text, found {type(text).__name__}")
-    if "\0" in text:
-        raise InputError(f"{name!r} holds a NUL character; is the data UTF-8?")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name!r} holds {text[error.start]!a}, half of a surrogate pair") from error
-    return str(text)
-
-
-def number_text(number: int | float | Decimal) -> str:
+def number_text(name: str, number: int | float | Decimal) -> str:
     """A number as an answer.
 
     Raises:
@@ -202,14 +202,8 @@ def number_text(number: int | float | Decimal) -> str:
     if isinstance(number, float | np.floating):
         finite = math.isfinite(number)
     if not finite:
-        raise InputError(f"'answer' must be text or a finite number, found {number}")
+        raise InputError(f"{name!r} must be text or a finite number, found {number}")
     try:
         return str(number)
     except ValueError as error:
-        raise InputError("'answer' is a number of too many digits") from error
-
-
-def on_one_line(text: str, most: int = 200) -> str:
-    """The beginning of a text as an error shows it."""
-    shown = " ".join(text[:most].split()) + ("..." if len(text) > most else "")
-    return shown.encode(errors="backslashreplace").decode()
+        raise InputError(f"{name!r} is a number of too many digits") from error

@@ -1,10 +1,14 @@
 """Data of every source as examples `{question, steps, answer}` (`rows.py`); a row that cannot be read is named.
 
-Sources: a task of `tasks/`, a name on the Hub, a `DatasetDict` folder, or files (`data_files.py`).
+Sources: a task of `tasks/`, a name on the Hub, a folder of `save_to_disk`, or files (`files.py`).
 """
 
+import hashlib
+import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 import datasets
 from datasets import Dataset, IterableDataset
@@ -13,19 +17,49 @@ from latent_cot import tasks
 from latent_cot.training.arguments import DataArguments
 from latent_cot.training.errors import InputError
 
-from .files import read_file
+from .files import find_files, python_rows, read_file
+from .layouts import columns_of
 from .row_cache import cached_rows, digest_of_file
-from .rows import FEATURES, FEATURES_WITH_WINDOWS, dataset_of, examples_of
+from .rows import FEATURES, FEATURES_WITH_WINDOWS, RawRows, Reading, dataset_of, examples_of, log
 
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
+CHECKED: WeakSet[Dataset | IterableDataset] = WeakSet()  # made here, so every row is an example
 
 
-def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | IterableDataset]:
+@dataclass(frozen=True)
+class Part:
+    """The rows of a split that `--validation_split 0.1` and `--test_split 0.1` leave in it, or cut off for another.
+
+    Which part a row belongs to goes by its question and the seed alone: parts are disjoint, the same question is never in
+    two of them, and they are the same whatever the order of the rows and however they are read.
+
+    Args:
+        split: "train", "validation" or "test".
+        validation, test: shares of the whole.
+    """
+
+    split: str
+    validation: float
+    test: float
+    seed: int
+
+    def __call__(self, example: dict) -> bool:
+        digest = hashlib.sha256(f"{self.seed} {example['question']}".encode()).digest()
+        place = int.from_bytes(digest[:8]) / 2**64
+        return self.split == (
+            "test" if place < self.test else "validation" if place >= 1 - self.validation else "train"
+        )
+
+
+def load_splits(
+    args: DataArguments, needed: list[str], with_steps: bool = True
+) -> dict[str, Dataset | IterableDataset]:
     """The splits a run needs, each with `question`, `steps` and `answer`.
 
     Args:
         args: names one source.
         needed: among "train", "validation" and "test".
+        with_steps: whether the run reads chains; without, rows need none. Test rows, which are only answered, never do.
 
     Raises:
         InputError: for a missing source, split or file, an empty split, or unreadable rows.
@@ -43,39 +77,117 @@ def load_splits(args: DataArguments, needed: list[str]) -> dict[str, Dataset | I
     if args.task_args and args.dataset_name not in tasks.TASKS:
         name = "a file" if args.dataset_name is None else repr(args.dataset_name)
         raise InputError(f"--task_args: only for a task ({', '.join(sorted(tasks.TASKS))}), and {name} is none")
-    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    shares = {split: share_of(args, split) for split in ("validation", "test")}
+    if sum(shares.values()) >= 1:
+        raise InputError("--validation_split and --test_split together leave nothing of the training data")
+    for split, share in shares.items():
+        if share and files[split]:
+            raise InputError(f"two sources of {split} data: --{split}_split {share} and --{split}_file")
     source = None if args.dataset_name is None else open_dataset(args)
-    return {split: load_split(args, split, source, files[split], limits[split]) for split in needed}
+    found = {}
+    for split in needed:
+        origin = "train" if shares.get(split) else split
+        is_cut = any(shares.values()) and origin == "train"
+        reading = Reading(
+            columns_of(args.column),
+            with_steps and split != "test",
+            Part(split, seed=args.split_seed, **shares) if is_cut else None,
+        )
+        found[split] = load_split(args, split, origin, source, files[origin], reading)
+        CHECKED.add(found[split])
+    return found
+
+
+def share_of(args: DataArguments, split: str) -> float:
+    """The share of the training data that a flag cuts off for a split; 0 where it names a split, or none.
+
+    Raises:
+        InputError: for a number that is no share.
+    """
+    asked = getattr(args, f"{split}_split")
+    try:
+        share = float(asked or "none")
+    except ValueError:
+        return 0.0
+    if not 0 < share < 1:
+        raise InputError(f"--{split}_split {asked}: a share of the training data is above 0 and below 1")
+    return share
 
 
 def load_split(
-    args: DataArguments, split: str, source: dict[str, Iterable[dict]] | None, file: str | None, limit: int | None
+    args: DataArguments,
+    split: str,
+    origin: str,
+    source: dict[str, Iterable[dict]] | None,
+    files: str | None,
+    reading: Reading,
 ) -> Dataset | IterableDataset:
-    """One split, of a data set by name or (without `source`) of a file; see `load_splits`."""
-    if source is None and file is None:
-        raise InputError(f"no {split} data: pass --{split}_file")
-    name = None if source is None else find_split(args, split, source)
-    where = file if source is None else f"{args.dataset_name}, split {name}"
+    """One split, of a data set by name or (without `source`) of files; see `load_splits`.
+
+    Args:
+        origin: the split that its rows are in.
+    """
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    limit = limits[split]
+    if source is None and files is None:
+        raise InputError(f"no {split} data: pass --{origin}_file")
     if split == "train" and args.streaming:
-        first = next(stream_examples(args, limit), None)
-        if first is None:
-            raise InputError(f"{where}: no rows")
-        windows = "windows" in first
-        options = {"args": args, "limit": limit, "windows": windows}
-        features = FEATURES_WITH_WINDOWS if windows else FEATURES
-        return IterableDataset.from_generator(stream_alike, gen_kwargs=options, features=features)
+        return stream(args, limit, reading)
     if source is None:
-        path = Path(file)
-        rows = read_file(path)  # refuses a file that is none
-        return cached_rows(lambda: rows, lambda: digest_of_file(path), where, args.max_bad_rows, limit)
-    held = source[name]
-    rows = ((f"{where}, row {index}", row) for index, row in enumerate(held))
+        where, piece = files, getattr(args, f"{origin}_split") or ""
+        paths = find_files(files)
+        rows = [read_file(path) for path in paths]  # refuses a file that is none
+        cut = "[" in piece
+        found = cached_rows(
+            lambda: (row for file in rows for row in file),
+            lambda: [digest_of_file(path) for path in paths],
+            *(where, args.max_bad_rows, None if cut else limit, reading),
+        )
+        if not cut:
+            return found
+        found = part_of(found, piece, {piece.partition("[")[0]: found})
+        return found if limit is None else found.select(range(min(limit, len(found))))
+    where, held = piece_of(args, origin, source)
+    rows = ((f"{where}, row {index}", row) for index, row in enumerate(rows_of(held)))
     if isinstance(held, Dataset):
-        return cached_rows(lambda: rows, lambda: held._fingerprint, where, args.max_bad_rows, limit)
-    examples = list(examples_of(rows, args.max_bad_rows, limit))
+        return cached_rows(lambda: rows, lambda: held._fingerprint, where, args.max_bad_rows, limit, reading)
+    examples = list(examples_of(rows, args.max_bad_rows, limit, reading=reading))
     if not examples:
         raise InputError(f"{where}: no rows")
     return dataset_of(examples)
+
+
+def rows_of(held: Iterable[dict]) -> Iterable[dict]:
+    return python_rows(held) if isinstance(held, Dataset | IterableDataset) else held
+
+
+def piece_of(args: DataArguments, split: str, source: dict[str, Iterable[dict]]) -> tuple[str, Iterable[dict]]:
+    """What an error calls a split of a data set, and its rows, or those of a part of it (`train[:100]`)."""
+    name = find_split(args, split, source)
+    asked = getattr(args, f"{split}_split") or ""
+    if "[" not in asked:
+        return f"{args.dataset_name}, split {name}", source[name]
+    return f"{args.dataset_name}, split {asked}", part_of(source[name], asked, source)
+
+
+def part_of(held: Iterable[dict], spec: str, source: dict[str, Iterable[dict]]) -> Iterable[dict]:
+    """Rows of a split as `datasets` writes a part of it: `train[:100]`, `train[10%:20%]`.
+
+    Raises:
+        InputError: for another form, or a stream, whose length is not known.
+    """
+    name = spec.partition("[")[0]
+    if isinstance(held, IterableDataset):
+        raise InputError(
+            f"--streaming: {spec!r} needs the length of the data; --max_train_samples takes the first rows"
+        )
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(spec).to_absolute({name: len(held)})
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"no such part of a split: {spec!r}; write train[:100] or train[10%:20%]") from error
+    if part.from_ >= part.to:
+        raise InputError(f"{spec}: no rows of {len(held)}")
+    return held.select(range(part.from_, part.to)) if isinstance(held, Dataset) else held[part.from_ : part.to]
 
 
 def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
@@ -85,7 +197,7 @@ def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
         InputError: if there is none.
     """
     asked, names = getattr(args, f"{split}_split"), list(source)
-    usual = ALIASES[split] if asked is None else (asked,)
+    usual = ALIASES[split] if asked is None else (asked.partition("[")[0],)
     found = next((name for name in usual if name in names), None)
     if found is None:
         raise InputError(
@@ -94,29 +206,83 @@ def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
     return found
 
 
-def as_dataset(rows: Dataset | IterableDataset | list[dict]) -> Dataset | IterableDataset:
-    """Rows of `question`, `steps` and `answer`, checked, whatever holds them; a stream is checked as it is read."""
-    if isinstance(rows, IterableDataset) or (
-        isinstance(rows, Dataset) and rows.features in (FEATURES, FEATURES_WITH_WINDOWS)
-    ):
+def as_dataset(rows: Dataset | IterableDataset | list[dict], with_steps: bool = True) -> Dataset | IterableDataset:
+    """Rows of `question`, `steps` and `answer`, checked, whatever holds them; a stream is checked as it is read.
+
+    Args:
+        with_steps: whether rows need a chain.
+
+    Raises:
+        InputError: for a row that is no example.
+    """
+    if isinstance(rows, Dataset | IterableDataset) and rows in CHECKED:
         return rows
-    named = ((f"row {index}", row) for index, row in enumerate(rows))
-    return dataset_of(list(examples_of(named, max_bad_rows=0)))
-
-
-def stream_examples(args: DataArguments, limit: int | None) -> Iterator[dict]:
-    """The training split, row by row, without holding it in memory."""
-    if args.dataset_name is not None:
-        source = open_dataset(args)
-        name = find_split(args, "train", source)
-        rows = ((f"{args.dataset_name}, split {name}, row {index}", row) for index, row in enumerate(source[name]))
+    reading = Reading(with_steps=with_steps)
+    if isinstance(rows, IterableDataset):
+        found = check_stream(rows, reading)
     else:
-        rows = read_file(Path(args.train_file))
-    yield from examples_of(rows, args.max_bad_rows, limit)
+        named = ((f"row {index}", row) for index, row in enumerate(rows_of(rows)))
+        if isinstance(rows, Dataset) and len(rows):
+            found = cached_rows(lambda: named, lambda: rows._fingerprint, "the data set", 0, None, reading)
+        else:
+            found = dataset_of(list(examples_of(named, max_bad_rows=0, reading=reading)))
+    CHECKED.add(found)
+    return found
 
 
-def stream_alike(args: DataArguments, limit: int | None, windows: bool) -> Iterator[dict]:
-    """`stream_examples`, all of one form.
+def check_stream(rows: IterableDataset, reading: Reading) -> IterableDataset:
+    """A stream that is checked as it is read; its first row says whether there are `windows`."""
+    named = ((f"row {index}", row) for index, row in enumerate(python_rows(rows)))
+    first = next(examples_of(named, max_bad_rows=0, reading=reading), {})
+    return IterableDataset.from_generator(
+        checked_alike,
+        gen_kwargs={"rows": rows, "reading": reading, "windows": "windows" in first},
+        features=FEATURES_WITH_WINDOWS if "windows" in first else FEATURES,
+    )
+
+
+def checked_alike(rows: IterableDataset, reading: Reading, windows: bool) -> Iterator[dict]:
+    named = ((f"row {index}", row) for index, row in enumerate(python_rows(rows)))
+    yield from alike(examples_of(named, 0, None, say_nothing_of_layouts, reading), windows)
+
+
+def stream(args: DataArguments, limit: int | None, reading: Reading) -> IterableDataset:
+    """The training split, row by row, without holding it in memory."""
+    where, rows = raw_rows(args)
+    first = next(examples_of(rows, args.max_bad_rows, limit, reading=reading), None)
+    if first is None:
+        raise InputError(f"{where}: no rows")
+    windows = "windows" in first
+    options = {"args": args, "limit": limit, "reading": reading, "windows": windows}
+    features = FEATURES_WITH_WINDOWS if windows else FEATURES
+    return IterableDataset.from_generator(stream_alike, gen_kwargs=options, features=features)
+
+
+def raw_rows(args: DataArguments) -> tuple[str, RawRows]:
+    """The training split's name for errors, and its raw rows."""
+    if args.dataset_name is None:
+        if "[" in (args.train_split or ""):
+            raise InputError(f"--streaming: {args.train_split!r} needs the length of the data; use --max_train_samples")
+        files = [read_file(path) for path in find_files(args.train_file)]
+        return args.train_file, (row for file in files for row in file)
+    where, held = piece_of(args, "train", open_dataset(args))
+    return where, ((f"{where}, row {index}", row) for index, row in enumerate(rows_of(held)))
+
+
+def say_nothing_of_layouts(level: int, message: str) -> None:
+    """Of a stream that is read again and again: its layout was said before."""
+    if level > logging.INFO:
+        log(level, message)
+
+
+def stream_alike(args: DataArguments, limit: int | None, reading: Reading, windows: bool) -> Iterator[dict]:
+    """The rows of `stream`."""
+    _, rows = raw_rows(args)
+    yield from alike(examples_of(rows, args.max_bad_rows, limit, say_nothing_of_layouts, reading), windows)
+
+
+def alike(examples: Iterable[dict], windows: bool) -> Iterator[dict]:
+    """Examples, all of one form.
 
     Args:
         windows: whether the first example has `windows`.
@@ -124,7 +290,7 @@ def stream_alike(args: DataArguments, limit: int | None, windows: bool) -> Itera
     Raises:
         InputError: for one with `windows` where the first has none.
     """
-    for example in stream_examples(args, limit):
+    for example in examples:
         if "windows" in example and not windows:
             raise InputError(
                 "--streaming: a row of the training data has 'windows' and the first has none; put one that has first"
@@ -140,18 +306,23 @@ def open_dataset(args: DataArguments) -> dict[str, Iterable[dict]]:
             return tasks.generate(name, args.task_args)
         except ValueError as error:
             raise InputError(f"--task_args: {error}") from error
-    if Path(name).is_dir() and (Path(name) / "dataset_dict.json").exists():
+    if any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
         try:
-            return datasets.load_from_disk(name)
+            held = datasets.load_from_disk(name)
+            return {"train": held} if isinstance(held, Dataset) else held
         except Exception as error:
             raise InputError(f"{name}: broken DatasetDict folder, or a split without rows: {error}") from error
     try:
         return datasets.load_dataset(name, args.dataset_config_name, streaming=args.streaming)
     except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        if lines[0].startswith(("Config name is missing", "BuilderConfig")):
+            choices = " ".join(lines[:2])
+            raise InputError(f"data set {name!r}: {choices} (--dataset_config_name NAME)") from error
         known = ", ".join(sorted(tasks.TASKS))
         raise InputError(
             f"data set {name!r} is neither a task ({known}) nor a DatasetDict folder, and could not be loaded from "
-            f"the Hub: {next(iter(str(error).splitlines()), type(error).__name__)}"
+            f"the Hub: {lines[0]}"
         ) from error
 
 
@@ -159,4 +330,5 @@ def dataset_label(data: DataArguments) -> str:
     """The name of the data in a card."""
     if data.dataset_name is not None:
         return data.dataset_name + (f" ({data.task_args})" if data.task_args else "")
-    return Path(data.train_file or data.validation_file or data.test_file).name
+    files = data.train_file or data.validation_file or data.test_file
+    return ", ".join(Path(file.strip()).name for file in files.split(","))

@@ -16,7 +16,6 @@ from latent_cot.analysis.evaluation import (
     answer_mode,
     count_new_tokens,
     read_answers,
-    same_answer,
     timed_generate,
     token_budget,
     warn_of_long_answers,
@@ -39,6 +38,7 @@ class GeneratedAnswersMixin:
     Attributes:
         evaluation: how they are generated.
         answers: of the last evaluation, by mode, in the order of its data.
+        same: whether an answer is right, as `--compare` says; of the trainer.
     """
 
     evaluation: EvaluationArguments
@@ -76,7 +76,7 @@ class GeneratedAnswersMixin:
             row = {"split": split, "question": question, "gold": gold}
             for name, answers in self.answers.items():
                 row[f"{name}_answer"] = answers.answers[index]
-                row[f"{name}_right"] = same_answer(answers.answers[index], gold)
+                row[f"{name}_right"] = self.same(answers.answers[index], gold)
                 row[f"{name}_text"] = answers.texts[index]
             rows.append(row)
         return rows
@@ -243,19 +243,26 @@ class AnswerEvaluationMixin(GeneratedAnswersMixin):
         for place, name in enumerate(self.mode_names):
             tokens = [row for batch in batches for row in (batch[place] if isinstance(batch, tuple) else batch)]
             rows = [[token for token in tokens[index].tolist() if token != IGNORED] for index in order]
-            answers = read_answers(self.unwrapped, self.processing_class, answer_mode(self.unwrapped, name), rows)
+            answers = self.read(name, rows)
             answers.seconds = max(seconds[name] for seconds, _ in timings)
             answers.seconds_per_answer = sum(seconds[name] for seconds, _ in timings) / sum(n for _, n in timings)
             self.answers[name] = answers
-            metrics |= answers.metrics(name, golds)
+            metrics |= answers.metrics(name, golds, self.same)
         if self.evaluation.num_samples > 1:
             samples = [row for batch in batches for row in batch[-1]]
             metrics |= self.metrics_of_samples(np.stack(samples)[order], golds)
         return metrics
 
+    def read(self, name: str, rows: list[list[int]]) -> Answers:
+        """Generated tokens as answers, read as `--answer_from` says."""
+        mode, source = answer_mode(self.unwrapped, name), self.evaluation.answer_from
+        return read_answers(self.unwrapped, self.processing_class, mode, rows, source=source)
+
     def metrics_of_samples(self, tokens: np.ndarray, golds: list[str]) -> dict[str, float]:
         """Metrics of what `sampled_tokens` gave, in the order of the data."""
         name, count = self.mode_names[0], self.evaluation.num_samples
         rows = [[token for token in row.tolist() if token != IGNORED] for row in tokens.reshape(len(golds) * count, -1)]
-        answers = read_answers(self.unwrapped, self.processing_class, answer_mode(self.unwrapped, name), rows).answers
-        return sample_metrics(name, [answers[at : at + count] for at in range(0, len(answers), count)], golds)
+        answers = self.read(name, rows).answers
+        return sample_metrics(
+            name, [answers[at : at + count] for at in range(0, len(answers), count)], golds, self.same
+        )

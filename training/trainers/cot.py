@@ -30,6 +30,7 @@ from transformers import (
 from transformers.trainer_utils import has_length
 
 import latent_cot  # noqa: F401  registers the model types
+from latent_cot.analysis.comparison import check_source, comparison
 from latent_cot.answer_modes import DIRECT, EXPLICIT
 from latent_cot.chunked_cross_entropy import IGNORED
 from latent_cot.training.arguments import (
@@ -117,8 +118,11 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         rows = {split: examples for split, examples in rows.items() if examples is not None}
         for split, examples in rows.items():
             check_rows(examples, split)
+        self.same = comparison(self.evaluation.compare)
+        check_source(self.evaluation.answer_from)
+        chains = not getattr(self.method, "no_cot", False)  # rows that are only answered need none
         self.rows = rows = {
-            split: as_dataset(examples) if split == "train" else held_rows(examples, split)
+            split: as_dataset(examples, chains) if split == "train" else held_rows(examples, split, chains)
             for split, examples in rows.items()
         }
         self.check_metric(args)

@@ -21,7 +21,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 import latent_cot  # noqa: F401  registers the model types
-from latent_cot.analysis.evaluation import Answers, answer_questions, same_answer
+from latent_cot.analysis.comparison import Comparison, check_source, comparison, read_answer
+from latent_cot.analysis.evaluation import Answers, answer_questions
 from latent_cot.answer_modes import EXPLICIT, LATENT
 from latent_cot.training.arguments import (
     CoTTrainingArguments,
@@ -100,6 +101,8 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         self.answers: dict[str, Answers] = {}
         self.is_checked, self.hub_model_id = False, None
         self.check_metric(args)
+        self.same = comparison(self.evaluation.compare)
+        check_source(self.evaluation.answer_from)
         self.base_model_name = model.model_name_or_path
         beta, args.beta = args.beta, 0.0 if self.has_own_reference(args) else args.beta
         loaded, tokenizer = load_trained(model)
@@ -111,7 +114,8 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # TRL may yet change it
             super().__init__(
                 model=loaded,
-                reward_funcs=[exact_match] + ([] if reward_function is None else [checked(reward_function)]),
+                reward_funcs=[exact_match_by(self.same, self.evaluation.answer_from)]
+                + ([] if reward_function is None else [checked(reward_function)]),
                 args=args,
                 # TRL wants rows to train on even where a run only evaluates.
                 train_dataset=self.splits.get("train", next(iter(self.splits.values()))),
@@ -212,10 +216,11 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
                 questions,
                 mode=name,
                 batch_size=self.args.per_device_eval_batch_size,
+                source=self.evaluation.answer_from,
                 **self.generation_options(name, model, longest),
             )
             self.answers[name] = answers
-            metrics |= answers.metrics(f"{metric_key_prefix}_{name}", golds)
+            metrics |= answers.metrics(f"{metric_key_prefix}_{name}", golds, self.same)
         self.log(metrics)
         model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -248,9 +253,15 @@ def with_prompts(rows: Dataset) -> Dataset:
     return rows.add_column("answer_text", rows["answer"][:])
 
 
-def exact_match(completions: list[str], answer: list[str], **kwargs) -> list[float]:
-    """1 for a right answer and 0 for another, as evaluation counts."""
-    return [float(same_answer(given.strip(), gold)) for given, gold in zip(completions, answer, strict=True)]
+def exact_match_by(same: Comparison, source: str):
+    """The reward of a right answer, as evaluation counts: see `analysis/comparison.py`."""
+
+    def exact_match(completions: list[str], answer: list[str], **kwargs) -> list[float]:
+        """1 for a right answer and 0 for another."""
+        given = [read_answer(text, LATENT, "", source) for text in completions]
+        return [float(same(one, gold)) for one, gold in zip(given, answer, strict=True)]
+
+    return exact_match
 
 
 def checked(function: Callable) -> Callable:

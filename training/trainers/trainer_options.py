@@ -65,8 +65,11 @@ def check_rows(rows: Examples, split: str) -> None:
         raise InputError(f"{name}: no rows")
 
 
-def held_rows(rows: Examples, split: str) -> Dataset:
+def held_rows(rows: Examples, split: str, with_steps: bool = True) -> Dataset:
     """Checked rows that are evaluated, of which a stream is read to its end.
+
+    Args:
+        with_steps: whether rows need a chain; those of the test split never do.
 
     Raises:
         InputError: for a row that is no example, and as `check_rows`.
@@ -75,4 +78,4 @@ def held_rows(rows: Examples, split: str) -> Dataset:
     if isinstance(rows, IterableDataset):
         rows = list(rows)
         check_rows(rows, split)
-    return as_dataset(rows)
+    return as_dataset(rows, with_steps=with_steps and split != "test")

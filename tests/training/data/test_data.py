@@ -224,7 +224,10 @@ def test_file_of_another_encoding(name, tmp_path):
         ({"validation_file": "v.json"}, "no train data: pass --train_file"),
         ({"train_file": "missing/a.json"}, "missing/a.json: no such file"),
         ({"train_file": str(FIXTURES)}, "fixtures: no such file"),
-        ({"train_file": __file__}, "test_data.py: cannot read '.py' files; use one of .json, .jsonl, .csv, .txt"),
+        (
+            {"train_file": __file__},
+            r"test_data.py: cannot read '.py' files; use one of .json, .jsonl, .csv, .txt \(also with .gz",
+        ),
         (
             {"dataset_name": "chian"},
             r"data set 'chian' is neither a task \(affine, chain, graph, multiplication, parity, permutations, word_problems\) nor a DatasetDict folder",
@@ -296,7 +299,7 @@ def test_columns_of_the_stepwise_data_sets(tmp_path):
 
 
 def test_gsm8k_as_published(tmp_path):
-    """`answer` holds sentences with equations and, after ####, the answer; a row with `steps` is read as it is."""
+    """`answer` holds sentences with equations and, after ####, the answer; in a row with `steps` too."""
     rows = [
         {
             "question": "How many?",
@@ -304,7 +307,7 @@ def test_gsm8k_as_published(tmp_path):
         },
         {"question": "And now?", "answer": "None is left.\n#### 0"},
         {"question": "Why?", "answer": "#### 7"},
-        {"question": "Else?", "steps": ["s"], "answer": "a #### b"},
+        {"question": "Else?", "steps": ["s"], "answer": "so it is\n#### 2"},
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -312,7 +315,7 @@ def test_gsm8k_as_published(tmp_path):
         {"question": "How many?", "steps": ["<<1+1=2>>", "<<2*600=1200>>"], "answer": "1,200"},
         {"question": "And now?", "steps": ["None is left."], "answer": "0"},
         {"question": "Why?", "steps": [], "answer": "7"},
-        {"question": "Else?", "steps": ["s"], "answer": "a #### b"},
+        {"question": "Else?", "steps": ["s"], "answer": "2"},
     ]
 
 

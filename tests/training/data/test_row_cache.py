@@ -120,12 +120,12 @@ import latent_cot.training.data.rows as rows
 from latent_cot.training.arguments import DataArguments
 from latent_cot.training.data.sources import load_splits
 check, count = rows.check_row, 0
-def check_or_die(row):
+def check_or_die(row, *options):
     global count
     count += 1
     if count == 2500:
         os._exit(9)
-    return check(row)
+    return check(row, *options)
 rows.check_row = check_or_die
 load_splits(DataArguments(train_file=sys.argv[1]), ["train"])
 """
