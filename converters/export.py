@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from latent_cot.training.checkpoints.read import load
-from latent_cot.training.checkpoints.write import write_model_files
+from latent_cot.training.checkpoints.write import files_in, write_manifest, write_model_files
 from latent_cot.training.cli import run
 from latent_cot.training.errors import InputError
 
@@ -37,6 +37,7 @@ def export(name: str, out: Path, revision: str = "main", base_model: str | None 
     for file in ("README.md", "all_results.json"):
         if (Path(name) / file).is_file():
             shutil.copy(Path(name) / file, out / file)
+    write_manifest(out, files_in(out))
     logger.info("wrote %s", out)
 
 

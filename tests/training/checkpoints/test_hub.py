@@ -22,13 +22,14 @@ import run_ccot
 from latent_cot.training import cli
 from latent_cot.training.arguments import CoTTrainingArguments
 from latent_cot.training.checkpoints.hub import check_access, push
+from latent_cot.training.checkpoints.write import files_in, write_manifest
 from latent_cot.training.errors import InputError
 
 TOKEN, READER, STRANGER = "hf_secretOfMe", "hf_secretReader", "hf_secretOfYou"
 USERS = {TOKEN: ("me", True), READER: ("me", False), STRANGER: ("you", True)}
 QUESTIONS = ["1+2*3-4+5=", "7="]
 LEFT_OUT = ["checkpoint-3/model.safetensors", "checkpoint-3/optimizer.pt", "runs/now/events.out", "training_args.bin"]
-LEFT_OUT += ["weights.pth", "state.pkl", "adapter/old.bin", "train.log", ".env"]
+LEFT_OUT += ["weights.pth", "state.pkl", "adapter/old.bin", "train.log", ".env", "sub/.env", "sub/notes.md", "id_rsa"]
 
 
 def connect(hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -84,6 +85,7 @@ def checkpoint(folder: Path, tokenizer, seed: int):
     for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", *LEFT_OUT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name.encode())
+    write_manifest(folder, files_in(folder) - {*LEFT_OUT})
     inputs = tokenizer(QUESTIONS, padding=True, return_tensors="pt")
     return model.generate(**inputs, max_new_tokens=8, do_sample=False).tolist()
 
@@ -385,6 +387,7 @@ def test_a_commit_whose_answer_is_lost_is_there(hub, folder):
 def test_a_file_with_the_token_is_not_uploaded(hub, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text(f"python run_ccot.py --hub_token {TOKEN}")
+    write_manifest(tmp_path, ["config.json", "README.md"])
     args = arguments(tmp_path)
     repo_id = check_access(args)
     assert "remove the token from README.md first" in refused(push, tmp_path, repo_id, args)
