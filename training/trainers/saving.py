@@ -39,7 +39,7 @@ class ModelSavingMixin:
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            check_optimizer(Path(checkpoint), self.optimizer, self.args.optim)
+            check_optimizer(Path(checkpoint), self.optimizer, self.args.optim.value)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     # --- evaluation in half precision changes no trained weight ---
