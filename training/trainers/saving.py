@@ -201,8 +201,8 @@ class ModelSavingMixin:
         Raises:
             InputError: when the Hub refuses, or the connection is lost.
         """
-        args = copy.copy(self.args)
-        given = {"hub_token": token, "hub_revision": revision, "hub_private_repo": private}
+        args = copy.copy(self.args)  # which leaves the token out
+        given = {"hub_token": token or self.args.hub_token, "hub_revision": revision, "hub_private_repo": private}
         for name, value in given.items():
             if value is not None:
                 setattr(args, name, value)
