@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from latent_cot.training.checkpoints.write import add_to_manifest
+
 from .evaluation import same_answer, wilson_interval
 from .interventions import AS_THEY_ARE
 from .plots import READING, plot_faithfulness
@@ -254,3 +256,4 @@ def write_report(folder: Path, report: Report) -> None:
     (folder / f"{NAME}.json").write_text(json.dumps(report.values(), indent=1) + "\n", encoding="utf-8")
     (folder / f"{NAME}.txt").write_text(report.text() + "\n", encoding="utf-8")
     plot_faithfulness(report, folder / f"{NAME}.png")
+    add_to_manifest(folder, [f"{NAME}.{kind}" for kind in ("json", "txt", "png")])

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from latent_cot.training.checkpoints.read import load
-from latent_cot.training.checkpoints.write import write_model_files
+from latent_cot.training.checkpoints.write import files_in, write_manifest, write_model_files
 from latent_cot.training.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -30,4 +30,5 @@ def export(name: str, out: Path, revision: str = "main", base_model: str | None 
     for file in ("README.md", "all_results.json"):
         if (Path(name) / file).is_file():
             shutil.copy(Path(name) / file, out / file)
+    write_manifest(out, files_in(out))
     logger.info("wrote %s", out)

@@ -66,6 +66,7 @@ class LoraArguments:
     )
     lora_modules_to_save: str = option("", "Modules to train in full beside the adapters, joined by '-'.")
     save_merged: bool = option(True, "Save the merged model beside `adapter/`.")
+    save_base: bool = option(True, "Save in `adapter/` the base model too; without it, it is found by its name.")
 
 
 @dataclass

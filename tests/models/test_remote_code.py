@@ -1,5 +1,6 @@
 """A checkpoint in a process that cannot import this repository: every family and backbone, and what is not trusted."""
 
+import copy
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ from conftest import make_any, make_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 import latent_cot
+from latent_cot.converters.export import export
 from latent_cot.training.checkpoints.loading import registered_types
+from latent_cot.training.checkpoints.write import write_model_files
 
 QUESTIONS = [[0, 0, 9, 10, 11], [12, 13, 14, 15, 16]]
 MASK = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
@@ -148,3 +151,28 @@ def test_a_configuration_is_data(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(Exception, match="num_latent_tokens"):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_checkpoint_names_no_code_of_others(characters, tmp_path):
+    """What a base's tokenizer and configuration say of code elsewhere is not handed on; our own code is."""
+    tokenizer, model = copy.deepcopy(characters), make_model("gpt2", vocab_size=len(characters))
+    tokenizer.init_kwargs["auto_map"] = {"AutoTokenizer": ["someone/evil--evil.Slow", None]}
+    model.config.auto_map = {"AutoModelForSequenceClassification": "someone/evil--evil.Evil", "AutoModel": "gone.Evil"}
+    model.config.custom_pipelines = {"text-generation": {"impl": "evil.Evil", "pt": ["AutoModelForCausalLM"]}}
+    write_model_files(model, tokenizer, tmp_path / "model")
+    fields = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert "auto_map" not in fields and fields["split_special_tokens"] is True
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_pccot.PCCoTGPT2Config",
+        "AutoModel": "modeling_pccot.PCCoTGPT2Model",
+        "AutoModelForCausalLM": "modeling_pccot.PCCoTGPT2LMHeadModel",
+    }
+    assert "custom_pipelines" not in config
+    (tmp_path / "model" / "tokenizer_config.json").write_text(
+        json.dumps(fields | {"auto_map": {"AutoTokenizer": ["someone/evil--evil.Slow", None]}})
+    )
+    export(str(tmp_path / "model"), tmp_path / "exported")
+    for path in (tmp_path / "exported").glob("*.json"):
+        assert "evil" not in path.read_text(), path.name
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "exported")) is latent_cot.PCCoTGPT2LMHeadModel

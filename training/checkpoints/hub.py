@@ -5,13 +5,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever the installed version uses
-from huggingface_hub.utils import filter_repo_objects
 from transformers import TrainingArguments
 
 from latent_cot.training.errors import InputError
 
-# Stays at home: what only training reads, pickles, logs, hidden files.
-EXCLUDED = ("checkpoint-*", "runs/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.log", ".*")
+from .write import model_files
 
 ANSWERS = {
     401: "the token is not accepted: log in with `hf auth login`, or pass another --hub_token",
@@ -43,8 +41,8 @@ def check_access(args: TrainingArguments) -> str:
     return repo_id
 
 
-def push(folder: str | Path, repo_id: str, args: TrainingArguments) -> str:
-    """Upload a finished checkpoint in one commit; nothing in the folder changes.
+def push(folder: str | Path, repo_id: str, args: TrainingArguments, message: str = "Upload checkpoint") -> str:
+    """Upload a finished checkpoint in one commit: the files of its manifest, and nothing else; nothing in the folder changes.
 
     Returns the address of the commit; of the latest one if the repository already holds the same files.
 
@@ -59,11 +57,11 @@ def push(folder: str | Path, repo_id: str, args: TrainingArguments) -> str:
         commit = HfApi(token=token).create_commit(
             repo_id,
             [CommitOperationAdd(name, folder / name) for name in files_to_push(folder, token)],
-            commit_message="Upload checkpoint",
+            commit_message=message,
             revision=args.hub_revision,
         )
     except Exception as error:  # whatever can happen on the way to the Hub
-        command = ["hf", "upload", repo_id, str(folder), *(f"--exclude={pattern}" for pattern in EXCLUDED)]
+        command = ["hf", "upload", repo_id, str(folder), *(f"--include={name}" for name in present_files(folder))]
         command += [] if args.hub_revision is None else ["--revision", args.hub_revision]
         raise InputError(
             f"the push to {repo_id} failed: {describe(error, token)}; the checkpoint in {folder} is complete; to push "
@@ -73,17 +71,22 @@ def push(folder: str | Path, repo_id: str, args: TrainingArguments) -> str:
 
 
 def files_to_push(folder: Path, token: str) -> list[str]:
-    """The files of a checkpoint that others need, relative to its folder.
+    """The files of a model, as its manifest names them, relative to its folder.
 
     Raises:
-        InputError: if the token is in one of them.
+        InputError: if there is no manifest, or the token is in one of them.
     """
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = list(filter_repo_objects(paths, ignore_patterns=EXCLUDED))
+    names = present_files(folder)
+    if not names:
+        raise InputError(f"no model of this project is in {folder}: save it first (trainer.save_model())")
     for name in names:
         if not name.endswith(".safetensors") and token.encode() in (folder / name).read_bytes():
             raise InputError(f"remove the token from {name} first")
     return names
+
+
+def present_files(folder: Path) -> list[str]:
+    return sorted(name for name in model_files(folder) if (folder / name).is_file())
 
 
 def find_token(args: TrainingArguments) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import MethodType
 
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,6 +36,8 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
         A `PeftModel`; only the adapters, the rows of the family's tokens (which no pretrained model knows), of padding and
         of the end of sequence (the original's choice), and `modules_to_save` require gradients.
     """
+    if not (args.save_base or model.name_or_path):
+        raise InputError("--save_base false: a model with random weights has no name to find it by; leave the flag out")
     adapters = lora_config(model, args)
     from peft import get_peft_model
 
@@ -48,7 +51,16 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
         raise InputError(f"--lora_target_modules {'-'.join(adapters.target_modules)}: {error}") from error
     if fast:
         use_fast_trainable_tokens(adapted)
+    adapted.save_pretrained = MethodType(save_with_config, adapted)
     return adapted
+
+
+def save_with_config(adapted, folder: str | Path, **options) -> None:
+    """`PeftModel.save_pretrained`, without a copy of the vocabulary but with the configuration that the adapters need."""
+    type(adapted).save_pretrained(adapted, folder, **({"save_embedding_layers": False} | options))
+    if (Path(folder) / ADAPTER_CONFIG).is_file():  # not in a process that does not write
+        adapted.get_base_model().config.save_pretrained(folder)
+        finish_adapter_config(Path(folder) / ADAPTER_CONFIG, adapted.get_base_model())
 
 
 def lora_config(model: PreTrainedModel, args: LoraArguments, with_rows: bool = True):
@@ -112,7 +124,6 @@ def save_adapters(model: nn.Module, folder: Path, weights: dict | None = None) -
     """
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # an empty form
-    in_order(folder / ADAPTER_CONFIG)
     path = folder / ADAPTER_WEIGHTS
     saved = load_file(path)
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
@@ -124,11 +135,27 @@ def save_adapters(model: nn.Module, folder: Path, weights: dict | None = None) -
     save_file(saved, path, metadata={"format": "pt"})
 
 
-def in_order(path: Path) -> None:
-    """Sort the modules in an adapter's configuration: PEFT writes a set, in another order in every process."""
+def finish_adapter_config(path: Path, base: PreTrainedModel) -> None:
+    """Have an adapter's configuration name the model that it belongs to.
+
+    A base model in a folder becomes `./name`: the folder is looked for beside the adapter's own, or asked for (`read.py`). PEFT's
+    Auto classes build a stock backbone for any `task_type`, which would not think; without one they go by `auto_mapping`,
+    and refuse the class of a package that they were not told to import.
+
+    Args:
+        path: of `adapter_config.json`.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
+        config["target_modules"].sort()  # PEFT writes a set, in another order in every process
+    name = str(config.get("base_model_name_or_path") or "")
+    if name and (Path(name).is_absolute() or Path(name).is_dir()):
+        config["base_model_name_or_path"] = f"./{Path(name).resolve().name}"
+    if getattr(base.config, "family", None) is not None:
+        config |= {
+            "task_type": None,
+            "auto_mapping": {"base_model_class": type(base).__name__, "parent_library": "latent_cot"},
+        }
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 

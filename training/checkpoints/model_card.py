@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,11 +25,18 @@ class Card:
         task: the data it was trained on.
         method: one line on how it was trained.
         base_model: the checkpoint it was fine-tuned from, if any.
+        splits: the names of other data that it was evaluated on, by `SPLITS`.
+        license: as its author gave it.
     """
 
     task: str
     method: str
     base_model: str | None
+    splits: dict[str, str] = field(default_factory=dict)
+    license: str | None = None
+
+    def data_of(self, split: str) -> str:
+        return self.splits.get(split, self.task)
 
 
 def write_card(
@@ -37,7 +44,7 @@ def write_card(
     card: Card,
     *,
     name: str,
-    command: str,
+    command: str | None,
     seed: int,
     batch_size: int,
     device: torch.device,
@@ -52,7 +59,7 @@ def write_card(
         folder: of the checkpoint.
         card: what it is.
         name: of the model; on the Hub, its repository.
-        command: that trained it, without secrets.
+        command: that trained it, without secrets; None for a program that is no script of ours.
         seed: of the training.
         batch_size: of the evaluation, of one process.
         device: that it was evaluated on.
@@ -65,16 +72,14 @@ def write_card(
     rows = [table_row(metrics, split, mode) for split, mode in measured]
     base_model = card.base_model if card.base_model and not Path(card.base_model).exists() else None
     data = ModelCardData(
-        # What a model learns from stays under its own licence.
-        **(
-            {"license": "apache-2.0"} if card.base_model is None else {"license": "other", "license_name": "base-model"}
-        ),
+        # None is claimed that nobody gave: what a model learns from may not be for everyone.
+        **({"license": card.license} if card.license else base_license(card.base_model)),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["latent-chain-of-thought", config.model_type],
         base_model=base_model,
         model_name=name,
-        eval_results=[result(metrics, split, mode, card.task) for split, mode in measured] or None,
+        eval_results=[result(metrics, split, mode, card.data_of(split)) for split, mode in measured] or None,
         widget=[{"text": question} for question in questions] or None,
     )
     text = f"""---
@@ -100,14 +105,30 @@ print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_token
 
 {chr(10).join([*TABLE, *rows]) if rows else "It was not evaluated."}
 
-Trained on {card.task}. Answers are generated greedily, in batches of {batch_size}, on {describe_hardware(device)};
-the time of an answer is that of one process. Numbers are compared as numbers. Trained from seed {seed}{describe_commit()} by:
-
-```
-{command}
-```
+Trained on {card.task}{evaluated_on(card, measured)}. Answers are generated greedily, in batches of {batch_size}, on \
+{describe_hardware(device)};
+the time of an answer is that of one process. Numbers are compared as numbers. Trained from seed {seed}{describe_commit()}\
+{f" by:{chr(10)}{chr(10)}```{chr(10)}{command}{chr(10)}```" if command else "."}
 {"".join(f"{chr(10)}{section}" for section in sections or [])}"""
     ModelCard(text).save(folder / "README.md")
+
+
+def base_license(base_model: str | None) -> dict[str, str]:
+    """What the base model's own card says of its licence; nothing where it cannot be asked, or says nothing."""
+    if not base_model:
+        return {}
+    path = Path(base_model) / "README.md"
+    try:
+        data = ModelCard.load(path if Path(base_model).exists() else base_model).data.to_dict()
+    except Exception:  # whatever can happen on the way to the Hub, or in a card
+        return {}
+    return {name: data[name] for name in ("license", "license_name", "license_link") if isinstance(data.get(name), str)}
+
+
+def evaluated_on(card: Card, measured: list[tuple[str, str]]) -> str:
+    """Names the data of each split that was measured and is another than the training data."""
+    splits = dict.fromkeys(split for split, _ in measured if card.data_of(split) != card.task)
+    return "".join(f", {SPLITS[split]} data {card.data_of(split)}" for split in splits)
 
 
 def replace_section(card: Path, section: str) -> None:

@@ -34,6 +34,7 @@ from .checks import check_finite, find_file, one_clear_error
 from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_adapter
 
 SETTINGS = "pccot_args.json"
+NAME_IT = "name it yourself: load(FOLDER, base_model=PATH), or latent-cot convert --model FOLDER OUT --base_model PATH"
 
 
 def read_config(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -122,8 +123,7 @@ def load_weights(
     has_base = any((adapter.parent).glob("model*.safetensors"))
     base = base_model or (str(adapter.parent) if has_base else base_beside(adapter, fields))
     rows, pad = config.vocab_size, config.pad_token_id
-    with one_clear_error(base, "configuration"):
-        base_config = AutoConfig.from_pretrained(base)
+    base_config = read_base(base, adapter)
     if base_config.model_type != config.model_type.partition("-")[2] and base_config.model_type != config.model_type:
         raise InputError(f"{name}: a {config.model_type} cannot be built on {base!r}, a {base_config.model_type}")
     # A padding id beyond the base's smaller vocabulary crashes Llama's embedding.
@@ -167,16 +167,50 @@ def without_adapter(name: str) -> Iterator[str]:
         yield alone
 
 
+def read_base(base: str, adapter: Path) -> PreTrainedConfig:
+    """The configuration of an adapter's base model."""
+    try:
+        with one_clear_error(base, "configuration"):
+            return AutoConfig.from_pretrained(base)
+    except OSError as error:
+        raise InputError(
+            f"{adapter}: its base model {base!r} is neither in this folder, nor beside it, nor on the Hub; {NAME_IT}"
+        ) from error
+
+
 def base_beside(adapter: Path, fields: dict) -> str:
-    """Where an adapter's base model is: a folder beside the adapter's own, or a name on the Hub."""
+    """Where an adapter's base model is: a folder beside the adapter's own, or a name on the Hub.
+
+    `./name`, as `lora.finish_adapter_config` writes it, is never a name on the Hub.
+    """
     base = str(fields.get("base_model_name_or_path") or "")
     if not base or Path(base).is_absolute() or ".." in Path(base).parts:
-        raise InputError(
-            f"{adapter}: the base model {base!r} is not looked for there; name it yourself: "
-            "latent-cot convert --model FOLDER OUT --base_model PATH"
-        )
+        raise InputError(f"{adapter}: the base model {base!r} is not looked for there; {NAME_IT}")
     beside = adapter.resolve().parent.parent / base
+    if base.startswith("./") and not beside.is_dir():
+        raise InputError(f"{adapter}: its base model was in a folder {base[2:]!r}, and {beside} is none; {NAME_IT}")
     return str(beside) if beside.is_dir() else base
+
+
+def base_tokenizer(
+    name: str, config: PreTrainedConfig, revision: str, base_model: str | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of adapters that were saved without one: their base model's, with the family's tokens.
+
+    Raises:
+        InputError: if it gives them other ids than the configuration.
+    """
+    adapter = find_file(name, ADAPTER_CONFIG, revision)
+    tokenizer = read_tokenizer(base_model or base_beside(adapter, read_object(adapter)))
+    tokens = getattr(config, "special_tokens", {})
+    prepare_tokenizer(tokenizer, tokens)
+    for field, token in tokens.items():
+        if tokenizer.convert_tokens_to_ids(token) != getattr(config, field):
+            raise InputError(
+                f"{name}: no tokenizer in it, and the base model's gives {token} another id; save the run's own there "
+                "(trainer.processing_class.save_pretrained)"
+            )
+    return tokenizer
 
 
 def load(
@@ -195,7 +229,10 @@ def load(
     """
     check_reachable(name, "model")
     config = read_config(name, revision, trust_remote_code)
-    tokenizer = read_tokenizer(name, revision, trust_remote_code)
+    if find_file(name, ADAPTER_CONFIG, revision) and not find_file(name, "tokenizer_config.json", revision):
+        tokenizer = base_tokenizer(name, config, revision, base_model)
+    else:
+        tokenizer = read_tokenizer(name, revision, trust_remote_code)
     model = load_weights(name, config, revision, trust_remote_code, base_model)
     if find_file(name, SETTINGS, revision) is not None:
         prepare_tokenizer(tokenizer, config.special_tokens)

@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowException
 
 from latent_cot.training.errors import InputError
 
@@ -75,13 +76,19 @@ def cached_rows(
 
     try:
         found = Dataset.from_generator(examples, features=FEATURES_WITH_WINDOWS, cache_dir=str(folder), fingerprint=key)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
-    except OSError as error:
+    except (DatasetGenerationError, ArrowException, OSError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        if isinstance(cause, InputError):
+            raise cause from None
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise InputError(
+                f"the cache {folder} cannot be written ({cause}): set HF_DATASETS_CACHE to a folder with room"
+            ) from error
+        if cause is not error:
+            raise
+        entry = next(folder.glob(f"generator/*{key}*"), folder)
         raise InputError(
-            f"the cache {folder} cannot be written ({error}): set HF_DATASETS_CACHE to a folder"
+            f"{where}: its rows in the cache are damaged ({' '.join(str(error).split())}): remove {entry}"
         ) from error
     for level, message in json.loads(said.read_text(encoding="utf-8")) if said.exists() else ():
         log(level, message)

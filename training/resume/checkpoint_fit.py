@@ -7,6 +7,7 @@ without an error, from a model that is none.
 import json
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,6 +27,10 @@ NOT_COMPARED |= {
     "_name_or_path",
     "use_cache",
 }
+
+
+# What torch adds to an optimiser's settings from release to release.
+SWITCHES = {"initial_lr", "decoupled_weight_decay", "foreach", "fused", "maximize", "capturable", "differentiable"}
 
 
 def check_fit(checkpoint: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -49,6 +54,25 @@ def check_fit(checkpoint: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
                 f"{flag}: it was made with {found}; resume with its own run's arguments, or begin a new run from it "
                 "(--model_name_or_path)"
             )
+
+
+def check_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, asked: str) -> None:
+    """Raises InputError for a checkpoint of another kind of optimiser: its settings would be put into this one.
+
+    Args:
+        asked: `--optim`.
+    """
+    path = checkpoint / "optimizer.pt"
+    if not path.is_file():
+        return
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["param_groups"]
+    own = optimizer.param_groups
+    names = [{*group} - SWITCHES for groups in (saved, own) for group in groups]
+    if len(saved) != len(own) or any(other != names[0] for other in names):
+        raise InputError(
+            f"--resume_from_checkpoint {checkpoint}: its optimizer is another one than --optim {asked}; resume with the --optim "
+            "of its own run"
+        )
 
 
 def difference(saved: dict, config: PreTrainedConfig) -> str | None:

@@ -8,12 +8,20 @@ from contextlib import contextmanager
 
 import torch
 from torch import distributed
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
-from latent_cot.training.errors import Interrupted
+from latent_cot.training.errors import InputError, Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SIGNAL = 1.0  # seconds: within them a terminal's Ctrl-C comes again from a launcher, which passes it on
+
+
+def refuse_other_handler(args: TrainingArguments) -> None:
+    """Raises InputError for transformers' own checkpoint on SIGTERM: of two handlers of a signal one is never called."""
+    if getattr(args, "enable_jit_checkpoint", False):
+        raise InputError(
+            "--enable_jit_checkpoint is not supported: leave it out, a run saves a checkpoint on SIGTERM by itself"
+        )
 
 
 class StopOnSignal(TrainerCallback):

@@ -10,20 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from latent_cot.training.checkpoints.write import (
+    MANIFEST,
+    files_in,
+    model_files,
+    refuse_foreign_files,
+    write_manifest,
+)
+
+from .run_lock import locked
+
 UNFINISHED = ".unfinished"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOADED_FIRST = "config.json"
-# What an earlier model leaves that a later one may lack: it would be read along with it.
-MODEL_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "adapter",
-    "*_results.json",
-    "trainer_state.json",
-    "predictions.jsonl",
-    "README.md",
-    "accuracy_against_removal.png",
-)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -32,43 +31,56 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def put_in_place(new: Path, place: Path) -> None:
-    """Rename the file or folder `new` to `place`; what was there goes, after that."""
+    """Rename the file or folder `new` to `place`; what was there goes, after that: of a link the link, not what it names."""
     old = new.with_name(f"{new.name}.replaced")
-    if place.exists():
+    if place.exists() or place.is_symlink():
         place.rename(old)
     new.rename(place)
-    if old.is_dir():
-        shutil.rmtree(old)
-    elif old.exists():
-        old.unlink()
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_model(folder: Path) -> Iterator[Path]:
     """A new folder to write a model into, which takes the place of the one in `folder` when the block ends without error.
 
-    Checkpoints to resume from, plots and whatever else lies in `folder` stay. The configuration is the first file to
-    go and the last to come, so that a process killed between the two leaves no folder that would load.
+    Only what the manifest of the earlier model names is replaced or removed; checkpoints to resume from and whatever else lies
+    in `folder` stay. The configuration is the first file to go and the last to come, so that a process killed between the
+    two leaves no folder that would load.
 
     Raises:
+        InputError: where a file that this project did not write is in the way, or another run writes there.
         OSError: naming the file and the free space, where the disk is full.
     """
-    unfinished = folder / UNFINISHED
-    remove_unfinished(folder)
-    new = unfinished / "model"
-    new.mkdir(parents=True)
-    try:
-        with one_line_disk_errors(new):
-            yield new
-        names = {path.name for path in new.iterdir()}
-        (folder / LOADED_FIRST).unlink(missing_ok=True)
-        for path in {path for pattern in MODEL_FILES for path in folder.glob(pattern)}:
-            if path.name not in names:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for name in sorted(names, key=LOADED_FIRST.__eq__):
-            put_in_place(new / name, folder / name)
-    finally:
+    refuse_foreign_files(folder)
+    with locked(folder):
+        unfinished = folder / UNFINISHED
         remove_unfinished(folder)
+        new = unfinished / "model"
+        new.mkdir(parents=True)
+        try:
+            with one_line_disk_errors(new):
+                yield new
+                written = files_in(new) | {MANIFEST}
+                write_manifest(new, written)
+            names = {name.partition("/")[0] for name in written}
+            refuse_foreign_files(folder, names)
+            older = model_files(folder)
+            write_manifest(folder, written | older)  # of whatever is left if the process is killed from here on
+            (folder / LOADED_FIRST).unlink(missing_ok=True)
+            for name in {name.partition("/")[0] for name in older} - names:
+                remove(folder / name)
+            for name in sorted(names, key=lambda name: (name == LOADED_FIRST) + 2 * (name == MANIFEST)):
+                put_in_place(new / name, folder / name)
+        finally:
+            remove_unfinished(folder)
 
 
 @contextmanager

@@ -16,10 +16,12 @@ from latent_cot.analysis.faithfulness import measure
 from latent_cot.analysis.faithfulness_report import Report, write_report
 from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, EvaluationArguments
 from latent_cot.training.checkpoints.hub import push
-from latent_cot.training.checkpoints.model_card import Card, write_card
+from latent_cot.training.checkpoints.write import add_to_manifest, refuse_foreign_files
 from latent_cot.training.errors import InputError
 from latent_cot.training.processes import check_launch
 from latent_cot.training.resume.find_checkpoint import newest_first
+from latent_cot.training.resume.interruption import refuse_other_handler
+from latent_cot.training.resume.run_lock import refuse_held
 from latent_cot.training.trainers.cot import CoTTrainer
 
 from .plan import print_plan
@@ -48,8 +50,9 @@ def check_arguments(
 
     Raises:
         InputError: for an output folder that already holds a model (without `--overwrite_output_dir` or
-            `--resume_from_checkpoint`), streaming without `--max_steps`, a package that is not installed, a launch that gave
-            less than it was asked for, or what needs training, test data or whole weights in a run without.
+            `--resume_from_checkpoint`), holds files of others in its place, or is another run's; streaming without
+            `--max_steps`, a package that is not installed, a launch that gave less than it was asked for, or what needs
+            training, test data or whole weights in a run without.
     """
     check_launch(args)
     if evaluation is not None and evaluation.faithfulness:
@@ -67,6 +70,11 @@ def check_arguments(
         raise InputError("--push_to_hub pushes what a run has trained: pass --do_train, or use `hf upload`")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file")
+    refuse_other_handler(args)
+    if args.do_train and not args.dry_run:
+        refuse_foreign_files(folder)
+        if args.process_index == 0:
+            refuse_held(folder)
     if args.remove_unused_columns:
         raise InputError("--remove_unused_columns must stay off: the collator makes the model's inputs")
     if args.label_smoothing_factor:
@@ -140,10 +148,17 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
     Returns:
         All metrics; they are also in `all_results.json`.
     """
-    args, splits, folder, results = trainer.args, trainer.splits, Path(trainer.args.output_dir), {}
+    args, folder = trainer.args, Path(trainer.args.output_dir)
     if args.dry_run:
         print_plan(trainer)
         return {}
+    with trainer.locked():
+        return run_in(folder, trainer, task)
+
+
+def run_in(folder: Path, trainer: CoTTrainer, task: str) -> dict:
+    """The stages of `run_stages`, in a folder that no other run writes into."""
+    args, splits, results = trainer.args, trainer.splits, {}
     if args.do_train:
         if args.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
             remove_checkpoints(folder)
@@ -161,7 +176,8 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
         results["test"] = trainer.predict(splits["test"], metric_key_prefix="test").metrics
         trainer.log_metrics("test", results["test"])
         predictions += trainer.predictions("test", splits["test"])
-    report = measure_faithfulness(trainer, task) if trainer.evaluation.faithfulness else None
+    names = data_names(trainer, task)
+    report = measure_faithfulness(trainer, names["test"]) if trainer.evaluation.faithfulness else None
     metrics = {name: value for stage in results.values() for name, value in stage.items()}
     if not args.do_train:
         if trainer.is_world_process_zero():
@@ -177,16 +193,12 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
             write_results(new, results, predictions)
             state.save_to_json(str(new / "trainer_state.json"))
             examples = next((splits[name] for name in ("test", "validation") if name in splits), None)
-            write_card(
+            trainer.write_card(
                 new,
-                Card(task, trainer.describe_method(), trainer.base_model_name),
-                name=trainer.hub_model_id or folder.resolve().name,
-                command=public_command(sys.argv, args.hub_token),
-                seed=args.seed,
-                batch_size=args.per_device_eval_batch_size,
-                device=args.device,
-                config=trainer.unwrapped.config,
+                names["train"],
+                splits=names,
                 metrics=metrics,
+                command=public_command(sys.argv, args.hub_token),
                 questions=[] if examples is None else examples["question_text"][:3],
                 sections=[] if report is None else [report.section()],
             )
@@ -198,13 +210,25 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
     return metrics
 
 
-def measure_faithfulness(trainer: CoTTrainer, task: str) -> Report:
+def data_names(trainer: CoTTrainer, task: str) -> dict[str, str]:
+    """What a card calls the data of each split: a data set's name, or each file's own; no folders.
+
+    Args:
+        task: the name of all of it (`dataset_label`).
+    """
+    data, task = getattr(trainer, "data", None), public_path(task)
+    files = {"train": "train_file", "eval": "validation_file", "test": "test_file"}
+    named = {split: getattr(data, field, None) for split, field in files.items()}
+    return {split: Path(name).name if name else task for split, name in named.items()}
+
+
+def measure_faithfulness(trainer: CoTTrainer, data: str) -> Report:
     """The faithfulness test of a run (`--faithfulness`), on its test data; every process measures the same."""
     report = measure(
         trainer.unwrapped.eval(),
         trainer.processing_class,
         trainer.rows["test"].select(trainer.splits["test"]["row"]),  # without what --drop_long has left out
-        data=f"{task}, test",
+        data=f"{data}, test",
         seed=trainer.args.seed,
         batch_size=trainer.args.per_device_eval_batch_size,
         max_new_tokens=trainer.evaluation.max_new_tokens,
@@ -221,16 +245,19 @@ def write_results(folder: Path, results: dict[str, dict], predictions: list[dict
 
     Metrics of other stages that an earlier run left in `all_results.json` stay in it.
     """
-    together = folder / "all_results.json"
+    together, written = folder / "all_results.json", {"all_results.json"}
     combined = json.loads(together.read_text(encoding="utf-8")) if together.is_file() else {}
     for stage, metrics in results.items():
         combined |= metrics
         if metrics:
+            written.add(f"{stage}_results.json")
             write_json(folder / f"{stage}_results.json", metrics)
     write_json(together, combined)
     if predictions:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
         (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
+        written.add("predictions.jsonl")
+    add_to_manifest(folder, written)
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -238,10 +265,19 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def public_command(argv: list[str], token: str | None) -> str:
-    """The command that started a script, without its token."""
+    """The command that started a script, without its token and without this computer's folders."""
     name = Path(argv[0]).name
-    command = shlex.join([*(name.split() if name.startswith("latent-cot ") else ["python", name]), *argv[1:]])
+    command = shlex.join(
+        [*(name.split() if name.startswith("latent-cot ") else ["python", name]), *map(public_path, argv[1:])]
+    )
     return command.replace(token, "...") if token else command
+
+
+def public_path(text: str) -> str:
+    """An argument, `--flag=value` or a list joined by commas, with the names alone of what is elsewhere on this computer."""
+    flag, equals, values = text.partition("=") if text.startswith("--") else ("", "", text)
+    parts = (Path(part).name if part.startswith(("/", "~", "..")) else part for part in values.split(","))
+    return flag + equals + ",".join(parts)
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -185,7 +185,8 @@ def test_the_copy_beside_a_checkpoint_refuses_too(exported, tmp_path):
     weight = load_file(tmp_path / "alone" / "model.safetensors")[FIRST]
     weight[0, 0] = float("nan")
     change(tmp_path / "alone", {FIRST: weight})
-    script = "import runpy, sys; sys.argv[0] = 'example.py'; runpy.run_path('alone/example.py', run_name='__main__')"
+    script = "import runpy, sys; sys.modules['latent_cot'] = None; sys.argv[0] = 'example.py'; "
+    script += "runpy.run_path('alone/example.py', run_name='__main__')"
     done = fresh_process(tmp_path, script, "--trust_remote_code", "1+2*3-4+5=")
     assert done.returncode == 1 and f"{FIRST} is not finite" in done.stderr.splitlines()[-1]
     assert len(done.stderr.splitlines()) == 1, done.stderr

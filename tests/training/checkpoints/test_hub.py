@@ -22,14 +22,15 @@ import run_ccot
 from latent_cot.training import cli
 from latent_cot.training.arguments import CoTTrainingArguments
 from latent_cot.training.checkpoints.hub import check_access, push
-from latent_cot.training.checkpoints.write import EXAMPLE
+from latent_cot.training.checkpoints.write import EXAMPLE, files_in, model_files, write_manifest
 from latent_cot.training.errors import InputError
+from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 TOKEN, READER, STRANGER = "hf_secretOfMe", "hf_secretReader", "hf_secretOfYou"
 USERS = {TOKEN: ("me", True), READER: ("me", False), STRANGER: ("you", True)}
 QUESTIONS = ["1+2*3-4+5=", "7="]
 LEFT_OUT = ["checkpoint-3/model.safetensors", "checkpoint-3/optimizer.pt", "runs/now/events.out", "training_args.bin"]
-LEFT_OUT += ["weights.pth", "state.pkl", "adapter/old.bin", "train.log", ".env"]
+LEFT_OUT += ["weights.pth", "state.pkl", "adapter/old.bin", "train.log", ".env", "sub/.env", "sub/notes.md", "id_rsa"]
 
 
 def connect(hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -85,6 +86,7 @@ def checkpoint(folder: Path, tokenizer, seed: int):
     for name in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", *LEFT_OUT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name.encode())
+    write_manifest(folder, files_in(folder) - {*LEFT_OUT})
     inputs = tokenizer(QUESTIONS, padding=True, return_tensors="pt")
     return model.generate(**inputs, max_new_tokens=8, do_sample=False).tolist()
 
@@ -386,6 +388,7 @@ def test_a_commit_whose_answer_is_lost_is_there(hub, folder):
 def test_a_file_with_the_token_is_not_uploaded(hub, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text(f"python run_ccot.py --hub_token {TOKEN}")
+    write_manifest(tmp_path, ["config.json", "README.md"])
     args = arguments(tmp_path)
     repo_id = check_access(args)
     assert "remove the token from README.md first" in refused(push, tmp_path, repo_id, args)
@@ -494,3 +497,69 @@ def test_a_run_whose_push_fails_has_its_checkpoint(hub, tmp_path, monkeypatch, c
     assert {"model.safetensors", "config.json", "README.md", "all_results.json"} <= files.keys()
     assert [name for name, data in files.items() if TOKEN.encode() in data] == []
     assert token_is_nowhere(hub, said, *capfd.readouterr())
+
+
+# In Python
+
+
+ROWS = [{"question": f"{i}+1=", "steps": [f"{i}+1={i + 1}"], "answer": str(i + 1)} for i in range(8)]
+
+
+def make_trainer(folder: Path, characters, **options) -> PCCoTTrainer:
+    settings = {"max_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True} | options
+    data = {"train_dataset": ROWS, "eval_dataset": ROWS[:2]}
+    return PCCoTTrainer(chain_model(characters), arguments(folder, **settings), processing_class=characters, **data)
+
+
+@pytest.mark.parametrize("door", ["save_model", "save_model elsewhere", "push_to_hub"])
+def test_a_trainer_pushes_in_python(door, hub, characters, tmp_path):
+    """The files of the model, its card among them, and nothing else of the folder."""
+    folder = tmp_path / "elsewhere" if door == "save_model elsewhere" else tmp_path / "out"
+    trainer = make_trainer(tmp_path / "out", characters, push_to_hub=door != "push_to_hub")
+    trainer.train()
+    trainer.evaluate()
+    (folder / "sub").mkdir(parents=True)
+    for name in ("sub/.env", "id_rsa"):
+        (folder / name).write_text("mine")
+    if door == "push_to_hub":
+        url = trainer.push_to_hub("Mine", license="mit", dataset="additions")
+        assert url.endswith(hub.repository("me/tiny").commits[-1].oid)
+        assert hub.repository("me/tiny").commits[-1].title == "Mine"
+    else:
+        trainer.save_model(*([str(folder)] if folder.name == "elsewhere" else []))
+    files = hub.files("me/tiny")
+    here = {name: data for name, data in contents(folder).items() if name not in ("sub/.env", "id_rsa")}
+    assert files.pop(".gitattributes") is not None and files == here
+    card = files["README.md"].decode()
+    assert "# me/tiny" in card and "| validation | latent thought |" in card and str(tmp_path) not in card
+    assert ("license: mit" in card and "Trained on additions" in card) == (door == "push_to_hub")
+    assert token_is_nowhere(hub)
+
+
+def test_a_push_to_another_branch_with_another_token(hub, characters, tmp_path):
+    trainer = make_trainer(tmp_path, characters, push_to_hub=False, hub_token=None)
+    with pytest.raises(InputError, match="no token"):
+        trainer.push_to_hub()
+    trainer.push_to_hub(token=TOKEN, revision="trial")
+    assert set(hub.files("me/tiny")) == {".gitattributes"}
+    assert {"model.safetensors", "README.md"} <= hub.files("me/tiny", "trial").keys()
+
+
+def test_the_card_is_ours(characters, tmp_path):
+    trainer = make_trainer(tmp_path, characters, push_to_hub=False)
+    trainer.create_model_card(model_name="mine", license="mit", dataset=["one", "two"])
+    card = (tmp_path / "README.md").read_text()
+    assert "license: mit" in card and "# mine" in card and "Trained on one, two." in card
+    assert model_files(tmp_path) == {"README.md", "latent_cot_files.json"}
+    with pytest.raises(InputError, match="create_model_card: tasks is not supported"):
+        trainer.create_model_card(tasks="text-generation")
+    (tmp_path / "latent_cot_files.json").unlink()
+    with pytest.raises(InputError, match=r"README\.md was not written by this project"):
+        trainer.create_model_card()
+
+
+def test_a_folder_without_a_list_is_not_pushed(hub, tmp_path):
+    (tmp_path / "id_rsa").write_text("mine")
+    args = arguments(tmp_path)
+    assert "no model of this project is in" in refused(push, tmp_path, check_access(args), args)
+    assert set(hub.files("me/tiny")) == {".gitattributes"}

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import FIXTURES, ask_example, make_model, question_batch, with_span
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -206,7 +206,7 @@ def test_a_moved_adapter_loads_in_a_fresh_process(lora_run, tmp_path):
     wanted = model.generate(**tokenizer(["Ann has 3"], return_tensors="pt"), max_new_tokens=5, do_sample=False)
     script = """
 import sys
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 model = AutoModelForCausalLM.from_pretrained("moved", trust_remote_code=True)
 inputs = AutoTokenizer.from_pretrained("moved", trust_remote_code=True)(["Ann has 3"], return_tensors="pt")
@@ -268,3 +268,91 @@ def test_untied_rows_survive(tmp_path):
         assert (merged(input_ids=ids, attention_mask=mask).logits - wanted).abs().max() <= 1e-9
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum("trainable_tokens" in name for name in saved) == 2
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A LoRA run on a base model in a folder elsewhere, whose adapters are saved without it; and that folder."""
+    folder = tmp_path_factory.mktemp("small")
+    base = folder / "elsewhere" / "base_model"
+    shutil.copytree(CASE / "base_model", base)
+    ask = [
+        "--model_name_or_path",
+        str(base),
+        "--train_file",
+        str(CASE / "data" / "train.json"),
+        "--num_latent_tokens",
+        "4",
+    ]
+    ask += ["--use_peft", "--lora_r", "4", "--save_base", "false", "--config_overrides", "use_projection=true"]
+    ask += ["--do_train", "--max_steps", "3", "--learning_rate", "1e-3", "--use_cpu", "--save_steps", "3"]
+    run_ccot.main([*ask, "--output_dir", str(folder / "run")])
+    return folder / "run", base
+
+
+def differs(one, other) -> list[str]:
+    state = other.state_dict()
+    return [name for name, value in one.state_dict().items() if not torch.equal(value, state[name])]
+
+
+def test_adapters_without_their_base(small_run, tmp_path):
+    """Asked for, or found beside them, and then the merged model to the bit."""
+    run, base = small_run
+    adapter = tmp_path / "run" / "adapter"
+    shutil.copytree(run / "adapter", adapter)
+    assert not list(adapter.glob("model*.safetensors")) and (adapter / "modeling_pccot.py").is_file()
+    assert str(base.parent) not in (adapter / "adapter_config.json").read_text()
+    with pytest.raises(
+        InputError, match=r"its base model was in a folder 'base_model', .*load\(FOLDER, base_model=PATH\)"
+    ):
+        checkpoint.load(str(adapter))
+    merged, tokenizer = checkpoint.load(str(run))
+    named, same = checkpoint.load(str(adapter), base_model=str(base))
+    assert not differs(merged, named) and same.get_vocab() == tokenizer.get_vocab()
+    shutil.copytree(base, tmp_path / "run" / "base_model")
+    found, _ = checkpoint.load(str(adapter))
+    assert not differs(merged, found)
+
+
+def test_a_base_that_is_nowhere_is_asked_for(small_run, tmp_path):
+    shutil.copytree(small_run[0] / "adapter", tmp_path / "adapter")
+    spoil(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path="no-such-model-here")
+    with pytest.raises(InputError, match=r"base model 'no-such-model-here' is neither .* base_model=PATH"):
+        checkpoint.load(str(tmp_path / "adapter"))
+
+
+def test_no_base_to_find_is_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="--save_base false: a model with random weights has no name"):
+        add_adapters(make_model("gpt2"), LoraArguments(use_peft=True, save_base=False))
+
+
+def test_doors_that_would_not_think_are_refused(small_run, monkeypatch):
+    """PEFT's Auto classes build a stock backbone of the base's name."""
+    run, base = small_run
+    for door in (AutoPeftModelForCausalLM, AutoPeftModel):
+        with pytest.raises(ValueError, match="wants to import 'latent_cot' which is not in the import allowlist"):
+            door.from_pretrained(str(run / "adapter"))
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(run / "adapter")
+    monkeypatch.chdir(base.parent)  # where ./base_model is
+    allowed = AutoPeftModelForCausalLM.from_pretrained(str(run / "adapter"), import_allowlist=["latent_cot"])
+    with pytest.raises(ValueError, match="the configuration has no bot_token_id"):
+        allowed.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_saved_peft_object_loads(with_tokenizer, small_run, tmp_path):
+    """`trainer.model.save_pretrained`, as a checkpoint to resume from holds it."""
+    run, base = small_run
+    shutil.copytree(run / "checkpoint-3", tmp_path / "saved")
+    for path in (*(tmp_path / "saved").glob("*token*.json"), *(tmp_path / "saved").glob("chat*")):
+        if not with_tokenizer:
+            path.unlink()
+    merged, tokenizer = checkpoint.load(str(run))
+    loaded, same = checkpoint.load(str(tmp_path / "saved"), base_model=str(base))
+    assert not differs(merged, loaded)
+    assert same(["Sam has 2 cats."]) == tokenizer(["Sam has 2 cats."])
+    if not with_tokenizer:
+        spoil(tmp_path / "saved" / "config.json", bot_token_id=7)
+        with pytest.raises(InputError, match="no tokenizer in it, and the base model's gives"):
+            checkpoint.load(str(tmp_path / "saved"), base_model=str(base))

@@ -18,9 +18,9 @@ from test_resuming import ICOT, PCCOT, RUN, assert_same
 
 import run_ccot
 import run_icot
-from latent_cot.training.checkpoints import read as checkpoint
+from latent_cot.training.checkpoints import write
 from latent_cot.training.errors import InputError
-from latent_cot.training.runs import stages
+from latent_cot.training.trainers import saving
 from latent_cot.training.trainers.icot import ICoTTrainer
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
@@ -149,7 +149,7 @@ def test_a_model_is_replaced_as_a_whole_or_not_at_all(where, tmp_path, monkeypat
     argv = [*RUN, *PCCOT, "--save_strategy", "no", "--do_eval", "--output_dir", str(tmp_path)]
     run_ccot.main(argv)
     before = contents(tmp_path)
-    module, name = (checkpoint.shutil, "copy") if where == "weights" else (stages, "write_card")
+    module, name = (write.shutil, "copy") if where == "weights" else (saving, "write_card")
     monkeypatch.setattr(module, name, fails_at(1, getattr(module, name)))
     with pytest.raises(OSError, match="could not write"):
         run_ccot.main([*argv, "--overwrite_output_dir", "--learning_rate", "1e-2"])
@@ -158,18 +158,6 @@ def test_a_model_is_replaced_as_a_whole_or_not_at_all(where, tmp_path, monkeypat
     run_ccot.main([*argv, "--overwrite_output_dir", "--learning_rate", "1e-2"])
     after = contents(tmp_path)
     assert all(before[name] != after[name] for name in ("model.safetensors", "all_results.json", "README.md"))
-
-
-def test_what_only_the_older_model_had_goes_with_it(tmp_path):
-    """Its adapters and its results; what is no part of a model stays."""
-    argv = [*RUN, *PCCOT, "--save_strategy", "no", "--output_dir", str(tmp_path)]
-    (tmp_path / "adapter").mkdir()
-    for name in ("adapter/adapter_config.json", "model-00001-of-00002.safetensors", "test_results.json", "notes.txt"):
-        (tmp_path / name).write_text("{}")
-    run_ccot.main([*argv, "--overwrite_output_dir"])
-    names = {path.name for path in tmp_path.iterdir()}
-    assert "notes.txt" in names and "model.safetensors" in names
-    assert not names & {"adapter", "model-00001-of-00002.safetensors", "test_results.json"}
 
 
 # --- losses that are no numbers ---
