@@ -104,7 +104,7 @@ def convert(
 def refuse(source: Source) -> None:
     """Raises InputError for a family that is known, and known not to be one of ours with other switches."""
     for word, why in REFUSED.items():
-        if word in source.words:
+        if source.is_called(word):
             raise InputError(f"{source.name}: not read, since {why}")
 
 

@@ -1,5 +1,6 @@
 """Reading other projects' checkpoints: files without running their code, and every tensor accounted for."""
 
+import re
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -40,11 +41,12 @@ class Source:
     fields: dict
     weights: dict[str, torch.Tensor] = field(repr=False)
 
-    @property
-    def words(self) -> str:
-        """All that may name another project's architecture, in lower case."""
-        kinds = (self.fields.get("architectures") or [], self.fields.get("model_type"), self.fields.get("auto_map"))
-        return f"{self.name} {kinds} {self.fields.get('_name_or_path')}".lower()
+    def is_called(self, word: str) -> bool:
+        """Whether its architecture's name begins so, or its own name holds the word."""
+        kinds = [*(self.fields.get("architectures") or []), str(self.fields.get("model_type"))]
+        names = f"{Path(self.name).name} {self.fields.get('_name_or_path')}".lower()
+        is_named = re.search(rf"(?<![a-z]){word}(?![a-z])", names) is not None
+        return is_named or any(str(kind).lower().startswith(word) for kind in kinds)
 
     def has(self, *prefixes: str) -> bool:
         """Whether some tensor begins so."""

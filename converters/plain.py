@@ -189,6 +189,6 @@ Added: {"; ".join(ledger.filled) or "nothing"}. Numbers are stored as {str(model
 Nothing was measured here, and what others published is not repeated. From the repository of this project:
 
 ```
-lm_eval --model hf --model_args pretrained={out.name},trust_remote_code=True --tasks gsm8k_latent --include_path evals
+lm_eval --model hf --model_args pretrained={out.name},trust_remote_code=True --tasks gsm8k_last_number --include_path evals
 ```
 """

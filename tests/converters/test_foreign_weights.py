@@ -286,6 +286,8 @@ def test_what_files_do_not_tell_is_asked_for(codi, tmp_path):
     assert "must be one of codi" in sentence(convert, str(tmp_path), tmp_path / "out", family="x")
     torch.save({"base_causallm.a": torch.ones(2)}, tmp_path / "checkpoint_2")
     assert "checkpoint_1 and checkpoint_2" in sentence(convert, str(tmp_path), tmp_path / "out")
+    (tmp_path / "ouroboros").mkdir()  # begins like the name of a family that is refused
+    assert "no weights in it" in sentence(convert, str(tmp_path / "ouroboros"), tmp_path / "out")
     assert "no such file" in sentence(convert, "./nowhere", tmp_path / "out")
     assert "is not empty" in sentence(convert, str(codi.source), codi.base)
     assert "no base model of the width 32" in sentence(convert, str(codi.source), tmp_path / "out")
@@ -351,3 +353,19 @@ def test_every_door_writes_what_follows_a_question(tmp_path):
     assert model.suffix_ids(latent_thought=False) == newline
     assert model.room_for_answer(20) == 256 - 20 - 1 - len(span)
     assert model.trace_thought(question).inputs.shape[-2] == 10
+
+
+def test_the_command_of_a_card_reads_the_last_number(tmp_path):
+    instances = pytest.importorskip("lm_eval.api.instance")
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "test.json").write_text(json.dumps([{"question": "1 + 2 =", "answer": "#### 1234"}]))
+    manager = TaskManager(
+        include_path=str(ROOT / "evals"), include_defaults=False, metadata={"data_file": str(tmp_path / "test.json")}
+    )
+    task = manager.load(["gsm8k_last_number"])["tasks"]["gsm8k_last_number"]
+    asked = instances.Instance("generate_until", {"question": "1 + 2 =", "answer": "1234"}, (), 0)
+    asked.resps = ["5 and 7. The answer is: 1,234."]
+    for each in task._filters:
+        each.apply([asked])
+    assert task.process_results(asked.doc, [asked.filtered_resps["last-number"]]) == {"exact_match": 1.0}
