@@ -44,6 +44,7 @@ class CodiCase:
         self.tokenizer = save_base(self.base, kind, tied=kind == "gpt2" or sim_cot)
         rows = len(self.tokenizer)
         self.model, self.project = backbone(kind, rows + 3, tied=kind == "gpt2" or sim_cot), projection()
+        self.model.lm_head.weight.data[rows + 2] *= 4  # <eot> would be written, were it allowed
         prefix = "codi.base_model.model."
         weights = {prefix + name: tensor for name, tensor in unmerged(self.model, kind).items()}
         names = {"0": "1", "2": "3", "3": "ln"}
