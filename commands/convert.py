@@ -2,31 +2,30 @@
 
 latent-cot convert --model whynlp/pccot-gpt2 outputs/pccot-gpt2
 latent-cot convert --model path/of/an/original/icot outputs/icot
+latent-cot convert --model zen-E/CODI-gpt2 outputs/codi-gpt2
+
+Read are: PCCoT and iCoT (and its fork with filler tokens) as the original codes save them; CODI; SIM-CoT on Coconut and on
+CODI; LatentTTS and SVP on Coconut and on CODI; LOTUS.
 """
 
 import argparse
 from pathlib import Path
 
-from latent_cot.converters.detect import LAYOUTS, converter_of, converters
-from latent_cot.training.errors import InputError
+from latent_cot.converters.detect import FAMILIES, convert
 
 from .asked_model import add_model
 
 
 def main(argv: list[str]) -> None:
-    known = "\n".join(f"  {layout}" for layout in LAYOUTS)
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nRecognized:\n{known}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model(parser)
     parser.add_argument("out", type=Path, help="a new or empty folder")
-    options = {name: keywords for converter in converters() for name, keywords in converter.OPTIONS.items()}
-    for name, keywords in options.items():
-        parser.add_argument(f"--{name}", **keywords)
+    parser.add_argument(
+        "--base_model", help="folder or name of the base model, if not the one that the checkpoint names"
+    )
+    parser.add_argument("--family", choices=FAMILIES, help="where the files alone do not tell")
+    parser.add_argument(
+        "--num_internalized_tokens", type=int, help="of iCoT: how much of the chain it does without, -1 for all"
+    )
     args = parser.parse_args(argv)
-    layout, converter = converter_of(args.model, args.revision)
-    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
-    for name in given:
-        if name not in converter.OPTIONS:
-            raise InputError(f"--{name} is not for {args.model}, which is recognized as: {layout}")
-    converter.convert(args.model, args.out, args.revision, **given)
+    convert(args.model, args.out, args.revision, args.base_model, args.family, args.num_internalized_tokens)

@@ -25,12 +25,9 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "state_dict.bin"
 PREFIXES = ("base_model.", "model.module.", "model.")
-OPTIONS = {
-    "num_internalized_tokens": {"type": int, "help": "of iCoT: how much of the chain it does without, -1 for all"},
-}
 
 
-def recognizes(name: str, revision: str = "main") -> bool:
+def recognizes(name: str) -> bool:
     """A folder with the original's two files, or with a model of transformers and a tokenizer that has the fork's tokens."""
     path = find_file(name, "config.json") if Path(name).is_dir() else None
     if path is None:
@@ -42,7 +39,7 @@ def recognizes(name: str, revision: str = "main") -> bool:
     return not ours and (path.parent / "tokenizer_config.json").is_file() and is_of_the_fork(read_tokenizer(name))
 
 
-def convert(name: str | Path, out: Path, revision: str = "main", *, num_internalized_tokens: int | None = None) -> None:
+def convert(name: str | Path, out: Path, num_internalized_tokens: int | None = None) -> None:
     """Write the converted checkpoint.
 
     Args:

@@ -112,7 +112,7 @@ def distillation_step(
         student = backbone.passes(attention_mask, last_options={"output_hidden_states": True})
         states = config.latent_rule.think(student, embeds, bot, latents, iterations, backbone.project)
         # Teacher: the same question, already read, goes on with the explicit steps.
-        question = student.first_cache.fork(bot)
+        question = student.first_cache.fork(shared)
         teacher = backbone.passes(cot_attention_mask, question, last_options={"output_hidden_states": True})
         teacher_states = teacher(cot_embeds, 0)
 

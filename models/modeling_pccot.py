@@ -121,7 +121,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         """What `generate()` adds after a question: the thought span and the answer prompt, or what opens the steps."""
         if latent_thought:
             return self.thought_ids(num_latent_tokens)
-        return [self.config.bot_token_id] if self.config.open_steps_with_bot else []
+        opening = [self.config.bot_token_id] if self.config.open_steps_with_bot else []
+        return [*(self.config.question_suffix_ids or []), *opening]
 
     batch_options = ("num_iterations", "num_latent_tokens", "latent_thought")
     own_options = (*batch_options, "latent_tolerance", "latent_noise", "latent_dropout", "latent_seed")
@@ -176,7 +177,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         return trace_thought(self.base_model, opened["input_ids"], opened["attention_mask"], iterations)
 
     def thought_ids(self, num_latent_tokens: int | None = None) -> list[int]:
-        """`<bot>`, the latents, `<eot>` and the answer prompt: what stands between a question and its answer."""
+        """What stands between a question and its answer: its suffix, `<bot>`, latents, `<eot>` and the answer prompt."""
         config = self.config
         latents = config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
         check_count("num_latent_tokens", latents, 1, config.max_position_embeddings)
@@ -184,7 +185,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             if getattr(config, name) is None:
                 raise ValueError(f"the configuration has no {name}: set up the tokenizer first (see run_ccot.py)")
         span = [config.bot_token_id, *[config.latent_token_id] * latents, config.eot_token_id]
-        return span + (config.answer_prompt_ids or [])
+        return [*(config.question_suffix_ids or []), *span, *(config.answer_prompt_ids or [])]
 
     @torch.no_grad()
     def generate(

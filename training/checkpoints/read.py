@@ -7,10 +7,11 @@ model is elsewhere and its vocabulary too small.
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from huggingface_hub import file_exists
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 import latent_cot  # noqa: F401  registers the model types
-from latent_cot.complete_weights import CompleteWeightsMixin, check_files
+from latent_cot.complete_weights import CompleteWeightsMixin, check_files, read_header
 from latent_cot.training.data.tokenization import (
     prepare_tokenizer,
     set_special_ids,
@@ -35,6 +36,10 @@ from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_adapter
 
 SETTINGS = "pccot_args.json"
 NAME_IT = "name it yourself: load(FOLDER, base_model=PATH), or latent-cot convert --model FOLDER OUT --base_model PATH"
+# What tells other projects' checkpoints, which `converters/` reads: classes, beginnings of tensors' names, a token.
+FOREIGN_CLASSES = {"COCONUTGPT2", "CODIGPT2", "ColarLlama"}
+FOREIGN_TENSORS = ("codi.", "base_causallm.", "module.codi.", "module.base_causallm.")
+FOREIGN_TOKEN = "<|start-latent|>"
 
 
 def read_config(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -228,6 +233,11 @@ def load(
         InputError: if something is missing or does not fit.
     """
     check_reachable(name, "model")
+    if is_foreign(name, revision):
+        raise InputError(
+            f"{name}: another project's weights, which do not think when they are loaded as they are: convert them first "
+            f"(latent-cot convert --model {name} FOLDER)"
+        )
     config = read_config(name, revision, trust_remote_code)
     if find_file(name, ADAPTER_CONFIG, revision) and not find_file(name, "tokenizer_config.json", revision):
         tokenizer = base_tokenizer(name, config, revision, base_model)
@@ -242,6 +252,32 @@ def load(
     if most >= rows:
         raise InputError(f"{name}: the tokenizer has a token {most}, and the model's vocabulary ends at {rows - 1}")
     return model.eval(), tokenizer
+
+
+def is_foreign(name: str, revision: str = "main") -> bool:
+    """Whether a checkpoint is of a project whose weights have to be converted; damaged files are left to others to tell."""
+    config = find_file(name, "config.json", revision)
+    fields = {}
+    with suppress(InputError):
+        fields = read_object(config) if config is not None else {}
+    if not fields:
+        if not Path(name).exists():
+            with suppress(OSError, ValueError):
+                return any(
+                    file_exists(name, file, revision=revision) for file in ("pytorch_model.bin", "model.safetensors")
+                )
+            return False
+        if any((Path(name) / file).is_file() for file in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+            return True
+        with suppress(ValueError):
+            for path in Path(name).glob("*.safetensors"):
+                return any(key.startswith(FOREIGN_TENSORS) for key in read_header(path))
+        return any(path.is_file() and not path.suffix for path in Path(name).glob("checkpoint_*"))
+    kind = str(fields.get("model_type", ""))
+    if FOREIGN_CLASSES & set(fields.get("architectures") or []) or ("base_model" in fields and not kind):
+        return True
+    tokenizer = find_file(name, "tokenizer.json", revision) if kind in ("gpt2", "llama") else None
+    return tokenizer is not None and f'"{FOREIGN_TOKEN}"' in tokenizer.read_text(encoding="utf-8", errors="replace")
 
 
 def check_reachable(name: str, what: str) -> None:

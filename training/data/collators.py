@@ -124,7 +124,8 @@ class PCCoTCollator(CoTCollator):
     """
 
     def __init__(self, tokenizer, config, curriculum_prob: float = 0.0, seed: int = 0, whole_steps: bool = False):
-        opening = (config.bot_token_id,) if config.open_steps_with_bot else ()
+        self.suffix = config.question_suffix_ids or []
+        opening = [*self.suffix, *([config.bot_token_id] if config.open_steps_with_bot else [])]
         super().__init__(tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, opening)
         self.config, self.whole_steps = config, whole_steps
         self.curriculum = MixedCurriculum(curriculum_prob, config.num_latent_tokens, config.latents_per_step)
@@ -144,7 +145,7 @@ class PCCoTCollator(CoTCollator):
             raise InputError(
                 "--latent_curriculum mixed does not go with data that has 'windows': leave one of the two out"
             )
-        thought = self.curriculum.longest(feature["steps"]) + 2
+        thought = len(self.suffix) + self.curriculum.longest(feature["steps"]) + 2
         decoded = self.config.latents_per_step + max(map(len, feature["steps"]), default=0) if self.whole_steps else 0
         return max(super().length(feature), len(feature["question"]) + thought + len(self.ending(feature)), decoded)
 
@@ -162,7 +163,7 @@ class PCCoTCollator(CoTCollator):
             [] if latent_steps is None else [token for step in feature["steps"][latent_steps:] for token in step]
             for feature in features
         ]
-        span = [config.bot_token_id, *[config.latent_token_id] * latents, config.eot_token_id]
+        span = [*self.suffix, config.bot_token_id, *[config.latent_token_id] * latents, config.eot_token_id]
         tails = [span + steps + self.ending(feature) for steps, feature in zip(explicit, features, strict=True)]
         ids, mask = join([feature["question"] for feature in features], tails, self.pad_token_id)
         labels = ids.masked_fill(mask == 0, IGNORED)
@@ -175,7 +176,7 @@ class PCCoTCollator(CoTCollator):
             "input_ids": ids,
             "attention_mask": mask,
             "labels": labels,
-            "thought_span": ThoughtSpan(shared, latents),
+            "thought_span": ThoughtSpan(shared + len(self.suffix), latents),
             "kd_indices": torch.tensor([shared + len(span) + len(steps) + prompt - 1 for steps in explicit]),
             "cot_input_ids": teacher["input_ids"],
             "cot_attention_mask": teacher["attention_mask"],

@@ -252,7 +252,8 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> CoTCollator:
         with_steps = not self.method.no_cot
-        opening = (config.bot_token_id,) if with_steps and getattr(config, "open_steps_with_bot", False) else ()
+        opening = [*(getattr(config, "question_suffix_ids", None) or [])]
+        opening += [config.bot_token_id] if with_steps and getattr(config, "open_steps_with_bot", False) else []
         ids = tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids
         return CoTCollator(*ids, opening, with_steps=with_steps)
 
