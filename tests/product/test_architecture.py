@@ -27,6 +27,7 @@ ROOMS = {
     "training/runs": "latent_cot.training.runs",
     "engines": "latent_cot.engines",
     "engines/batching": "latent_cot.engines.batching",
+    "engines/vllm": "latent_cot.engines.vllm",
     "converters": "latent_cot.converters",
     "evals": "latent_cot.evals",
     ".": "",
