@@ -39,7 +39,7 @@ class LatentThoughtMixin(nn.Module):
 
     def __init__(self, *, vllm_config, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.vllm_config, hidden = vllm_config, self.config.hidden_size
+        self.vllm_config, self.builders, hidden = vllm_config, {}, self.config.hidden_size
         if self.config.use_projection:
             layers = nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
             self.base_model.prj = nn.Sequential(*layers)
@@ -79,7 +79,8 @@ class LatentThoughtMixin(nn.Module):
         context = get_forward_context()
 
         def run(inputs, columns, parts):
-            slots = {name: slots[columns] for name, slots in context.slot_mapping.items()}
+            parts_of = {id(slots): slots[columns] for slots in context.slot_mapping.values()}
+            slots = {name: parts_of[id(slots)] for name, slots in context.slot_mapping.items()}
             changed = replace(
                 context, attn_metadata=self.metadata_of(metadata, columns, parts, starts), slot_mapping=slots
             )
@@ -99,10 +100,10 @@ class LatentThoughtMixin(nn.Module):
         begins = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         for whole in {id(own): own for own in metadata.values()}.values():
             names = [name for name, own in metadata.items() if own is whole]
-            layer = layers[names[0]]
-            builder = layer.get_attn_backend().get_builder_cls()(
-                layer.get_kv_cache_spec(self.vllm_config), names, self.vllm_config, columns.device
-            )
+            if names[0] not in self.builders:
+                layer = layers[names[0]]
+                spec, build = layer.get_kv_cache_spec(self.vllm_config), layer.get_attn_backend().get_builder_cls()
+                self.builders[names[0]] = build(spec, names, self.vllm_config, columns.device)
             seq_lens = whole.seq_lens[requests] - left
             common = CommonAttentionMetadata(
                 query_start_loc=begins,
@@ -115,7 +116,7 @@ class LatentThoughtMixin(nn.Module):
                 block_table_tensor=whole.block_table[requests],
                 slot_mapping=whole.slot_mapping[columns],
             )
-            made |= dict.fromkeys(names, builder.build(0, common))
+            made |= dict.fromkeys(names, self.builders[names[0]].build(0, common))
         return made
 
     def think_in_whole_passes(self, input_ids, positions, embeds, metadata) -> torch.Tensor:
