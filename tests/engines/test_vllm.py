@@ -50,11 +50,17 @@ def registries():
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
+    from vllm.utils.import_utils import resolve_obj_by_qualname
 
     held = [ModelRegistry.models, MODELS_CONFIG_MAP, RENDERER_REGISTRY.renderers, TokenizerRegistry.tokenizers]
     before = [dict(registry) for registry in held]
     plugin.register()
     plugin.register()
+    for (
+        architecture,
+        place,
+    ) in plugin.ARCHITECTURES.items():  # as classes: vLLM would look at each place in a new process
+        ModelRegistry.register_model(architecture, resolve_obj_by_qualname(place.replace(":", ".")))
     yield
     for registry, entries in zip(held, before, strict=True):
         registry.clear()
