@@ -13,7 +13,6 @@ ARCHITECTURES = {
     "ICoTLlamaForCausalLM": f"{THEIRS}.llama:LlamaForCausalLM",
     "ICoTMistralForCausalLM": f"{THEIRS}.mistral:MistralForCausalLM",
 }
-TOKENIZER_MODE = "latent_cot"  # chooses the renderer; the tokenizer is Hugging Face's
 TESTED = (0, 32)
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's, whose handlers show it
@@ -28,7 +27,7 @@ def register():
 
     import latent_cot  # noqa: F401  registers the configurations with transformers
 
-    from .server_config import ThoughtServerConfig
+    from .server_config import TOKENIZER_MODE, ThoughtServerConfig
 
     for architecture, model_class in ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, model_class)

@@ -9,9 +9,8 @@ from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
 
-from .plugin import TOKENIZER_MODE
-
-logger = logging.getLogger(f"vllm.{__name__}")
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's, whose handlers show it
+TOKENIZER_MODE = "latent_cot"  # chooses the renderer; the tokenizer is Hugging Face's
 PER_SERVER = ("latent_thought", "num_iterations", "num_latent_tokens", "explicit_steps", "num_fillers")
 PER_SERVER += ("latent_noise", "latent_dropout", "latent_tolerance", "position_gap")
 OPTIONS = {"pccot": ("latent_thought",), "icot": ("explicit_steps",)}
