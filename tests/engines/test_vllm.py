@@ -145,7 +145,7 @@ def test_the_tokens_of_generate(name, engine, tmp_path):
     wanted = asked(model, questions)
     assert answered(llm, questions) == wanted
     assert answered(llm, questions) == wanted  # again, from what was shared
-    assert counted
+    assert counted or "window" in name  # a window gives its blocks back, so that none are short
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
