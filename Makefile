@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+VLLM := .venv-vllm
 MINUTES ?= 9
 RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest bench gpu results export reference quality clean
+.PHONY: help demo test test-all test-oldest test-vllm bench gpu results export reference quality clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +25,14 @@ $(OLDEST)/installed: pyproject.toml constraints/oldest.txt
 	$(OLDEST)/bin/python $(PIP) -e ".[dev]" -c constraints/oldest.txt
 	touch $@
 
+# vLLM's wheel brings vision and audio libraries that are built for CUDA, and break transformers beside a CPU torch.
+$(VLLM)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python $(PIP) torch==2.13.0
+	$(VLLM)/bin/python $(PIP) -e ".[vllm,training]" pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 demo: $(VENV)/installed ## train a small model from random weights and compare every way to answer (1 to 5 minutes)
 	$(RUN) demo.py
 
@@ -35,6 +44,9 @@ test-all: $(VENV)/installed ## all tests
 
 test-oldest: $(OLDEST)/installed ## all tests on the oldest versions that requirements.txt admits
 	$(OLDEST)/bin/python -m pytest -n 2
+
+test-vllm: $(VLLM)/installed ## the vLLM plugin's tests, with a vLLM of their own (x86; 5 to 10 minutes)
+	$(VLLM)/bin/python -m pytest tests/engines/test_vllm_windows.py tests/engines/test_vllm.py
 
 bench: $(VENV)/installed ## measure speed and memory, and compare with the last recorded run (10 minutes)
 	$(RUN) -m benchmarks.speed.run
@@ -58,4 +70,4 @@ quality: $(VENV)/installed ## format, lint, types
 	$(RUN) -m mypy
 
 clean: ## remove the environments and outputs
-	rm -rf $(VENV) $(OLDEST) outputs build
+	rm -rf $(VENV) $(OLDEST) $(VLLM) outputs build

@@ -28,6 +28,7 @@ ROOMS = {
     "engines": "latent_cot.engines",
     "engines/batching": "latent_cot.engines.batching",
     "engines/gguf": "latent_cot.engines.gguf",
+    "engines/vllm": "latent_cot.engines.vllm",
     "converters": "latent_cot.converters",
     "evals": "latent_cot.evals",
     "commands": "latent_cot.commands",
