@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from latent_cot.complete_weights import is_projection
 from latent_cot.training.data.tokenization import starts_with_bos
 from latent_cot.training.errors import InputError
 
