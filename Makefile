@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 VLLM := .venv-vllm
 MINUTES ?= 9
 RUN := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest test-vllm bench gpu results export reference quality clean
+.PHONY: help demo test test-all test-oldest test-newest test-vllm bench gpu results export reference quality clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +46,15 @@ test-all: $(VENV)/installed ## all tests
 test-oldest: $(OLDEST)/installed ## all tests on the oldest versions that requirements.txt admits
 	$(OLDEST)/bin/python -m pytest -n 2
 
+# torch is held, since its newest build may be for another device.
+test-newest: $(VENV)/installed ## the fast tests with what pip installs today, where that is not what was tested
+	grep '^torch==' constraints/newest.txt > $(VENV)/torch.txt
+	$(RUN) $(PIP) --dry-run --ignore-installed --report - -c $(VENV)/torch.txt ".[training,rl]" > $(VENV)/today.json
+	$(RUN) tests/helpers/newest_versions.py constraints/newest.txt < $(VENV)/today.json || ( \
+		$(PYTHON) -m venv $(NEWEST) && $(NEWEST)/bin/python $(PIP) torch -c $(VENV)/torch.txt && \
+		$(NEWEST)/bin/python $(PIP) -e ".[dev]" -c $(VENV)/torch.txt && \
+		$(NEWEST)/bin/python -m pytest -n 2 -m "not slow" )
+
 test-vllm: $(VLLM)/installed ## the vLLM plugin's tests, with a vLLM of their own (x86; 5 to 10 minutes)
 	$(VLLM)/bin/python -m pytest tests/engines/test_vllm_windows.py tests/engines/test_vllm.py
 
@@ -70,4 +80,4 @@ quality: $(VENV)/installed ## format, lint, types
 	$(RUN) -m mypy
 
 clean: ## remove the environments and outputs
-	rm -rf $(VENV) $(OLDEST) $(VLLM) outputs build
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(VLLM) outputs build
