@@ -256,7 +256,7 @@ def server():
     command += ["--host", "127.0.0.1", "--port", "8931", "--enforce-eager", "--served-model-name", "words"]
     process = subprocess.Popen(command, env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
     try:
-        for _ in range(300):
+        for _ in range(900):
             try:
                 urllib.request.urlopen(f"{address}/health", timeout=5)
                 break
