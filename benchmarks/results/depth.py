@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .one_thread import results_of
+from .grid import results_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,19 +10,39 @@ made again; what has no file has no row, and a task without one no table.
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from latent_cot.training.cli import read_recipe
 
-from .one_thread import results_of
-
 ROOT = Path(__file__).resolve().parents[2]
 
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- grid: benchmarks/results/grid.py writes this part -->", "<!-- end of the grid -->"
+
+
+def results_of(words: list[str], folder: Path) -> dict[str, float]:
+    """The metrics that a run leaves in its output folder; made first where they are not there.
+
+    Args:
+        words: the script, from the repository's root, and its arguments, without `--output_dir`.
+        folder: the run's.
+    """
+    path = folder / "all_results.json"
+    if not path.exists():
+        command = [sys.executable, *words, "--disable_tqdm", "true", "--output_dir", str(folder)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
+    else:
+        made = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
+        print(f"{folder}: not run again, finished at {made}; remove it if the code has changed since", file=sys.stderr)
+    return json.loads(path.read_text())
 
 
 @dataclass(frozen=True)

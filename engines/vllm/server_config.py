@@ -68,6 +68,7 @@ class ThoughtServerConfig(VerifyAndUpdateConfig):
             "dual batch overlap": parallel.use_ubatching,
             "a KV connector": vllm_config.kv_transfer_config is not None,
             "another scheduler": scheduler.scheduler_cls not in (None, SCHEDULER),
+            "the rule latent_update='add'": getattr(model.hf_config, "latent_update", "shift") != "shift",
             "pooling": model.runner_type != "generate",
         }
         for what, asked in refused.items():

@@ -199,7 +199,7 @@ def test_words_as_text(engine, words):
             llm.generate("one", vllm.SamplingParams(extra_args={name: 1}), use_tqdm=False)
     for prompt, words_of in (
         ("", "the prompt is empty|cannot be empty"),
-        ({"prompt_token_ids": [5] * 147}, "what follows it needs 10 positions"),
+        ({"prompt_token_ids": [5] * 150}, "what follows it needs 10 positions"),
         ({"prompt_token_ids": [5, 97, 99, 5]}, "is cut off"),
         ({"prompt_token_ids": [5, 1000]}, "vocabulary"),
     ):

@@ -157,7 +157,11 @@ def load_gguf(file: GGUFFile, config: PreTrainedConfig, **options) -> PreTrained
         raise InputError(
             f"{file.path}: the configuration is of another model: {str(error).splitlines()[-1].strip()}"
         ) from error
-    for name in (name for name in (*lacking.missing_keys, *lacking.unexpected_keys) if not is_projection(name)):
+    for name in (
+        name
+        for name in (*lacking.missing_keys, *lacking.unexpected_keys)
+        if set(NEW_PARTS.values()).isdisjoint(name.split("."))
+    ):
         raise InputError(f"{file.path}: the configuration is of another model: {name} is only in one of the two")
     check_positions(model, file)
     check_finite(model, str(file.path))
