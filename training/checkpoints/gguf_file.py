@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from latent_cot.complete_weights import NEW_PARTS
 from latent_cot.training.data.tokenization import starts_with_bos
 from latent_cot.training.errors import InputError
 
