@@ -1,10 +1,13 @@
 """Text to tokens: nothing is lost, and text stays text."""
 
 import pytest
+import torch
+from conftest import make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from latent_cot import ICoTConfigMixin, PCCoTConfigMixin
+from latent_cot.training.checkpoints.loading import extend_vocabulary
 from latent_cot.training.data.small_tokenizers import byte_tokenizer, character_tokenizer
 from latent_cot.training.data.tokenization import prepare_tokenizer, tokenize, tokenize_answer_prompt
 from latent_cot.training.errors import InputError
@@ -186,3 +189,25 @@ def test_an_appended_end_of_sequence_goes():
     assert tokenizer("4=")["input_ids"][-1] == tokenizer.eos_token_id
     question = tokenize({"question": ["4="], "steps": [[]], "answer": ["4"]}, tokenizer)["question"][0]
     assert question == tokenizer("4=")["input_ids"][:-1]
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("spare", [0, 2, 9])
+def test_new_tokens_start_beside_the_rows_in_use(tied, spare):
+    """Also where a matrix has rows to spare, which nothing has trained."""
+    tokenizer = character_tokenizer(["0123456789"])
+    known = len(tokenizer)
+    prepare_tokenizer(tokenizer, PCCOT)
+    added = len(tokenizer) - known
+    model = make_model("qwen3", vocab_size=known + spare, tie_word_embeddings=tied)
+    matrices = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    with torch.no_grad():
+        for matrix in matrices:
+            matrix[known:] = 1e-8
+            matrix[:known] += 0.5
+    mean = [matrix[:known].mean(dim=0).detach().clone() for matrix in matrices]
+    extend_vocabulary(model, tokenizer, added)
+    assert model.get_input_embeddings().num_embeddings == max(known + spare, len(tokenizer))
+    for layer, wanted in zip((model.get_input_embeddings(), model.get_output_embeddings()), mean, strict=True):
+        rows = layer.weight[known : len(tokenizer)]
+        assert (rows - wanted).abs().max() < 0.1 * wanted.abs().max()
