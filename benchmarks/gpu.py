@@ -7,7 +7,7 @@
 It uses the packages that are installed and downloads nothing. Each part is a process with a time limit and leaves `PART.json` and
 `PART.log`; one that fails, or is ended because its time is up, is reported, and the next one runs. A second call goes on with the
 trainings from their checkpoints. `--rehearse` runs every part with tiny models on the CPU, and its figures mean nothing.
-What ran so far: docs/gpu.md.
+What ran so far: docs/performance.md.
 """
 
 import argparse

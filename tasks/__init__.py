@@ -1,7 +1,7 @@
 """Synthetic data sets, seeded and reproducible, by name.
 
 A task is a function that returns `{split: [{question, steps, answer}, ...]}` and whose keyword arguments are its
-settings (docs/tasks.md describes them).
+settings (docs/data-and-tasks.md describes them).
 """
 
 import inspect

@@ -1,1 +1,1 @@
-"""The figures of docs/results.md, passes.md and sampling.md: each module is a command, `python -m benchmarks.results.grid`."""
+"""The figures of docs/results.md: each module is a command, `python -m benchmarks.results.grid`."""

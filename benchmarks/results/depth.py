@@ -4,7 +4,7 @@
     python -m benchmarks.results.depth --steps 15 --forms blocks       # some of the runs
     python -m benchmarks.results.depth --tables                        # run nothing
 
-Chains of K + 1 operations mod 7 that forget nothing (docs/tasks.md). A run whose file is already in `results/depth` is not made again.
+Chains of K + 1 operations mod 7 that forget nothing (docs/data-and-tasks.md). A run whose file is already in `results/depth` is not made again.
 """
 
 import argparse

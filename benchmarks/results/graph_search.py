@@ -2,7 +2,7 @@
 
     python -m benchmarks.results.graph_search --model outputs/graph-pccot --published prosqa_valid.json
 
-`prosqa_valid.json` is in the Coconut repository (docs/tasks.md).
+`prosqa_valid.json` is in the Coconut repository (docs/data-and-tasks.md).
 """
 
 import argparse

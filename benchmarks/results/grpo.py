@@ -1,4 +1,4 @@
-"""Train chain models by reward from several seeds, print a Markdown table and plot the curves: what docs/sampling.md shows.
+"""Train chain models by reward from several seeds, print a Markdown table and plot the curves: what docs/results.md shows.
 
     python -m benchmarks.results.grpo --output_dir outputs/grpo
 

@@ -1,4 +1,4 @@
-"""Train chain models at one T and over a range of T, five seeds each; print a Markdown table and plot accuracy against T: what docs/passes.md shows.
+"""Train chain models at one T and over a range of T, five seeds each; print a Markdown table and plot accuracy against T: what docs/results.md shows.
 
     python -m benchmarks.results.iterations_range --output_dir outputs/iterations_range
 

@@ -1,4 +1,4 @@
-"""Train on affine maps with few passes and with one per map, with and without windows; print a Markdown table and plot exact match: what docs/passes.md shows.
+"""Train on affine maps with few passes and with one per map, with and without windows; print a Markdown table and plot exact match: what docs/results.md shows.
 
     python -m benchmarks.results.log_depth --output_dir outputs/log_depth
 

@@ -1,4 +1,4 @@
-"""Sample thoughts of chain models stopped early, over strengths of noise and dropout: what docs/sampling.md shows.
+"""Sample thoughts of chain models stopped early, over strengths of noise and dropout: what docs/results.md shows.
 
     python -m benchmarks.results.noise --output_dir outputs/noise
 

@@ -131,6 +131,10 @@ def plot(path: Path) -> None:
     points = [(starts[row["variant"]] / EMBEDDINGS, row["exact_match"]) for row in runs if row["variant"] in starts]
     axes.scatter(*zip(*points, strict=True), label="a gain, trained from there", zorder=3)
     off = [row["exact_match"] for row in runs if row["variant"] == "off"]
+    off += [
+        json.loads(file.read_text())["exact_match"]
+        for file in (ROOT / "results/chain/pccot-unsupervised").glob("*.json")
+    ]
     if off:
         axes.scatter(
             [1 / EMBEDDINGS] * len(off), off, marker="x", color="tab:red", label="states fed back as they are", zorder=3

@@ -1,4 +1,4 @@
-"""How many passes questions of different depth take under `latent_tolerance`, as a Markdown table: what docs/passes.md shows.
+"""How many passes questions of different depth take under `latent_tolerance`, as a Markdown table: what docs/results.md shows.
 
 python run_ccot.py configs/recipes/chain-mixed_pccot-range_gpt2-2x64.yaml
 python -m benchmarks.results.tolerance --model outputs/pccot-chain-mixed

@@ -3,7 +3,7 @@
 
     python tests/faults/kill_and_resume.py --kills 40
 
-A third of the SIGKILLs at least come while a checkpoint or the final model is being written. docs/reliability.md has the
+A third of the SIGKILLs at least come while a checkpoint or the final model is being written. docs/training.md has the
 figures of the last run. Exits with 1 if any resumed run ended differently.
 """
 

@@ -15,7 +15,7 @@ from latent_cot.training.data.small_tokenizers import character_tokenizer
 from latent_cot.training.data.tokenization import prepare_tokenizer
 
 KINDS = ("pccot-gpt2", "pccot-llama", "icot-gpt2")
-DOCUMENTED = (ValueError, OSError)  # docs/troubleshooting.md; InputError is a ValueError
+DOCUMENTED = (ValueError, OSError)  # docs/training.md; InputError is a ValueError
 QUESTION = "1+2*3="
 
 

@@ -113,7 +113,7 @@ def test_a_training_of_a_depth(name, steps, monkeypatch):
 
 
 def test_the_page_has_the_table_of_depths():
-    assert depth.tables() in (ROOT / "docs" / "passes.md").read_text(encoding="utf-8")
+    assert depth.tables() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for path in depth.RESULTS.glob("*/*.json"):
         row = json.loads(path.read_text())
         passes = max(map(int, row["exact_match"]))

@@ -36,11 +36,11 @@ def rows_of(task: str, settings: str) -> list[dict]:
 
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_a_task_documents_its_settings(task):
-    """Each setting is a whole number, described in the docstring and, with its default, in docs/tasks.md."""
+    """Each setting is a whole number, described in the docstring and, with its default, in docs/data-and-tasks.md."""
     parameters = inspect.signature(tasks.TASKS[task]).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     assert all(type(default) is int for default in defaults.values())
-    _, _, page = (ROOT / "docs" / "tasks.md").read_text().partition(f"\n## {task}\n")
+    _, _, page = (ROOT / "docs" / "data-and-tasks.md").read_text().partition(f"\n## {task}\n")
     page = page.partition("\n## ")[0]
     described = {}
     for names, values in re.findall(r"^\| (`.+?`) \| ([\d, ]+) \| .+ \|$", page, flags=re.MULTILINE):
@@ -53,7 +53,7 @@ def test_a_task_documents_its_settings(task):
 
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_the_documented_example_is_drawn(task):
-    _, _, page = (ROOT / "docs" / "tasks.md").read_text().partition(f"\n## {task}\n")
+    _, _, page = (ROOT / "docs" / "data-and-tasks.md").read_text().partition(f"\n## {task}\n")
     example = re.search(r"```json\n(.*?)```", page, flags=re.DOTALL).group(1)
     assert json.loads(example) == tasks.generate(task, "train=0,validation=0,test=1")["test"][0]
 
