@@ -1,14 +1,14 @@
 """How an answer is read out of a text (`--answer_from`), and when two answers are the same (`--compare`)."""
 
-import importlib
 import importlib.util
 import re
 import sys
 import threading
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from importlib.machinery import PathFinder
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from latent_cot.answer_modes import AnswerMode
 from latent_cot.training.errors import InputError
@@ -172,7 +172,7 @@ def load_function(flag: str, name: str) -> Callable:
     """
     module, _, function = name.partition(":")
     try:
-        found = getattr(import_module(module), function)
+        found = getattr(load_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"--{flag} {name}: {error}") from error
     if not callable(found):
@@ -180,18 +180,16 @@ def load_function(flag: str, name: str) -> Callable:
     return found
 
 
-def import_module(name: str):
-    """A module by name; after what is installed the current folder is searched, without a change of `sys.path`."""
+def load_module(name: str) -> ModuleType:
+    """A module that can be imported, or else the file of that name in the current folder."""
+    path = Path.cwd().joinpath(*name.split(".")).with_suffix(".py")
     try:
-        return importlib.import_module(name)
+        return import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if not path.is_file() or error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
             raise
-        spec = PathFinder.find_spec(name, [str(Path.cwd())])
-        if spec is None or spec.loader is None:
-            raise
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:

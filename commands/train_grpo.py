@@ -1,12 +1,8 @@
 """Train a PCCoT checkpoint by reward: GRPO on its own sampled answers, each after a latent thought. See `run_grpo.py`."""
 
 import importlib.util
-import sys
-from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 
+from latent_cot.analysis.comparison import load_function
 from latent_cot.training.arguments import LoraArguments, ModelArguments, RewardDataArguments, RewardEvaluationArguments
 from latent_cot.training.cli import parse
 from latent_cot.training.data.sources import dataset_label, load_splits
@@ -31,35 +27,6 @@ def argument_classes() -> tuple[type, ...]:
     )
 
 
-def load_function(name: str | None) -> Callable | None:
-    """The function that `--reward_function module:function` names; modules of the current folder are found too."""
-    if name is None:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        return getattr(load_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--reward_function {name}: {error}") from error
-
-
-def load_module(name: str) -> ModuleType:
-    """A module that can be imported, or else the file of that name in the current folder."""
-    path = Path.cwd().joinpath(*name.split(".")).with_suffix(".py")
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if not path.is_file() or error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
-            raise
-    spec = importlib.util.spec_from_file_location(name, path)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def main(argv: list[str]) -> dict:
     """Run with command line arguments (see `--help`); returns the metrics."""
     model, reward, lora, data, evaluation, args = parse(argument_classes(), argv)
@@ -74,7 +41,7 @@ def main(argv: list[str]) -> dict:
         eval_dataset=splits.get("validation"),
         test_dataset=splits.get("test"),
         reward=reward,
-        reward_function=load_function(reward.reward_function),
+        reward_function=load_function("reward_function", name) if (name := reward.reward_function) else None,
         lora=lora,
         evaluation=evaluation,
     )

@@ -38,7 +38,7 @@ SUCCESSORS = {
     "low_cpu_mem_usage": "nothing: models are always loaded so",
     "use_fast_tokenizer": "nothing: tokenizers are always the fast ones",
     "model": "--model_name_or_path",
-    "from_pretrained": "--model_name_or_path (first: latent-cot convert --model FOLDER OUT)",
+    "from_pretrained": "--model_name_or_path (first: latent-cot convert)",
     "train_path": "--train_file",
     "val_path": "--validation_file",
     "test_path": "--test_file",

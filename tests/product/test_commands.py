@@ -13,6 +13,7 @@ import run_ccot
 import run_cot
 import run_grpo
 import run_icot
+from latent_cot.analysis.comparison import load_function
 from latent_cot.commands import __main__ as command
 from latent_cot.commands import convert, train_cot, train_grpo, train_icot, train_pccot
 from latent_cot.converters.convert_icot import recognizes
@@ -138,11 +139,11 @@ def test_a_reward_is_found_in_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("broken = \n")
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
-    assert train_grpo.load_function("my_own.rewards:five")() == 5 and sys.path == before
-    assert train_grpo.load_function("json:dumps")(1) == "1"
+    assert load_function("reward_function", "my_own.rewards:five")() == 5 and sys.path == before
+    assert load_function("reward_function", "json:dumps")(1) == "1"
     (tmp_path / "needs_more.py").write_text("import no_such_module\n")
     with pytest.raises(InputError, match="No module named 'no_such_module'"):
-        train_grpo.load_function("needs_more:f")
+        load_function("reward_function", "needs_more:f")
 
 
 def test_without_a_model_ask_says_so(tmp_path):

@@ -219,7 +219,7 @@ def test_data(tokenizer_case):
         num_latent_tokens, latents_per_step = args["num_latent_tokens"], 1
         bot_token_id, eot_token_id = args["bot_token_id"], args["eot_token_id"]
         latent_token_id, answer_prompt_ids = args["latent_token_id"], prompt
-        open_steps_with_bot = False
+        open_steps_with_bot, question_suffix_ids = False, None
 
     examples = json.loads((tokenizer_case / "examples.json").read_text())
     columns = {name: [example[name] for example in examples] for name in ("question", "steps", "answer")}

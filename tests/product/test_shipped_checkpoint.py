@@ -12,6 +12,7 @@ import latent_cot  # noqa: F401
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import answer_questions, same_answer
 from latent_cot.converters.export import export
+from latent_cot.training.checkpoints.write import EXAMPLE
 from latent_cot.training.cli import read_recipe
 from latent_cot.training.errors import InputError
 
@@ -93,7 +94,7 @@ def test_an_export_is_a_whole_page(exported):
     names = {path.name for path in exported.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "modeling_pccot.py"} <= names
     for path in exported.glob("*.py"):
-        source = ROOT / "example.py" if path.name == "example.py" else ROOT / "models" / path.name
+        source = EXAMPLE if path.name == "example.py" else ROOT / "models" / path.name
         assert path.read_text() == source.read_text(), path.name
     with pytest.raises(InputError, match="not empty"):
         export(str(SHIPPED), exported)

@@ -221,7 +221,7 @@ def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     Args:
         added: how many of the tokenizer's last tokens are new.
     """
-    there = model.get_input_embeddings().num_embeddings
+    there = model.get_input_embeddings().weight.shape[0]
     in_use = len(tokenizer) - added
     spare = slice(in_use, min(len(tokenizer), there))
     if spare.start < spare.stop:

@@ -274,7 +274,10 @@ def is_foreign(name: str, revision: str = "main") -> bool:
                 return any(key.startswith(FOREIGN_TENSORS) for key in read_header(path))
         return any(path.is_file() and not path.suffix for path in Path(name).glob("checkpoint_*"))
     kind = str(fields.get("model_type", ""))
-    if FOREIGN_CLASSES & set(fields.get("architectures") or []) or ("base_model" in fields and not kind):
+    classes = fields.get("architectures")
+    if (isinstance(classes, list) and not FOREIGN_CLASSES.isdisjoint(map(str, classes))) or (
+        "base_model" in fields and not kind
+    ):
         return True
     tokenizer = find_file(name, "tokenizer.json", revision) if kind in ("gpt2", "llama") else None
     return tokenizer is not None and f'"{FOREIGN_TOKEN}"' in tokenizer.read_text(encoding="utf-8", errors="replace")

@@ -62,8 +62,6 @@ class RewardTrainingArguments(CoTTrainingArguments, GRPOConfig):
             raise InputError(f"--reward_weights must be finite numbers, got {self.reward_weights}")
         if not math.isfinite(self.beta):
             raise InputError(f"--beta must be a finite number, got {self.beta}")
-        if self.dry_run:
-            raise InputError("--dry_run is not supported here: what a run costs depends on the answers that it samples")
 
 
 class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMixin, GRPOTrainer):

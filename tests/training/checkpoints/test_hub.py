@@ -489,8 +489,7 @@ def test_a_run_without_access_ends_before_training(hub, tmp_path, monkeypatch, c
 def test_a_run_whose_push_fails_has_its_checkpoint(hub, tmp_path, monkeypatch, capfd):
     output = tmp_path / "output"
     hub.fail("/commit/", 403)
-    # A shortened flag, which argparse takes: the card's command must hide this token too.
-    said = last_words(monkeypatch, f"--hub_tok={TOKEN}", "--save_strategy", "no", "--output_dir", str(output))
+    said = last_words(monkeypatch, f"--hub_token={TOKEN}", "--save_strategy", "no", "--output_dir", str(output))
     assert said.startswith("error: the push to me/tiny failed: the token may not write there")
     assert f"run: hf upload me/tiny {output} " in said
     files = contents(output)

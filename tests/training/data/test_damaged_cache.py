@@ -7,6 +7,7 @@ import datasets
 import pytest
 
 from latent_cot.training.data.row_cache import cached_rows
+from latent_cot.training.data.rows import Reading
 from latent_cot.training.errors import InputError
 
 
@@ -24,7 +25,7 @@ def rows(count: int = 50, broken: int | None = None):
 
 
 def load(**options):
-    return cached_rows(lambda: rows(**options), lambda: "content", "data.jsonl", 0, None)
+    return cached_rows(lambda: rows(**options), lambda: "content", "data.jsonl", 0, None, Reading())
 
 
 @pytest.mark.parametrize("left", [0.0, 0.1, 0.5, 0.999])

@@ -220,7 +220,7 @@ def test_the_first_process_makes_features_for_all(data, make_trainer, monkeypatc
 
     monkeypatch.setattr(CoTTrainingArguments, "main_process_first", first)
     split = "latent_cot.training.trainers.cot.tokenize_split"
-    monkeypatch.setattr(split, lambda examples, *args: order.append("tokenize") or examples)
+    monkeypatch.setattr(split, lambda examples, *args, **kwargs: order.append("tokenize") or examples)
     make_trainer(data)
     assert order == ["wait", "tokenize", "go on"]
 

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 import run_icot
 from latent_cot import tasks
 from latent_cot.modeling_pccot import PCCoTGPT2LMHeadModel
-from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments
+from latent_cot.training.arguments import CoTTrainingArguments, LatentEvaluationArguments
 from latent_cot.training.errors import InputError
 from latent_cot.training.method_arguments import CoTArguments, ICoTArguments, PCCoTArguments
 from latent_cot.training.trainers.cot import CoTTrainer
@@ -29,7 +29,7 @@ def make(characters, tmp_path):
         defaults = {"max_steps": 2, "per_device_train_batch_size": 4, "save_strategy": "no", "report_to": "none"}
         args = args_class(str(tmp_path), use_cpu=True, disable_tqdm=True, **(defaults | (flags or {})))
         options = {"train_dataset": ROWS["train"], "eval_dataset": ROWS["validation"]} | options
-        options |= {"evaluation": EvaluationArguments(max_new_tokens=3, explicit_cot=False)}
+        options |= {"evaluation": LatentEvaluationArguments(max_new_tokens=3, explicit_cot=False)}
         return PCCoTTrainer(
             model or chain_model(characters, num_latent_tokens=3), args, processing_class=characters, **options
         )
