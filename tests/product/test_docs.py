@@ -203,18 +203,6 @@ def test_commands_of_a_guide(path, clone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ccot", "cot", "icot"])
-def test_templates(kind, clone):
-    """The originals' templates: train, then test what was trained. Flags after them change the recipe."""
-    lines = []
-    for stage in ("run", "test"):
-        text = (ROOT / f"{stage}_{kind}.sh.template").read_text()
-        assert '"$@"' in text
-        lines.append(as_run(f"bash {stage}_{kind}.sh.template", text) + ("" if stage == "run" else f" {FEW_STEPS}"))
-    run(clone, [ACTIVATE, *lines])
-
-
-@pytest.mark.slow
 def test_demo(clone):
     """`make demo`, a few steps of it."""
     printed = run(clone, [ACTIVATE, "python demo.py --output_dir outputs/demo --max_steps 2 --use_cpu"])
