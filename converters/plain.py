@@ -186,9 +186,9 @@ All {total} tensors of the source:
 
 Added: {"; ".join(ledger.filled) or "nothing"}. Numbers are stored as {str(model.dtype).removeprefix("torch.")}.
 
-Nothing was measured here, and what others published is not repeated. From the repository of this project:
+Nothing was measured here, and what others published is not repeated. With this project's package installed:
 
 ```
-lm_eval --model hf --model_args pretrained={out.name},trust_remote_code=True --tasks gsm8k_last_number --include_path evals
+latent-cot lm_eval --model_args pretrained={out.name} --tasks gsm8k_last_number
 ```
 """

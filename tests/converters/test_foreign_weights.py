@@ -314,7 +314,11 @@ def test_the_folder_loads_alone_and_its_card_accounts_for_every_tensor(codi, tmp
     total = len(torch.load(codi.source / "pytorch_model.bin"))
     read, gone = (int(re.search(rf"- {word}, (\d+):", card)[1]) for word in ("read", "left out"))
     assert f"All {total} tensors" in card and read + gone == total and gone == 2
-    assert "CODI (arXiv 2502.21074)" in card and "dynamic_cls.*" in card and "lm_eval" in card
+    assert (
+        "CODI (arXiv 2502.21074)" in card
+        and "dynamic_cls.*" in card
+        and "latent-cot lm_eval --model_args pretrained=" in card
+    )
     assert not re.search(r"\d %|accuracy|exact_match", card)  # nothing was measured
     generation = json.loads((out / "generation_config.json").read_text())
     fields = json.loads((out / "config.json").read_text())
