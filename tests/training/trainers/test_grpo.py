@@ -214,7 +214,6 @@ def test_rows_are_evaluated(tmp_path):
     [
         (["--reward_weights", "nan"], "--reward_weights must be finite numbers, got [nan]"),
         (["--reward_weights", "inf", "1"], "--reward_weights must be finite numbers"),
-        (["--dry_run"], "--dry_run is not supported here"),
         (["--beta", "nan"], "--beta must be a finite number"),
         (["--beta", "0.1", "--sync_ref_model"], "--beta is not supported with FSDP, DeepSpeed and --sync_ref_model"),
         (["--reward_function", "json:nothing"], "--reward_function json:nothing: module 'json' has no attribute"),
