@@ -196,9 +196,7 @@ def test_the_adapter_holds_what_was_trained(lora_run):
     assert not any(name.endswith(("wte.weight", "lm_head.weight", "base_layer.weight")) for name in names)
 
 
-@pytest.mark.parametrize(
-    "lora_run", [pytest.param("no projection", marks=pytest.mark.slow), "projection"], indirect=True
-)
+@pytest.mark.slow  # test_adapter_and_merged_model_are_the_same loads it plainly in this process
 def test_a_moved_adapter_loads_in_a_fresh_process(lora_run, tmp_path):
     """Nothing but its folder is needed (and PEFT)."""
     shutil.copytree(lora_run / "adapter", tmp_path / "moved")

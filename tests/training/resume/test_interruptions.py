@@ -146,7 +146,7 @@ def test_a_checkpoint_that_fails_leaves_the_older_ones(count, tmp_path, monkeypa
 
 @pytest.mark.parametrize("where", ["weights", "card"])
 def test_a_model_is_replaced_as_a_whole_or_not_at_all(where, tmp_path, monkeypatch):
-    argv = [*RUN, *PCCOT, "--save_strategy", "no", "--do_eval", "--output_dir", str(tmp_path)]
+    argv = [*RUN, *PCCOT, "--max_steps", "2", "--save_strategy", "no", "--do_eval", "--output_dir", str(tmp_path)]
     run_ccot.main(argv)
     before = contents(tmp_path)
     module, name = (write.shutil, "copy") if where == "weights" else (saving, "write_card")
