@@ -137,7 +137,7 @@ def test_checkpointing_changes_nothing(shape, device, lora):
     assert worst_difference(grads, wanted) < 1e-4
 
 
-@on_every_device
+@pytest.mark.parametrize("device", DEVICES[1:])  # tests/product/test_benchmarks.py asks a CPU
 @on_every_shape
 @pytest.mark.parametrize("lora", [False, True], ids=["all", "lora"])
 def test_the_reference_trains_alike(shape, device, lora):
