@@ -95,19 +95,8 @@ def serving(log: Path, *flags: str, folder: Path = SHIPPED):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "latent_cot.commands",
-        "serve",
-        "--model",
-        str(folder),
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-        *flags,
-    ]
+    command = [sys.executable, "-m", "latent_cot.commands", "serve", "--model", str(folder), "--port", str(port)]
+    command += ["--device", "cpu", *flags]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=os.environ | LOOPBACK)
     address = f"http://localhost:{port}"

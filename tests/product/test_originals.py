@@ -310,15 +310,8 @@ def test_limits_of_at_most_nothing_are_none(memorised_file, tmp_path):
     argv = [*ICOT, "--train_file", memorised_file, "--max_steps", "2", "--partial_removal", "--logging_steps", "1"]
     run_icot.main([*argv, "--max_len_train", "-1", "--truncation", "-1", "--output_dir", str(tmp_path / "none")])
     # Evaluation, of each row by itself here, does not go by the limit, as the original's does not.
-    asked = [
-        "--validation_file",
-        memorised_file,
-        "--max_eval_samples",
-        "2",
-        "--do_eval",
-        "--per_device_eval_batch_size",
-        "1",
-    ]
+    asked = ["--validation_file", memorised_file, "--max_eval_samples", "2", "--do_eval"]
+    asked += ["--per_device_eval_batch_size", "1"]
     metrics = run_icot.main([*argv, *asked, "--max_len_train", "3", "--output_dir", str(tmp_path / "all")])
     assert math.isfinite(metrics["eval_loss"]) and metrics["eval_loss"] > 0
     for folder, learned in (("none", True), ("all", False)):
@@ -376,18 +369,8 @@ def step_of(kind: str, batch: int, accumulated: int, out: Path, processes: int =
     script = {"ccot": run_ccot, "cot": run_cot, "icot": run_icot}[kind]
     config = {"ccot": "pccot_gpt2_tiny", "cot": "gpt2_chain", "icot": "icot_gpt2_chain"}[kind]
     argv = ["--config_name", f"configs/{config}.json", "--tokenizer_name", "characters", *QUIET, "--do_train"]
-    argv += [
-        "--train_file",
-        str(path),
-        "--max_steps",
-        "1",
-        "--learning_rate",
-        "0.1",
-        "--optim",
-        "sgd",
-        "--lr_scheduler_type",
-        "constant",
-    ]
+    argv += ["--train_file", str(path), "--max_steps", "1", "--learning_rate", "0.1", "--optim", "sgd"]
+    argv += ["--lr_scheduler_type", "constant"]
     argv += ["--logging_steps", "1", "--per_device_train_batch_size", str(batch), "--max_grad_norm", "1000"]
     argv += ["--gradient_accumulation_steps", str(accumulated), "--output_dir", str(out)]
     if kind == "ccot":

@@ -63,14 +63,8 @@ def test_a_run_leaves_a_whole_checkpoint(trained):
 
 def test_settings_come_from_the_checkpoint(trained, tmp_path, caplog):
     """A contradicting flag wins, with a warning; the weights stay."""
-    ask = [
-        "--model_name_or_path",
-        str(trained),
-        "--dataset_name",
-        "chain",
-        "--task_args",
-        "train=8,validation=4,test=4",
-    ]
+    ask = ["--model_name_or_path", str(trained), "--dataset_name", "chain"]
+    ask += ["--task_args", "train=8,validation=4,test=4"]
     ask += ["--do_predict", "--use_cpu", "--max_cot_tokens", "8", "--max_new_tokens", "4"]
     run_ccot.main([*ask, "--output_dir", str(tmp_path / "a")])
     assert "replaces" not in caplog.text

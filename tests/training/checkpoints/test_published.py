@@ -274,14 +274,8 @@ def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     base = folder / "elsewhere" / "base_model"
     shutil.copytree(CASE / "base_model", base)
-    ask = [
-        "--model_name_or_path",
-        str(base),
-        "--train_file",
-        str(CASE / "data" / "train.json"),
-        "--num_latent_tokens",
-        "4",
-    ]
+    ask = ["--model_name_or_path", str(base), "--train_file", str(CASE / "data" / "train.json")]
+    ask += ["--num_latent_tokens", "4"]
     ask += ["--use_peft", "--lora_r", "4", "--save_base", "false", "--config_overrides", "use_projection=true"]
     ask += ["--do_train", "--max_steps", "3", "--learning_rate", "1e-3", "--use_cpu", "--save_steps", "3"]
     run_ccot.main([*ask, "--output_dir", str(folder / "run")])

@@ -283,13 +283,8 @@ def test_a_base_models_license_is_handed_on(tmp_path, characters):
 
 
 def test_a_command_names_no_folder():
-    argv = [
-        "/home/me/run_ccot.py",
-        "/home/me/my recipes/a.yaml",
-        "--train_file=/data/a.json,/data/b.json",
-        "--seed",
-        "1",
-    ]
+    argv = ["/home/me/run_ccot.py", "/home/me/my recipes/a.yaml", "--train_file=/data/a.json,/data/b.json"]
+    argv += ["--seed", "1"]
     argv += ["--model_name_or_path", "~/models/base", "--dataset_name", "user/data", "--output_dir", "outputs/run"]
     assert public_command(argv, None) == (
         "python run_ccot.py a.yaml --train_file=a.json,b.json --seed 1 --model_name_or_path base --dataset_name user/data "
