@@ -23,11 +23,7 @@ def test_answers_of_generate(kind, attention):
     questions = questions_of([1, 3, 9, 30, LONGEST])
     questions += [questions[-1][:40] + questions[2], questions[-1][:64]]
     wanted = generated(model, questions)
-    for tokens, scheduler, sharing in (
-        (SPAN, "fifo", True),
-        (19, "prefill_first", False),
-        (4096, "fifo", True),
-    ):
+    for tokens, scheduler, sharing in ((SPAN, "fifo", True), (19, "prefill_first", False), (4096, "fifo", True)):
         config = settings(max_batch_tokens=tokens, scheduler_type=scheduler, allow_block_sharing=sharing)
         assert batched(model, questions, config) == wanted, (tokens, scheduler, sharing)
     assert model.config._attn_implementation == attention

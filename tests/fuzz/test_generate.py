@@ -28,8 +28,7 @@ ARGUMENTS = st.fixed_dictionaries(
     },
 )
 SHAPES = st.one_of(
-    st.tuples(st.integers(1, 3), st.integers(1, 50)),
-    st.sampled_from([(), (3,), (0, 3), (1, 0), (1, 2, 3)]),
+    st.tuples(st.integers(1, 3), st.integers(1, 50)), st.sampled_from([(), (3,), (0, 3), (1, 0), (1, 2, 3)])
 )
 
 

@@ -265,6 +265,7 @@ def test_positions_are_extended_and_weights_drawn_again(tmp_path):
     [
         (["--removal_smoothing_lambda", "0"], "must be above 0"),
         (["--remove_per_epoch", "-1"], "must not be negative"),
+        (["--remove_every_n_step", "0"], "at least 1"),
         (["--remove_per_epoch", "0.1"], "can never finish"),
         (["--remove_all_when_remove_beyond", "many"], "must be a number or inf"),
         (["--switch_tokens", "--switch_from_n_rate", "200"], "must be a percentage, 0 to 100"),

@@ -77,10 +77,7 @@ def test_every_script_and_curriculum_in_two_processes(tmp_path):
         {
             "cot": ("run_cot", [*TINY, *SGD, *flat]),
             "no cot": ("run_cot", [*TINY, *SGD, *flat, "--no_cot"]),
-            "cot of a model with a projection": (
-                "run_cot",
-                [*TINY, *SGD, "--config_overrides", "use_projection=true"],
-            ),
+            "cot of a model with a projection": ("run_cot", [*TINY, *SGD, "--config_overrides", "use_projection=true"]),
             "cot, LoRA": ("run_cot", [*TINY, *SGD, *flat, *LORA]),
             "icot": ("run_icot", [*TINY, *SGD, *icot]),
             "icot, checkpointed": ("run_icot", [*TINY, *SGD, *icot, "--gradient_checkpointing"]),

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from latent_cot.training.data.collators import ICoTCollator
-from latent_cot.training.errors import InputError
 from latent_cot.training.trainers.icot_removal import (
     Internalizer,
     fillers_of_runs,
@@ -18,7 +17,7 @@ from latent_cot.training.trainers.icot_removal import (
     switched_columns,
     uniform,
 )
-from latent_cot.training.trainers.icot_schedule import FillerSchedule, RemovalSchedule, check_schedule
+from latent_cot.training.trainers.icot_schedule import FillerSchedule, RemovalSchedule
 
 START, PAUSE, READY, EOS, PAD = 90, 91, 92, 1, 0
 
@@ -203,21 +202,3 @@ def test_places_of_steps_count_what_is_left():
     """Two of three steps are left, one of them in part; the last has place 0 of 2."""
     assert steps_from_end([[2, 2, 2]], [3], "left", 6).tolist() == [[1.0, 1.0, 0.5, 0.5, 0.0, 0.0]]
     assert steps_from_end([[2, 2, 2]], [3], "right", 6).tolist() == [[0.5, 0.5, 0.0, 0.0, 1.0, 1.0]]
-
-
-@pytest.mark.parametrize(
-    ("schedule", "smoothing", "message"),
-    [
-        (RemovalSchedule(), 0.0, "must be above 0"),
-        (RemovalSchedule(per_epoch=-1), math.inf, "must not be negative"),
-        (RemovalSchedule(every_n_step=0), math.inf, "at least 1"),
-        (RemovalSchedule(per_epoch=1), math.inf, "can never finish"),
-    ],
-)
-def test_impossible_schedules(schedule, smoothing, message):
-    with pytest.raises(InputError, match=message):
-        check_schedule(schedule, smoothing, steps=100, steps_per_epoch=50, longest=10)
-
-
-def test_a_schedule_that_finishes():
-    check_schedule(RemovalSchedule(per_epoch=1, all_beyond=2), math.inf, steps=200, steps_per_epoch=50, longest=10)
