@@ -1,5 +1,6 @@
 """Tiny models on every backbone, and helpers that several test files share."""
 
+import gc
 import os
 import shutil
 import sys
@@ -64,6 +65,12 @@ def pytest_addoption(parser):
         default=str(FIXTURES / "parity"),
         help="folder of golden cases from the original implementation (see tests/product/test_parity.py)",
     )
+
+
+def pytest_collection_finish():
+    """Whatever is imported stays, so no search for garbage need look at it: the Trainer asks for one in every run."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config):

@@ -35,7 +35,7 @@ def test_metrics_of_samples():
 
 def test_evaluation_asks_for_several_thoughts(tmp_path):
     """The samples are those of `generate`, whatever the batches; without samples the metrics are not there."""
-    argv = [*RUN, *PCCOT, "--save_strategy", "no", "--do_eval", "--learning_rate", "1e-2"]
+    argv = [*RUN, *PCCOT, "--max_steps", "2", "--save_strategy", "no", "--do_eval", "--learning_rate", "1e-2"]
     argv += ["--config_overrides", "initializer_range=0.3"]  # so that answers depend on thoughts
     samples = ["--num_samples", "3", "--latent_noise", "2"]
     one = run_ccot.main([*argv, *samples, "--per_device_eval_batch_size", "1", "--output_dir", str(tmp_path / "one")])

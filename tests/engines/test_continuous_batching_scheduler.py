@@ -10,8 +10,7 @@ from transformers.generation.continuous_batching.scheduler import Scheduler
 from latent_cot.engines.batching.scheduler import WholeSpansFIFOScheduler, find_span
 
 
-@pytest.mark.parametrize("scheduler", ["fifo", "prefill_first"])
-@pytest.mark.parametrize("sharing", [True, False])
+@pytest.mark.parametrize(("scheduler", "sharing"), [("fifo", True), ("prefill_first", False)])
 def test_no_span_is_divided(gpt2, monkeypatch, scheduler, sharing):
     """Nor is a request without tokens in a batch, or a shared prefix longer than what comes before the span."""
     chunks, shared = [], []
@@ -31,7 +30,7 @@ def test_no_span_is_divided(gpt2, monkeypatch, scheduler, sharing):
     monkeypatch.setattr(Scheduler, "_process_candidates", note_chunks)
     monkeypatch.setattr(Scheduler, "_infer_request_tokens", note_shared)
     head = questions_of([24])[0]
-    questions = [head + tail for tail in questions_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])] + [head[:1], head]
+    questions = [head + tail for tail in questions_of([1, 2, 5, 6, 7, 8, 9, 12])] + [head[:1], head]
     wanted = generated(gpt2, questions)
     for tokens in (SPAN, SPAN + 1, 11, 19):
         config = settings(max_batch_tokens=tokens, scheduler_type=scheduler, allow_block_sharing=sharing)

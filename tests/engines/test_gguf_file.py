@@ -99,37 +99,12 @@ def test_a_run_starts_from_it(script, lora, base, tmp_path):
     if lora and script is run_icot:
         pytest.skip("run_icot.py trains no adapters")
     data = str(base / "data.txt")
-    flags = [
-        "--model_name_or_path",
-        str(base),
-        "--gguf_file",
-        "model.gguf",
-        "--train_file",
-        data,
-        "--validation_file",
-        data,
-    ]
-    flags += [
-        "--do_train",
-        "--do_eval",
-        "--max_steps",
-        "2",
-        "--learning_rate",
-        "0",
-        "--use_cpu",
-        "--save_strategy",
-        "no",
-    ]
-    flags += [
-        "--max_eval_samples",
-        "2",
-        "--max_new_tokens",
-        "3",
-        "--max_cot_tokens",
-        "4",
-        "--output_dir",
-        str(tmp_path),
-    ]
+    flags = ["--model_name_or_path", str(base), "--gguf_file", "model.gguf", "--train_file", data]
+    flags += ["--validation_file", data]
+    flags += ["--do_train", "--do_eval", "--max_steps", "2", "--learning_rate", "0", "--use_cpu"]
+    flags += ["--save_strategy", "no"]
+    flags += ["--max_eval_samples", "2", "--max_new_tokens", "3", "--max_cot_tokens", "4"]
+    flags += ["--output_dir", str(tmp_path)]
     flags += ["--use_peft", "--lora_r", "2"] if lora else []
     flags += ["--partial_removal"] if script is run_icot else []
     script.main(flags)

@@ -49,37 +49,13 @@ def user(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-EIGHT = """
-from transformers import pipeline
-ask = pipeline("text-generation", model=folder, trust_remote_code=trust)
-short = ["1+1=", "2="]
-outputs = ask([*questions[:6], *short], batch_size=8, max_new_tokens=6, do_sample=False, return_full_text=False)
-alone = [ask(question, max_new_tokens=6, do_sample=False, return_full_text=False) for question in short]
-assert [output[0] for output in outputs[6:]] == [output[0] for output in alone]
-found = [output[0]["generated_text"].strip() for output in outputs[:6]]
-"""
-
-
 def test_pipeline_of_eight(answers):
     """A list of questions of unequal length in one batch."""
-    scope = {"folder": str(SHIPPED), "questions": QUESTIONS, "trust": None}
-    exec(EIGHT, scope)
-    assert scope["found"] == answers[:6]
-
-
-@pytest.mark.slow
-def test_pipeline_of_eight_by_remote_code(answers, exported, tmp_path):
-    script = "import json, sys\nfolder, questions, trust = sys.argv[1], json.loads(sys.argv[2]), True"
-    command = [
-        sys.executable,
-        "-c",
-        f"{script}\n{EIGHT}\nprint(json.dumps(found))",
-        str(exported),
-        json.dumps(QUESTIONS),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == answers[:6]
+    ask, options = pipeline("text-generation", model=str(SHIPPED)), {"max_new_tokens": 6, "do_sample": False}
+    short = ["1+1=", "2="]
+    outputs = ask([*QUESTIONS[:6], *short], batch_size=8, return_full_text=False, **options)
+    assert [output[0]["generated_text"].strip() for output in outputs[:6]] == answers[:6]
+    assert outputs[6:] == [ask(question, return_full_text=False, **options) for question in short]
 
 
 def test_pipeline_of_chats(answers):
@@ -119,19 +95,8 @@ def serving(log: Path, *flags: str, folder: Path = SHIPPED):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "latent_cot.commands",
-        "serve",
-        "--model",
-        str(folder),
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-        *flags,
-    ]
+    command = [sys.executable, "-m", "latent_cot.commands", "serve", "--model", str(folder), "--port", str(port)]
+    command += ["--device", "cpu", *flags]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=os.environ | LOOPBACK)
     address = f"http://localhost:{port}"

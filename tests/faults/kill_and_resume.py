@@ -30,16 +30,8 @@ import run_icot  # noqa: E402
 STEPS, SAVED_EVERY = 12, 2
 TASK = ["--dataset_name", "chain", "--task_args", "train=48,validation=8,test=2"]
 RUN = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--seed", "3", "--max_steps", str(STEPS)]
-RUN += [
-    "--per_device_train_batch_size",
-    "8",
-    "--save_steps",
-    str(SAVED_EVERY),
-    "--save_total_limit",
-    "3",
-    "--logging_steps",
-    "1",
-]
+RUN += ["--per_device_train_batch_size", "8", "--save_steps", str(SAVED_EVERY), "--save_total_limit", "3"]
+RUN += ["--logging_steps", "1"]
 RUN += ["--max_cot_tokens", "8", "--max_new_tokens", "4", "--do_train", *TASK]
 NEW = ["--tokenizer_name", "characters", "--config_name"]
 MIXED = ["--latent_curriculum", "mixed", "--latents_per_step", "2", "--train_sampling_strategy", "group_by_length"]

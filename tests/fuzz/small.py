@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from conftest import GONE, LEARNED, ROPE, SMALL, THOUGHT
+from hypothesis import HealthCheck
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from latent_cot.training.checkpoints import example
@@ -17,6 +18,7 @@ from latent_cot.training.data.tokenization import prepare_tokenizer
 KINDS = ("pccot-gpt2", "pccot-llama", "icot-gpt2")
 DOCUMENTED = (ValueError, OSError)  # docs/training.md; InputError is a ValueError
 QUESTION = "1+2*3="
+QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
 def make(kind: str):

@@ -4,10 +4,10 @@ import json
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz.small import KINDS, ask, check_memory, save
+from fuzz.small import KINDS, QUIET, ask, check_memory, save
 
 VALUES = st.one_of(
     st.none(),
@@ -38,17 +38,5 @@ def answer(folders, kind: str, data) -> None:
 
 
 CASES = given(kind=st.sampled_from(KINDS), data=st.data())
-QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
-
-
-@settings(max_examples=200, **QUIET)
-@CASES
-def test_a_share(folders, kind, data):
-    answer(folders, kind, data)
-
-
-@pytest.mark.slow
-@settings(max_examples=10_000, **QUIET)
-@CASES
-def test_ten_thousand(folders, kind, data):
-    answer(folders, kind, data)
+test_a_share = settings(max_examples=60, **QUIET)(CASES(answer))
+test_ten_thousand = pytest.mark.slow(settings(max_examples=10_000, **QUIET)(CASES(answer)))

@@ -160,14 +160,8 @@ def is_read_or_named(file: tuple[str, bytes], options: dict) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < MOST_MEMORY
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(file=files(), options=OPTIONS)
-def test_some_hostile_files(file, options):
-    is_read_or_named(file, options)
-
-
-@pytest.mark.slow
-@settings(max_examples=10_000, deadline=None, derandomize=True)
-@given(file=files(), options=OPTIONS)
-def test_many_hostile_files(file, options):
-    is_read_or_named(file, options)
+CASES = given(file=files(), options=OPTIONS)
+test_some_hostile_files = settings(max_examples=150, deadline=None, derandomize=True)(CASES(is_read_or_named))
+test_many_hostile_files = pytest.mark.slow(
+    settings(max_examples=10_000, deadline=None, derandomize=True)(CASES(is_read_or_named))
+)

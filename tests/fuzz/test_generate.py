@@ -4,10 +4,10 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz.small import DOCUMENTED, KINDS, check_memory, make
+from fuzz.small import DOCUMENTED, KINDS, QUIET, check_memory, make
 
 MODELS = {kind: make(kind)[0] for kind in KINDS}
 WRONG = st.sampled_from([None, -1, 0, 1.5, True, "3", [2], float("nan"), 10**9, 10**30])
@@ -28,8 +28,7 @@ ARGUMENTS = st.fixed_dictionaries(
     },
 )
 SHAPES = st.one_of(
-    st.tuples(st.integers(1, 3), st.integers(1, 50)),
-    st.sampled_from([(), (3,), (0, 3), (1, 0), (1, 2, 3)]),
+    st.tuples(st.integers(1, 3), st.integers(1, 50)), st.sampled_from([(), (3,), (0, 3), (1, 0), (1, 2, 3)])
 )
 
 
@@ -73,12 +72,5 @@ CASES = given(
     dtype=st.sampled_from([torch.long, torch.long, torch.long, torch.int, torch.float32, torch.bool]),
     arguments=ARGUMENTS,
 )
-QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
-test_a_share = settings(max_examples=300, **QUIET)(CASES(generate))
-
-
-@pytest.mark.slow
-@settings(max_examples=10_000, **QUIET)
-@CASES
-def test_ten_thousand(kind, shape, seed, reach, mask, dtype, arguments):
-    generate(kind, shape, seed, reach, mask, dtype, arguments)
+test_a_share = settings(max_examples=100, **QUIET)(CASES(generate))
+test_ten_thousand = pytest.mark.slow(settings(max_examples=10_000, **QUIET)(CASES(generate)))

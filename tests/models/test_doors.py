@@ -7,12 +7,7 @@ from conftest import make_any, make_model, question_batch, with_span
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-OPTIONS = {
-    "num_iterations": 1,
-    "num_latent_tokens": 2,
-    "latent_thought": False,
-    "latent_tolerance": 1e9,
-}
+OPTIONS = {"num_iterations": 1, "num_latent_tokens": 2, "latent_thought": False, "latent_tolerance": 1e9}
 
 
 def answers(model, generation_config=None, **options):

@@ -254,15 +254,12 @@ def test_a_layer_that_something_looks_into_is_pefts():
 
 
 def test_the_fused_activation():
-    """One kernel instead of gelu_new's formula; another activation stays what it is."""
+    """One kernel instead of gelu_new's formula; tests/models/test_models.py asks which models have it."""
     x = torch.linspace(-6, 6, 1001, dtype=torch.float64, requires_grad=True)
     ours, theirs = (ACT2FN[name](x) for name in ("gelu_pytorch_tanh", "gelu_new"))
     assert torch.allclose(ours, theirs, atol=1e-12)
     grads = [torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs)]
     assert torch.allclose(*grads, atol=1e-12)
-    assert type(make_model("gpt2").transformer.h[0].mlp.act) is type(ACT2FN["gelu_pytorch_tanh"])
-    relu = make_model("gpt2", activation_function="relu")
-    assert type(relu.transformer.h[0].mlp.act) is type(ACT2FN["relu"])
 
 
 @pytest.mark.parametrize("iterations", [0, 2, 6])
@@ -295,10 +292,10 @@ def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("iterations", [0, 2, 6])
-def test_a_step_never_waits_for_the_device(backbone, iterations, monkeypatch):
-    """On the meta device nothing can be read: a step that reads a number, or looks for one, fails there."""
-    model = make_model(backbone, num_iterations=iterations, loss_delta=0.5).train()
+def test_a_step_never_waits_for_the_device(backbone, monkeypatch):
+    """On the meta device nothing can be read: a step that reads a number, or looks for one, fails there. (tests/gpu asks the
+    same of other T.)"""
+    model = make_model(backbone, num_iterations=2, loss_delta=0.5).train()
 
     class tokenizer:
         eos_token_id, pad_token_id = 1, 0
@@ -346,8 +343,7 @@ def test_masks_made_without_a_look_hide_the_same(backbone, lengths):
             torch.testing.assert_close(given[seen], wanted[seen])
 
 
-@pytest.mark.parametrize("iterations", [0, 2, 6])
-@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize(("iterations", "projection"), [(0, True), (2, True), (6, False)])
 def test_one_weight_gradient_for_all_passes(backbone, iterations, projection, monkeypatch):
     """Every parameter's gradient as autograd adds it up pass by pass; also in a second step, and accumulated."""
     model = make_model(backbone, num_iterations=iterations, use_projection=projection).double().train()

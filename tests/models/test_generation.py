@@ -258,7 +258,8 @@ COMPILED += [
 def test_one_compilation_for_questions_of_every_length(backbone, iterations):
     """With a static cache and a fixed `max_length`, thought and answer are compiled once; the tokens stay the same."""
     # A window that slides within 40 tokens has a shape of its own.
-    model = make_model(backbone, **({"sliding_window": None} if backbone == "mistral" else {}))
+    depth = {"n_layer": 1} if backbone == "gpt2" else {"num_hidden_layers": 1}
+    model = make_model(backbone, **depth, **({"sliding_window": None} if backbone == "mistral" else {}))
     compilation = CompileConfig(backend="eager", fullgraph=True)
     compilation._compile_all_devices = True  # transformers compiles on accelerators only, unless told
     options = {"max_length": 40, "do_sample": False, "eos_token_id": None, "num_iterations": iterations}
@@ -289,7 +290,7 @@ def test_passes_in_a_static_cache(model, prompt):
 @pytest.mark.parametrize("where", ["configuration", "call"])
 def test_states_of_every_layer_while_compiling(where):
     """Compiled passes give the last states alone, so they are left out where every layer's are asked for."""
-    model = make_model("llama")
+    model = make_model("llama", num_hidden_layers=1)
     ids, mask = question_batch([5, 3])
     compilation = CompileConfig(backend="eager")
     compilation._compile_all_devices = True

@@ -265,6 +265,7 @@ def test_positions_are_extended_and_weights_drawn_again(tmp_path):
     [
         (["--removal_smoothing_lambda", "0"], "must be above 0"),
         (["--remove_per_epoch", "-1"], "must not be negative"),
+        (["--remove_every_n_step", "0"], "at least 1"),
         (["--remove_per_epoch", "0.1"], "can never finish"),
         (["--remove_all_when_remove_beyond", "many"], "must be a number or inf"),
         (["--switch_tokens", "--switch_from_n_rate", "200"], "must be a percentage, 0 to 100"),
@@ -320,25 +321,10 @@ def test_a_row_that_truncation_leaves_no_label_does_not_end_the_run(tmp_path):
     rows.append({"question": "1+" * 30 + "1=", "steps": ["1"], "answer": "31"})
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = [
-        "--config_name",
-        "configs/icot_gpt2_2x2.json",
-        "--tokenizer_name",
-        "characters",
-        "--use_cpu",
-        "--truncation",
-        "40",
-    ]
+    flags = ["--config_name", "configs/icot_gpt2_2x2.json", "--tokenizer_name", "characters", "--use_cpu"]
+    flags += ["--truncation", "40"]
     flags += ["--train_file", str(path), "--validation_file", str(path), "--do_train", "--do_eval", "--max_steps", "2"]
-    flags += [
-        "--remove_start_from",
-        "9",
-        "--per_device_eval_batch_size",
-        "8",
-        "--max_new_tokens",
-        "4",
-        "--save_strategy",
-        "no",
-    ]
+    flags += ["--remove_start_from", "9", "--per_device_eval_batch_size", "8", "--max_new_tokens", "4"]
+    flags += ["--save_strategy", "no"]
     metrics = run_icot.main([*flags, "--output_dir", str(tmp_path / "out")])
     assert 0 < metrics["eval_loss"] < 10

@@ -89,6 +89,7 @@ def test_every_model_type(kinds, times, characters, tmp_path):
         assert names >= {f"modeling_{kind.split('-')[0]}.py", "prompt_suffix.py"}
 
 
+@pytest.mark.slow  # tests/training/checkpoints/test_hub.py::test_transformers_refuses_as_ever has the refusal
 def test_without_trust_it_is_refused(tmp_path):
     """transformers' own refusal, and no code runs."""
     make_model("gpt2").save_pretrained(tmp_path / "model")

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FIXTURES, ROOT, ROPE, SMALL, THOUGHT, question_batch, with_span
+from conftest import FIXTURES, ROOT, ROPE, SMALL, THOUGHT, ask_example, question_batch, with_span
 from datasets import Dataset, DatasetDict
 from reference import think_plainly
+from test_recipes import RECIPES, script_of
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -41,7 +42,6 @@ from latent_cot.training.method_arguments import RewardArguments
 
 README = (ROOT / "README.md").read_text()
 ACTIVATE = "source .venv/bin/activate"
-RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 GUIDES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "configs" / "recipes" / "README.md"]
 # What a printed command would start, download or install is asked by these tests instead.
 COVERED = {
@@ -180,11 +180,11 @@ def run(clone: Path, script: list[str | None]) -> str:
     return done.stdout
 
 
-def test_asking_commands_of_the_readme(clone):
-    """A quick form of the next test: what activates the environment, and what asks the shipped models."""
+def test_asking_commands_of_the_readme(monkeypatch, capsys):
+    """A quick form of the next test, in this process: what asks the shipped models."""
     asking = [command for command in commands(ROOT / "README.md") if command.startswith("python example.py")]
     assert ACTIVATE in commands(ROOT / "README.md") and len(asking) == 3
-    printed = run(clone, [ACTIVATE, *asking])
+    printed = "\n".join(line for asked in asking for line in ask_example(monkeypatch, capsys, *shlex.split(asked)[2:]))
     assert "7+3*4-2+9=  ->  7" in printed and "(explicit: " in printed and "does Ann have?  ->  6" in printed
 
 
@@ -323,18 +323,10 @@ def test_extras_exist():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe(path, tmp_path):
     """A recipe is read by its script's arguments, says what it is, and is in the index."""
-    method = path.stem.split("_")[1].partition("-")[0]
-    script = {
-        "pccot": run_ccot,
-        "cot": run_cot,
-        "nocot": run_cot,
-        "icot": run_icot,
-        "fillers": run_icot,
-        "grpo": run_grpo,
-    }[method]
-    if method == "grpo":
+    script = script_of(path)
+    if script is run_grpo:
         pytest.importorskip("trl", reason="trl is not installed: pip install '.[rl]'")
-    arguments = run_grpo.argument_classes() if method == "grpo" else script.ARGUMENTS
+    arguments = run_grpo.argument_classes() if script is run_grpo else script.ARGUMENTS
     parse(arguments, [str(path), "--use_cpu", "--output_dir", str(tmp_path / "out")])
     assert path.read_text().startswith("# ")
     assert f"| `{path.name}` |" in (path.parent / "README.md").read_text()

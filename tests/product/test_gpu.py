@@ -55,13 +55,24 @@ def test_what_is_not_installed_is_said(parts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
-def test_tests_that_take_too_long_are_not_lost(handler, tmp_path):
+def test_tests_that_take_too_long_are_not_lost(handler, tmp_path, monkeypatch):
     """Those that ended before are in the report; also of a run that a shell has put in the background."""
-    (tmp_path / "test_a.py").write_text("import time\ndef test_one(): pass\ndef test_two(): time.sleep(100)\n")
+    begun, wait = tmp_path / "begun", subprocess.Popen.wait
+    lines = ["import pathlib, time", "def test_one(): pass", "def test_two():"]
+    lines += [f"    pathlib.Path({str(begun)!r}).touch()", "    time.sleep(100)"]
+    (tmp_path / "test_a.py").write_text("\n".join(lines))
+
+    def until_begun(process, timeout=None):
+        """The time is up once the second test has begun, however slow the machine is."""
+        while timeout == 99 and not begun.exists():
+            time.sleep(0.05)
+        return wait(process, 0.1 if timeout == 99 else timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", until_begun)
     command = [sys.executable, "-m", "pytest", str(tmp_path / "test_a.py"), f"--junitxml={tmp_path / 'tests.xml'}"]
     before = signal.signal(signal.SIGINT, handler)
     try:
-        assert gpu.run_logged([*command, "-p", "no:cacheprovider"], tmp_path / "log", 15, True, 15) is None
+        assert gpu.run_logged([*command, "-p", "no:cacheprovider"], tmp_path / "log", 99, True, 15) is None
     finally:
         signal.signal(signal.SIGINT, before)
     results = gpu.found("tests", tmp_path)

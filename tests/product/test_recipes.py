@@ -223,6 +223,8 @@ def test_every_recipe_runs(path: Path, tmp_path):
     small += ["--per_device_train_batch_size", "8"]
     if recipe.get("bf16"):  # which some processors compute a thousand times slower
         small += ["--bf16", "false"]
+    if path.stem.endswith("x768"):  # the same code at an eighth of the width, in an eighth of the time
+        small += ["--config_overrides", "n_embd=96"]
     small += {run_ccot: ["--teacher_warmup_steps", "1"], run_icot: ["--partial_removal"], run_cot: []}[script]
     sizes = re.sub(r"(train|validation|test)=\d+", "", recipe["task_args"]) + ",train=64,validation=8,test=8"
     assert len(LOCAL) >= 7

@@ -99,10 +99,7 @@ def test_several_machines():
 
 def test_slurm_starts_torchrun(tmp_path):
     """The file with stand-ins for Slurm's programs: one torchrun per machine, the script and its flags after it."""
-    for name, text in {
-        "scontrol": "echo node1; echo node2",
-        "srun": 'printf "%s\\n" "$@"',
-    }.items():
+    for name, text in {"scontrol": "echo node1; echo node2", "srun": 'printf "%s\\n" "$@"'}.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)

@@ -68,17 +68,8 @@ def test_other_scripts_print_one_too(tmp_path, capsys):
     tiny = ["--config_name", "configs/gpt2_chain.json", "--tokenizer_name", "characters", "--use_cpu"]
     run_cot.main([*tiny, *CHAIN, *RUN, "--max_steps", "6", "--output_dir", str(tmp_path / "a"), "--dry_run"])
     tiny[1] = "configs/icot_gpt2_chain.json"
-    icot = [
-        *tiny,
-        *CHAIN,
-        *RUN,
-        "--max_steps",
-        "6",
-        "--partial_removal",
-        "--output_dir",
-        str(tmp_path / "b"),
-        "--dry_run",
-    ]
+    icot = [*tiny, *CHAIN, *RUN, "--max_steps", "6", "--partial_removal", "--output_dir", str(tmp_path / "b")]
+    icot += ["--dry_run"]
     run_icot.main(icot)
     first, second = capsys.readouterr().out.split("plan   ")[1:]
     assert "steps       6, 2 epochs" in first and "\npositions   " in first
@@ -99,16 +90,8 @@ def test_a_dry_run_makes_no_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "latent_cot.training.trainers.saving.check_access", lambda args: pytest.fail("the Hub was asked")
     )
-    command = [
-        *TINY,
-        *CHAIN,
-        *RUN,
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--push_to_hub",
-        "--hub_model_id",
-        "you/name",
-    ]
+    command = [*TINY, *CHAIN, *RUN, "--output_dir", str(tmp_path / "out"), "--push_to_hub"]
+    command += ["--hub_model_id", "you/name"]
     run_ccot.main([*command, "--dry_run"])
 
 

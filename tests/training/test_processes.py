@@ -77,10 +77,7 @@ def test_every_script_and_curriculum_in_two_processes(tmp_path):
         {
             "cot": ("run_cot", [*TINY, *SGD, *flat]),
             "no cot": ("run_cot", [*TINY, *SGD, *flat, "--no_cot"]),
-            "cot of a model with a projection": (
-                "run_cot",
-                [*TINY, *SGD, "--config_overrides", "use_projection=true"],
-            ),
+            "cot of a model with a projection": ("run_cot", [*TINY, *SGD, "--config_overrides", "use_projection=true"]),
             "cot, LoRA": ("run_cot", [*TINY, *SGD, *flat, *LORA]),
             "icot": ("run_icot", [*TINY, *SGD, *icot]),
             "icot, checkpointed": ("run_icot", [*TINY, *SGD, *icot, "--gradient_checkpointing"]),
@@ -95,15 +92,8 @@ def test_every_script_and_curriculum_in_two_processes(tmp_path):
         },
         tmp_path,
     )
-    mixed = [
-        "--latent_curriculum",
-        "mixed",
-        "--curriculum_prob",
-        "0.5",
-        "--keep_last_step",
-        "--teacher_warmup_steps",
-        "1",
-    ]
+    mixed = ["--latent_curriculum", "mixed", "--curriculum_prob", "0.5", "--keep_last_step"]
+    mixed += ["--teacher_warmup_steps", "1"]
     mixed += ["--latents_per_step", "2", "--config_overrides", "use_projection=true,loss_delta=0.5"]
     launch_runs(
         [
@@ -156,16 +146,8 @@ def test_batches_of_answers_may_stay_apart(tmp_path):
     """`--eval_do_concat_batches false`: answers of unequal widths, in lists, are the same."""
     results = []
     for concat in ("true", "false"):
-        argv = [
-            *TINY,
-            "--do_train",
-            "--max_steps",
-            "1",
-            "--do_eval",
-            "--do_predict",
-            "--per_device_eval_batch_size",
-            "2",
-        ]
+        argv = [*TINY, "--do_train", "--max_steps", "1", "--do_eval", "--do_predict"]
+        argv += ["--per_device_eval_batch_size", "2"]
         argv += ["--eval_do_concat_batches", concat, "--output_dir", str(tmp_path / concat)]
         metrics = importlib.import_module("run_ccot").main(argv)
         results.append({name: value for name, value in metrics.items() if "exact_match" in name or "tokens" in name})

@@ -1,7 +1,6 @@
 """The scripts as a user starts them: whole runs."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -62,40 +61,10 @@ def test_a_run_leaves_a_whole_checkpoint(trained):
     assert "exact match" in card and "--answer_prompt" not in card.split("---")[1]
 
 
-@pytest.mark.slow  # tests/models/test_remote_code.py asks the same of a model that was not trained
-def test_a_fresh_process_needs_only_the_folder(trained, tmp_path):
-    """Remote code, without this repository: the same logits and answer."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
-    inputs = tokenizer(["1+2*3-4+5=", "7="], padding=True, return_tensors="pt")
-    wanted = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    script = """
-import sys, torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-folder = sys.argv[1]
-assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == "PCCoTGPT2Model"
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-inputs = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(["1+2*3-4+5=", "7="], padding=True, return_tensors="pt")
-assert not any(name == "models" or name.startswith("models.") for name in sys.modules)
-print(model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist())
-"""
-    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(trained)], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == wanted.tolist()
-
-
 def test_settings_come_from_the_checkpoint(trained, tmp_path, caplog):
     """A contradicting flag wins, with a warning; the weights stay."""
-    ask = [
-        "--model_name_or_path",
-        str(trained),
-        "--dataset_name",
-        "chain",
-        "--task_args",
-        "train=8,validation=4,test=4",
-    ]
+    ask = ["--model_name_or_path", str(trained), "--dataset_name", "chain"]
+    ask += ["--task_args", "train=8,validation=4,test=4"]
     ask += ["--do_predict", "--use_cpu", "--max_cot_tokens", "8", "--max_new_tokens", "4"]
     run_ccot.main([*ask, "--output_dir", str(tmp_path / "a")])
     assert "replaces" not in caplog.text
@@ -134,13 +103,6 @@ def test_text_stays_text(trained):
         assert not set(inputs.input_ids[0].tolist()) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
         assert output.shape[1] > inputs.input_ids.shape[1]
-
-
-@pytest.mark.parametrize("script", [run_ccot, run_cot])
-def test_published_text_format(script, data, tmp_path):
-    files = ["--train_file", data, "--validation_file", data, "--eval_strategy", "steps", "--eval_steps", "2"]
-    metrics = script.main([*TINY, *files, *QUICK, "--do_train", "--do_eval", "--output_dir", str(tmp_path / "o")])
-    assert "eval_cot_exact_match" in metrics
 
 
 def test_no_cot_and_recipe_file(data, tmp_path):

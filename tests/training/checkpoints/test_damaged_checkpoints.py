@@ -1,7 +1,9 @@
 """Checkpoints that are damaged, incomplete or another model's: refused in one line that names the tensor or the file."""
 
 import json
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from conftest import ask_example, chain_model, make_any
 from safetensors.torch import load_file, save_file
 from test_example import refusal
 from transformers import AutoModel, AutoModelForCausalLM, GPT2LMHeadModel
+from transformers.utils import logging
 
 from latent_cot.training.arguments import LoraArguments
 from latent_cot.training.checkpoints import read as checkpoint
@@ -177,16 +180,16 @@ def test_every_family_is_checked(kind, tmp_path):
             load.from_pretrained(tmp_path)
 
 
-def test_the_copy_beside_a_checkpoint_refuses_too(exported, tmp_path):
-    """`example.py` where this repository is not."""
-    from test_remote_code import fresh_process
-
+def test_the_copy_beside_a_checkpoint_refuses_too(exported, tmp_path, monkeypatch):
+    """`example.py` where this repository is not: with transformers alone."""
     shutil.copytree(exported, tmp_path / "alone")
     weight = load_file(tmp_path / "alone" / "model.safetensors")[FIRST]
     weight[0, 0] = float("nan")
     change(tmp_path / "alone", {FIRST: weight})
-    script = "import runpy, sys; sys.modules['latent_cot'] = None; sys.argv[0] = 'example.py'; "
-    script += "runpy.run_path('alone/example.py', run_name='__main__')"
-    done = fresh_process(tmp_path, script, "--trust_remote_code", "1+2*3-4+5=")
-    assert done.returncode == 1 and f"{FIRST} is not finite" in done.stderr.splitlines()[-1]
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    monkeypatch.setitem(sys.modules, "latent_cot.training.checkpoints.read", None)
+    monkeypatch.setattr(sys, "argv", ["example.py", "--trust_remote_code", "1+2*3-4+5="])
+    verbosity = logging.get_verbosity()
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(tmp_path / "alone" / "example.py"), run_name="__main__")
+    logging.set_verbosity(verbosity)
+    assert f"{FIRST} is not finite" in stop.value.code and "\n" not in stop.value.code

@@ -187,8 +187,7 @@ def published(characters, tmp_path_factory):
                     home / name, hub_model_id=repo_id, hub_revision=revision, hub_private_repo=private, hub_token=None
                 )
                 commits.append(push(home / name, check_access(args), args).rpartition("/")[2])
-        revisions = {"name": {}, "main": {"revision": "main"}, "branch": {"revision": "next/try"}}
-        revisions |= {"first": {"revision": commits[0]}, "second": {"revision": commits[2]}}
+        revisions = {"name": {}, "branch": {"revision": "next/try"}, "commit": {"revision": commits[0]}}
         # Every reader of the private one with a cache of its own: it must not come from another's.
         hidden = {"pretrained_model_name_or_path": "me/hidden"}
         cases = revisions | {
@@ -206,7 +205,7 @@ def test_a_pushed_checkpoint_loads_by_name_branch_and_commit(published):
     """In a process that has nothing else."""
     answers = published.answers
     assert answers["old"] != answers["new"]
-    wanted = {"name": "old", "main": "old", "branch": "new", "first": "old", "second": "new"}
+    wanted = {"name": "old", "branch": "new", "commit": "old"}
     assert {case: published.results[case] for case in wanted} == {case: answers[name] for case, name in wanted.items()}
     first, same, second, _ = published.commits
     assert first == same != second  # the branch began where main was, and the same files make no commit

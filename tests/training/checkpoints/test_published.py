@@ -196,9 +196,7 @@ def test_the_adapter_holds_what_was_trained(lora_run):
     assert not any(name.endswith(("wte.weight", "lm_head.weight", "base_layer.weight")) for name in names)
 
 
-@pytest.mark.parametrize(
-    "lora_run", [pytest.param("no projection", marks=pytest.mark.slow), "projection"], indirect=True
-)
+@pytest.mark.slow  # test_adapter_and_merged_model_are_the_same loads it plainly in this process
 def test_a_moved_adapter_loads_in_a_fresh_process(lora_run, tmp_path):
     """Nothing but its folder is needed (and PEFT)."""
     shutil.copytree(lora_run / "adapter", tmp_path / "moved")
@@ -276,14 +274,8 @@ def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     base = folder / "elsewhere" / "base_model"
     shutil.copytree(CASE / "base_model", base)
-    ask = [
-        "--model_name_or_path",
-        str(base),
-        "--train_file",
-        str(CASE / "data" / "train.json"),
-        "--num_latent_tokens",
-        "4",
-    ]
+    ask = ["--model_name_or_path", str(base), "--train_file", str(CASE / "data" / "train.json")]
+    ask += ["--num_latent_tokens", "4"]
     ask += ["--use_peft", "--lora_r", "4", "--save_base", "false", "--config_overrides", "use_projection=true"]
     ask += ["--do_train", "--max_steps", "3", "--learning_rate", "1e-3", "--use_cpu", "--save_steps", "3"]
     run_ccot.main([*ask, "--output_dir", str(folder / "run")])

@@ -91,14 +91,14 @@ def make_trainer(characters, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_stream_ends_with_the_same_weights(workers, data, make_trainer):
+@pytest.mark.parametrize(("workers", "steps"), [(0, (2, 4, 6)), (2, (4,))])
+def test_a_resumed_stream_ends_with_the_same_weights(workers, steps, data, make_trainer):
     """36 rows of an 11-row file, more than three passes, resumed in each of the three."""
     whole = make_trainer(data, dataloader_num_workers=workers)
     whole.train()
     wanted = {name: weight.clone() for name, weight in whole.model.state_dict().items()}
     assert whole.state.global_step == 9
-    for step in (2, 4, 6, 8):
+    for step in steps:
         again = make_trainer(data, output="again", seed=step, save_strategy="no", dataloader_num_workers=workers)
         again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
         found = again.model.state_dict()

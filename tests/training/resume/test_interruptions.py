@@ -146,7 +146,7 @@ def test_a_checkpoint_that_fails_leaves_the_older_ones(count, tmp_path, monkeypa
 
 @pytest.mark.parametrize("where", ["weights", "card"])
 def test_a_model_is_replaced_as_a_whole_or_not_at_all(where, tmp_path, monkeypatch):
-    argv = [*RUN, *PCCOT, "--save_strategy", "no", "--do_eval", "--output_dir", str(tmp_path)]
+    argv = [*RUN, *PCCOT, "--max_steps", "2", "--save_strategy", "no", "--do_eval", "--output_dir", str(tmp_path)]
     run_ccot.main(argv)
     before = contents(tmp_path)
     module, name = (write.shutil, "copy") if where == "weights" else (saving, "write_card")
@@ -195,25 +195,10 @@ def test_the_state_of_removal_travels_with_the_best_checkpoint(tmp_path, monkeyp
         return metrics | {"eval_icot_exact_match": best.pop(0)} if best else metrics
 
     monkeypatch.setattr(ICoTTrainer, "evaluate", with_metric)
-    argv = [
-        *RUN,
-        *ICOT,
-        "--remove_per_epoch",
-        "10",
-        "--partial_removal",
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "2",
-    ]
-    argv += [
-        "--load_best_model_at_end",
-        "--metric_for_best_model",
-        "icot_exact_match",
-        "--do_eval",
-        "--logging_steps",
-        "1",
-    ]
+    argv = [*RUN, *ICOT, "--remove_per_epoch", "10", "--partial_removal", "--eval_strategy", "steps"]
+    argv += ["--eval_steps", "2"]
+    argv += ["--load_best_model_at_end", "--metric_for_best_model", "icot_exact_match", "--do_eval"]
+    argv += ["--logging_steps", "1"]
     run_icot.main([*argv, "--output_dir", str(tmp_path)])
     early, late, final = (
         json.loads((tmp_path / name / "config.json").read_text())["num_internalized_tokens"]

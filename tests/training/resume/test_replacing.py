@@ -1,11 +1,12 @@
 """What a run or `save_model` writes over: the files of the model that was there, and nothing of anybody else."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import socket
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,17 +167,17 @@ def test_an_evaluation_adds_to_the_list(tmp_path):
 
 
 def test_a_second_run_is_refused_while_one_writes(tmp_path):
-    script = f"""
-import sys
-sys.path[:0] = [{str(ROOT)!r}]
-from pathlib import Path
-from latent_cot.training.resume.run_lock import locked
-with locked(Path({str(tmp_path)!r})):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-    first = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert first.stdout.readline() == "locked\n"
+    processes = multiprocessing.get_context("fork")
+    writes = processes.Event()
+
+    def write():
+        with locked(tmp_path):
+            writes.set()
+            time.sleep(100)
+
+    first = processes.Process(target=write)
+    first.start()
+    assert writes.wait(30)
     argv = [*RUN, *PCCOT, "--output_dir", str(tmp_path)]
     said = rf"another run writes into .* \(process {first.pid} on {socket.gethostname()}\): choose another folder"
     with pytest.raises(InputError, match=said):
@@ -184,7 +185,7 @@ with locked(Path({str(tmp_path)!r})):
     with pytest.raises(InputError, match=said), locked(tmp_path):
         pass
     first.kill()
-    first.communicate()
+    first.join()
     assert (tmp_path / LOCK).exists()  # of a process that is dead
     with locked(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
@@ -282,13 +283,8 @@ def test_a_base_models_license_is_handed_on(tmp_path, characters):
 
 
 def test_a_command_names_no_folder():
-    argv = [
-        "/home/me/run_ccot.py",
-        "/home/me/my recipes/a.yaml",
-        "--train_file=/data/a.json,/data/b.json",
-        "--seed",
-        "1",
-    ]
+    argv = ["/home/me/run_ccot.py", "/home/me/my recipes/a.yaml", "--train_file=/data/a.json,/data/b.json"]
+    argv += ["--seed", "1"]
     argv += ["--model_name_or_path", "~/models/base", "--dataset_name", "user/data", "--output_dir", "outputs/run"]
     assert public_command(argv, None) == (
         "python run_ccot.py a.yaml --train_file=a.json,b.json --seed 1 --model_name_or_path base --dataset_name user/data "

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from latent_cot.training.data.collators import ICoTCollator
-from latent_cot.training.errors import InputError
 from latent_cot.training.trainers.icot_removal import (
     Internalizer,
     fillers_of_runs,
@@ -18,7 +17,7 @@ from latent_cot.training.trainers.icot_removal import (
     switched_columns,
     uniform,
 )
-from latent_cot.training.trainers.icot_schedule import FillerSchedule, RemovalSchedule, check_schedule
+from latent_cot.training.trainers.icot_schedule import FillerSchedule, RemovalSchedule
 
 START, PAUSE, READY, EOS, PAD = 90, 91, 92, 1, 0
 
@@ -59,9 +58,9 @@ def plainly(feature: dict, count: int, side: str) -> tuple[list[int], list[int]]
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_removal_is_the_plain_loop(side):
-    """1,000 random ragged batches, with and without smoothing."""
+    """400 random ragged batches, with and without smoothing."""
     source = random.Random(side)
-    for trial in range(1000):
+    for trial in range(400):
         features = random_features(source)
         scheduled, smoothing = source.choice([0, 1, 2, 5, 30, math.inf]), source.choice([math.inf, 0.5, 4.0])
         apply = internalizer(side=side, smoothing=smoothing, seed=trial)
@@ -88,7 +87,7 @@ def test_removal_is_the_plain_loop(side):
 def test_fillers_are_the_plain_loop(mode):
     """Which tokens turn, and how many fillers stand for a run."""
     source = random.Random(mode)
-    for trial in range(1000):
+    for trial in range(400):
         features = random_features(source)
         rate, ratio = source.choice([0.01, 0.3, 0.5, 0.99, 1.0]), source.choice([0.4, 1.0, 2.5])
         apply = internalizer(switch_mode=mode, switch_ratio=ratio, seed=trial)
@@ -203,21 +202,3 @@ def test_places_of_steps_count_what_is_left():
     """Two of three steps are left, one of them in part; the last has place 0 of 2."""
     assert steps_from_end([[2, 2, 2]], [3], "left", 6).tolist() == [[1.0, 1.0, 0.5, 0.5, 0.0, 0.0]]
     assert steps_from_end([[2, 2, 2]], [3], "right", 6).tolist() == [[0.5, 0.5, 0.0, 0.0, 1.0, 1.0]]
-
-
-@pytest.mark.parametrize(
-    ("schedule", "smoothing", "message"),
-    [
-        (RemovalSchedule(), 0.0, "must be above 0"),
-        (RemovalSchedule(per_epoch=-1), math.inf, "must not be negative"),
-        (RemovalSchedule(every_n_step=0), math.inf, "at least 1"),
-        (RemovalSchedule(per_epoch=1), math.inf, "can never finish"),
-    ],
-)
-def test_impossible_schedules(schedule, smoothing, message):
-    with pytest.raises(InputError, match=message):
-        check_schedule(schedule, smoothing, steps=100, steps_per_epoch=50, longest=10)
-
-
-def test_a_schedule_that_finishes():
-    check_schedule(RemovalSchedule(per_epoch=1, all_beyond=2), math.inf, steps=200, steps_per_epoch=50, longest=10)

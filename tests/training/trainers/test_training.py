@@ -1,6 +1,5 @@
 """The Trainer: loss parts, warm-up, checkpoints, adapters, old flags."""
 
-import json
 import logging
 import traceback
 
@@ -9,7 +8,7 @@ import torch
 from conftest import chain_model, question_batch, with_span
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import run_ccot
 from latent_cot import tasks
@@ -81,17 +80,6 @@ def test_teacher_warmup_trains_the_teacher_alone(make_trainer):
     assert "ccot_loss" in second
 
 
-def test_interrupted_training_ends_with_the_same_weights(make_trainer, characters):
-    whole = make_trainer(model=chain_model(characters, num_latent_tokens=3))
-    whole.train()
-    first = make_trainer(model=chain_model(characters, num_latent_tokens=3), save_strategy="steps", save_steps=2)
-    first.train()
-    second = make_trainer(model=chain_model(characters, seed=5, num_latent_tokens=3))
-    second.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-2")
-    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_validation_chooses_the_checkpoint(make_trainer):
     """Generation metrics drive `load_best_model_at_end`; predictions keep the order of the data."""
     trainer = make_trainer(
@@ -161,21 +149,14 @@ def test_adapters(make_trainer, characters, tied, projection, tmp_path):
         assert not torch.equal(after["transformer.prj.0.weight"], before["transformer.prj.0.weight"])
 
 
-@pytest.mark.parametrize("logging_steps", ["1", "50"])
-def test_a_run_that_went_wrong_does_not_look_right(logging_steps, tmp_path):
-    """A loss that is no number stops the run at the next log, or at the end, and nothing is saved."""
-    argv = [
-        "--config_name",
-        "configs/pccot_gpt2_tiny.json",
-        "--tokenizer_name",
-        "characters",
-        "--dataset_name",
-        "chain",
-    ]
+def test_a_run_that_went_wrong_does_not_look_right(tmp_path):
+    """A loss that is no number stops the run at the end, where no log came before; nothing is saved."""
+    argv = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters"]
+    argv += ["--dataset_name", "chain"]
     argv += ["--task_args", "train=64,validation=2,test=2", "--do_train", "--max_steps", "6", "--use_cpu"]
     argv += ["--learning_rate", "1e10", "--max_grad_norm", "0", "--report_to", "none", "--save_steps", "2"]
     with pytest.raises(FloatingPointError, match=r"step \d: .*(not finite, so it is not saved|training stopped)"):
-        run_ccot.main([*argv, "--logging_steps", logging_steps, "--output_dir", str(tmp_path)])
+        run_ccot.main([*argv, "--logging_steps", "50", "--output_dir", str(tmp_path)])
     assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "README.md").exists()
     for path in tmp_path.glob("checkpoint-*/model.safetensors"):
         assert all(torch.isfinite(weights).all() for weights in load_file(path).values())
@@ -206,26 +187,3 @@ def test_group_by_length_keeps_evaluation_in_order(make_trainer):
     trainer.evaluate()
     rows = trainer.predictions("validation", trainer.eval_dataset)
     assert [row["gold"] for row in rows] == trainer.eval_dataset["answer_text"][:]
-
-
-def test_a_lora_run_saves_adapter_and_merged_model(tmp_path):
-    """`run_ccot.py --use_peft`, from a plain backbone's folder, twice: from it, and from what it made."""
-    base = tmp_path / "base"
-    first = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "bytes", "--dataset_name", "chain"]
-    sizes = ["--task_args", "train=32,validation=4,test=4", "--max_steps", "2", "--use_cpu", "--disable_tqdm", "true"]
-    sizes += ["--per_device_train_batch_size", "4", "--save_strategy", "no", "--do_train"]
-    run_ccot.main([*first, *sizes, "--output_dir", str(base)])
-    lora = ["--model_name_or_path", str(base), "--dataset_name", "chain", "--use_peft", "--lora_r", "4"]
-    run_ccot.main(
-        [*lora, "--lora_target_modules", "c_attn-c_fc-c_proj", *sizes, "--output_dir", str(tmp_path / "lora")]
-    )
-    assert (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").exists()
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "lora")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lora")
-    output = model.generate(**tokenizer(["1+1="], return_tensors="pt"), max_new_tokens=2)
-    assert output.shape[1] > 4
-    old, new = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "lora"))
-    assert not torch.equal(old["transformer.h.0.attn.c_attn.weight"], new["transformer.h.0.attn.c_attn.weight"])
-    assert torch.equal(old["transformer.wpe.weight"], new["transformer.wpe.weight"])
-    config = json.loads((tmp_path / "lora" / "config.json").read_text())
-    assert config["num_latent_tokens"] == 6 and config["use_cache"] and config["answer_prompt_ids"]
