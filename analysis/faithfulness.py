@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_cot.answer_modes import LATENT
 from latent_cot.chunked_cross_entropy import IGNORED
+from latent_cot.configuration_prompt import LATENTS, WORDS
 from latent_cot.training.arguments import DataArguments, option
 from latent_cot.training.checkpoints.model_card import replace_section
 from latent_cot.training.checkpoints.read import load
@@ -22,6 +23,7 @@ from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.data.tokenization import tokenize
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import between
 
 from .evaluation import Answers, answer_mode, answer_questions, longest, token_budget
 from .faithfulness_report import PCCoTReport, Report, Row, majority_row, write_report
@@ -94,11 +96,13 @@ def answers_under(
     asked = {name: value for name, value in given.items() if value is not None}
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_thinks(model, num_iterations if intervention != AS_THEY_ARE else None, intervention != AS_THEY_ARE)
-    is_icot = model.config.family == "icot"
-    foreign = [*asked, *(["latent"] * (latent is not None))] if is_icot else ["num_fillers"] * (num_fillers is not None)
+    in_words = model.config.between == WORDS
+    foreign = (
+        [*asked, *(["latent"] * (latent is not None))] if in_words else ["num_fillers"] * (num_fillers is not None)
+    )
     if foreign:
         raise InputError(f"{foreign[0]}= is not for {model.config.model_type} models")
-    if is_icot:
+    if in_words:
         limits |= {"max_cot_tokens": max_cot_tokens}
         return change_icot(
             *(model, tokenizer, questions, intervention), golds=golds, num_fillers=num_fillers, seed=seed, **limits
@@ -112,10 +116,7 @@ def answers_under(
 
 def check_thinks(model: PreTrainedModel, num_iterations: int | None = None, changed: bool = True) -> None:
     """Raises InputError for a model that is none of ours, and (where thoughts are to be `changed`) at T = 0."""
-    kind, family = model.config.model_type, getattr(model.config, "family", None)
-    if family is None:
-        raise InputError(f"a {kind} model has no thoughts that could be changed: pass a pccot-* or icot-* model")
-    if family == "icot":
+    if between(model.config, LATENTS, WORDS, cannot="has no thoughts that could be changed") == WORDS:
         return
     iterations = model.config.num_iterations if num_iterations is None else num_iterations
     if changed and iterations == 0:
@@ -192,7 +193,7 @@ def measure(
     config, examples = model.config, list(examples)
     questions, golds = ([row[name] for row in examples] for name in ("question", "answer"))
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    if config.family == "icot":
+    if config.between == WORDS:
         limits |= {"max_cot_tokens": max_cot_tokens}
         return measure_icot(model, tokenizer, questions, golds, data=data, seed=seed, **limits)
     partner = partners(questions, golds, seed)

@@ -9,9 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_cot.answer_modes import EXPLICIT
 from latent_cot.chunked_cross_entropy import IGNORED
+from latent_cot.configuration_prompt import LATENTS, WORDS
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.data.tokenization import tokenize
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import between
 
 from .evaluation import answer_mode, answer_questions, count_new_tokens, read_answers, same_answer, token_budget
 from .faithfulness import answers_from
@@ -83,10 +85,8 @@ class Readings:
 
 def check_inspectable(model: PreTrainedModel) -> None:
     """Raises InputError for a model with nothing inside to look at, or one that this cannot show."""
-    family = getattr(model.config, "family", None)
-    if family is None:
-        raise InputError(f"a {model.config.model_type} model thinks in words alone: pass a pccot-* or icot-* model")
-    if family == "icot" and model.gap_of():
+    between(model.config, *PASSES, cannot="thinks in words alone")
+    if model.gap_of():
         raise InputError("a model that leaves positions free (keep_position) cannot be inspected")
 
 
@@ -114,8 +114,7 @@ def inspect(
     answered = token_budget(model, model.answer_modes[0], length, max_new_tokens, max_cot_tokens)
     explicit = answer_questions(model, tokenizer, [question], mode=EXPLICIT.name, batch_size=1, max_new_tokens=written)
     with eager_attention(model):
-        family_passes = latent_passes if model.config.family == "pccot" else written_passes
-        passes = family_passes(model, tokenizer, example, answered)
+        passes = PASSES[model.config.between](model, tokenizer, example, answered)
     return View(
         question=question,
         gold=gold,
@@ -230,6 +229,9 @@ def written_passes(model, tokenizer, example: dict, max_new_tokens: int) -> list
     ]
 
 
+PASSES = {LATENTS: latent_passes, WORDS: written_passes}
+
+
 def answer_tokens(new: torch.Tensor, tokenizer) -> torch.Tensor:
     """New tokens `(new,)` up to the end of sequence, without it."""
     count = int(count_new_tokens(new[None], tokenizer.eos_token_id)[0])
@@ -292,8 +294,7 @@ def read_data(
     Raises:
         InputError: for a model without latents.
     """
-    if getattr(model.config, "family", None) != "pccot":
-        raise InputError(f"a {model.config.model_type} model has no latents to read across a data set")
+    between(model.config, LATENTS, cannot="has no latents to read across a data set")
     latents, examples = model.config.num_latent_tokens, list(examples)
     steps = [step_texts(model, tokenizer, example) for example in examples]
     labels = torch.tensor([[IGNORED if label is None else label for _, label in row] for row in steps])

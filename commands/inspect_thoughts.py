@@ -9,6 +9,7 @@ from pathlib import Path
 
 from latent_cot.analysis.inspection import check_inspectable, inspect, read_data
 from latent_cot.analysis.inspection_page import render_page
+from latent_cot.configuration_prompt import LATENTS
 from latent_cot.training.arguments import DataArguments
 from latent_cot.training.checkpoints.example import unknown_text
 from latent_cot.training.checkpoints.read import load
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
         data = DataArguments(**{name: getattr(args, name) for name in names})
         examples = list(load_splits(data, ["test"])["test"])
         rows = rows or examples[:SHOWN]
-        if model.config.family == "pccot":
+        if model.config.between == LATENTS:
             readings = read_data(
                 model, tokenizer, examples, data=dataset_label(data), max_new_tokens=args.max_new_tokens
             )

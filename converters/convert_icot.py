@@ -20,6 +20,7 @@ from latent_cot.training.checkpoints.write import write_model_files
 from latent_cot.training.data.text_format import is_of_the_fork
 from latent_cot.training.data.tokenization import set_special_ids
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import ICOT, family_in
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ def recognizes(name: str) -> bool:
     fields = read_object(path)
     if "base_model" in fields or (path.parent / WEIGHTS).is_file():
         return True
-    ours = str(fields.get("model_type")).startswith(("icot-", "pccot-"))
-    return not ours and (path.parent / "tokenizer_config.json").is_file() and is_of_the_fork(read_tokenizer(name))
+    ours = family_in(fields.get("model_type"))
+    return ours is None and (path.parent / "tokenizer_config.json").is_file() and is_of_the_fork(read_tokenizer(name))
 
 
 def convert(name: str | Path, out: Path, num_internalized_tokens: int | None = None) -> None:
@@ -78,7 +79,7 @@ def load_fork(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise InputError(
             f"{folder}: no 'base_model' in config.json, and no token <|start|>, <|pause|> and <|ready|> either"
         )
-    config = family_config(AutoConfig.from_pretrained(folder), "icot")
+    config = family_config(AutoConfig.from_pretrained(folder), ICOT.name)
     set_up_text_format(config, tokenizer, "fork")
     config.filler_mode = "written"
     return load_weights(str(folder), config), tokenizer
@@ -94,7 +95,7 @@ def load_original(folder: Path, base: str, tokenizer_name: str) -> tuple[PreTrai
     weights = torch.load(path, map_location="cpu", weights_only=True)
     weights = {strip_prefix(name): value for name, value in weights.items()}
 
-    config = family_config(AutoConfig.from_pretrained(base), "icot")
+    config = family_config(AutoConfig.from_pretrained(base), ICOT.name)
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     embeddings = f"{model_class.base_model_prefix}.wte.weight"
     if embeddings in weights:  # GPT-2, whose tables may have been extended

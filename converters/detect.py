@@ -7,6 +7,7 @@ from pathlib import Path
 
 from latent_cot.training.checkpoints.read import SETTINGS
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import PCCOT, family_in
 
 from .coconut import TOKENS, convert_coconut
 from .codi import convert_codi
@@ -95,7 +96,7 @@ def convert(
     of_icot = recognizes(str(found.folder))
     if num_internalized_tokens is not None and not of_icot:
         raise InputError(f"--num_internalized_tokens is of the original iCoT's checkpoints, and {source} is none")
-    if (found.folder / SETTINGS).is_file() or str(found.fields.get("model_type", "")).startswith("pccot-"):
+    if (found.folder / SETTINGS).is_file() or family_in(found.fields.get("model_type")) is PCCOT:
         return export(source, out, revision, base_model)
     if of_icot:
         return convert_icot(found.folder, out, num_internalized_tokens)

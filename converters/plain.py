@@ -14,6 +14,7 @@ from latent_cot.training.checkpoints.loading import family_config
 from latent_cot.training.checkpoints.write import write_model_files
 from latent_cot.training.data.tokenization import prepare_tokenizer, set_special_ids, starts_with_bos
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import PCCOT
 
 from .foreign import Ledger, Source
 
@@ -36,7 +37,7 @@ def thinking_config(
     Raises:
         InputError: for a backbone or a field that is none.
     """
-    config = family_config(base, "pccot")
+    config = family_config(base, PCCOT.name)
     named = dict(zip(("bot_token_id", "eot_token_id", "latent_token_id"), tokens, strict=True))
     prepare_tokenizer(tokenizer, named)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}

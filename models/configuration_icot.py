@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
-from .configuration_prompt import MOST, PromptConfigMixin, check_choice, check_count
+from .configuration_prompt import MOST, WORDS, PromptConfigMixin, check_choice, check_count
 
 REMOVAL_SIDES = ("left", "right")
 FILLER_MODES = ("none", "prefilled", "written")
@@ -42,6 +42,7 @@ class ICoTConfigMixin(PromptConfigMixin):
     """
 
     family: ClassVar[str] = "icot"
+    between: ClassVar[str] = WORDS
     special_tokens: ClassVar[dict[str, str]] = {
         "start_token_id": "<start>",
         "pause_token_id": "<pause>",

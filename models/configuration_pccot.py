@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from .configuration_prompt import PromptConfigMixin, check_choice, check_count, is_number
+from .configuration_prompt import LATENTS, PromptConfigMixin, check_choice, check_count, is_number
 from .latent_update import UPDATES, LatentUpdate
 
 
@@ -43,6 +43,7 @@ class PCCoTConfigMixin(PromptConfigMixin):
     """
 
     family: ClassVar[str] = "pccot"
+    between: ClassVar[str] = LATENTS
     special_tokens: ClassVar[dict[str, str]] = {
         "bot_token_id": "<pcot.bot>",
         "eot_token_id": "<pcot.eot>",

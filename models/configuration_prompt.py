@@ -25,6 +25,7 @@ SIZES = ("vocab_size", "hidden_size", "num_attention_heads", "max_position_embed
 OPTIONAL_SIZES = ("num_key_value_heads", "intermediate_size", "head_dim", "n_inner", "sliding_window")
 MOST, MOST_LAYERS = 2**24, 2**10
 MOST_ID = 2**31 - 1  # vocabularies grow after the configuration is made
+LATENTS, WORDS = "latents", "words"  # what may stand between question and answer
 
 
 @dataclass(kw_only=True)
@@ -39,6 +40,8 @@ class PromptConfigMixin(ConfigBase):
     Class attributes:
         family: the first part of its model types: "pccot".
         special_tokens: what the family adds to a tokenizer, by the field that holds the token's id.
+        between: what stands between question and answer: `LATENTS`, or `WORDS` (a chain, or fillers); analysis and engines
+            refuse a family that says nothing.
 
     Raises:
         ValueError: for a field of another type than its annotation's, an id below 0, or a size that no model has. Whether
@@ -47,6 +50,7 @@ class PromptConfigMixin(ConfigBase):
 
     family: ClassVar[str]
     special_tokens: ClassVar[dict[str, str]]
+    between: ClassVar[str] = ""
 
     answer_prompt_ids: list[int] | None = None
     questions_start_with_bos: bool = False

@@ -12,6 +12,7 @@ from pathlib import Path
 import latent_cot
 
 from .cli import SUCCESSORS, run
+from .families import FAMILIES
 
 # Where a command's ARGUMENTS are, by what the page calls the command. Named only: this file is below them.
 COMMANDS = {"ccot": "run_ccot", "cot": "run_cot", "icot": "run_icot", "grpo": "run_grpo"}
@@ -52,8 +53,8 @@ def page() -> str:
     shared = next(
         base for base in latent_cot.PCCoTConfigMixin.__mro__ if "answer_prompt_ids" in vars(base)["__annotations__"]
     )
-    families = {"All families": shared, "PCCoT (`pccot-*`)": latent_cot.PCCoTConfigMixin}
-    families |= {"iCoT (`icot-*`)": latent_cot.ICoTConfigMixin}
+    families = {"All families": shared}
+    families |= {f"{family.title} (`{name}-*`)": family.config for name, family in FAMILIES.items()}
     parts = [HEAD, *(configuration_table(title, family) for title, family in families.items()), FLAGS, *flag_tables()]
     old = "".join(f"| `{name}` | {instead} |\n" for name, instead in SUCCESSORS.items())
     return "\n".join([*parts, OLD + old])

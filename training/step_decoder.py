@@ -16,11 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from latent_cot.chunked_cross_entropy import select_labelled
 
 from .errors import InputError
+from .families import stock_config
 
 NAME = "step_decoder"  # of the module in the model
 
@@ -70,7 +71,7 @@ class StepDecoder(nn.Module):
 
 def backbone_config(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """The stock configuration of a `pccot-*` model's backbone, with so many layers and without a vocabulary."""
-    kind = CONFIG_MAPPING[config.model_type.partition("-")[2]]
+    kind = stock_config(config)
     known = kind().to_dict().keys() - {"model_type", "layer_types"}  # the second lists the model's own layers
     fields = {name: value for name, value in config.to_dict().items() if name in known}
     fields |= {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

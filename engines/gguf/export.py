@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from latent_cot.configuration_prompt import LATENTS, WORDS
 from latent_cot.training.checkpoints.gguf_file import ROPE_FACTORS
 from latent_cot.training.checkpoints.read import load
 from latent_cot.training.data.tokenization import CHAT_TEMPLATE, starts_with_bos
@@ -61,9 +62,10 @@ def export_gguf(name: str, out: Path, revision: str = "main") -> str:
 def check_model(model: PreTrainedModel, name: str) -> None:
     """Raises InputError for what llama.cpp does not compute."""
     config = model.config
-    if getattr(config, "family", None) == "pccot":
+    between = getattr(config, "between", WORDS)  # a stock model's too
+    if between == LATENTS:
         raise InputError(f"{name}: a {config.model_type} iterates over its latent tokens, which no GGUF graph can say")
-    if backbone_of(config) not in ARCHITECTURES:
+    if between != WORDS or backbone_of(config) not in ARCHITECTURES:
         raise InputError(f"{name}: no GGUF for a {config.model_type}; there is for {', '.join(ARCHITECTURES)}")
     backbone = backbone_of(config)
     activation = getattr(config, "hidden_act", None) or config.activation_function

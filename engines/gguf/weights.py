@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import stock_config
 
 # llama.cpp's architecture of a backbone.
 ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen3": "qwen3"}
@@ -13,7 +14,7 @@ ROTATED = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
 
 def backbone_of(config: PreTrainedConfig) -> str:
     """`gpt2` of `icot-gpt2` and of `gpt2`."""
-    return config.model_type.rpartition("-")[2]
+    return stock_config(config).model_type
 
 
 def gguf_names(model: PreTrainedModel) -> dict[str, str]:

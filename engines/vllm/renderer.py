@@ -3,6 +3,7 @@
 import torch
 from vllm.renderers.hf import HfRenderer
 
+from latent_cot.configuration_prompt import LATENTS
 from latent_cot.spans_pccot import find_thought_spans
 
 from .server_config import longest_chunk, rules_of
@@ -32,7 +33,7 @@ class ThoughtRenderer(HfRenderer):
                 f"the question has {len(ids)} tokens, and what follows it needs {added} positions and an answer at least "
                 f"one: more than the {limit} positions of the server (max_model_len)"
             )
-        if self.rules.config.family == "pccot":
+        if self.rules.config.between == LATENTS:
             for span in find_thought_spans(prompt, self.rules.config):
                 if span.num_latents + 2 > self.longest_span:
                     raise ValueError(

@@ -9,11 +9,12 @@ from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
 
+from latent_cot.configuration_prompt import LATENTS
+
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's, whose handlers show it
 TOKENIZER_MODE = "latent_cot"  # chooses the renderer; the tokenizer is Hugging Face's
 PER_SERVER = ("latent_thought", "num_iterations", "num_latent_tokens", "explicit_steps", "num_fillers")
 PER_SERVER += ("latent_noise", "latent_dropout", "latent_tolerance", "position_gap")
-OPTIONS = {"pccot": ("latent_thought",), "icot": ("explicit_steps",)}
 
 
 def rules_of(config):
@@ -29,7 +30,9 @@ def rules_of(config):
     own = AutoConfig.for_model(config.model_type, **fields)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(own)
-    return model, {name: getattr(config, name) for name in OPTIONS[own.family] if hasattr(config, name)}
+    # What is no field of the configuration is an option that `--hf-overrides` has put beside them.
+    named = (name for name in model.batch_options if not hasattr(type(own), name) and hasattr(config, name))
+    return model, {name: getattr(config, name) for name in named}
 
 
 def longest_chunk(scheduler_config) -> int:
@@ -85,9 +88,8 @@ class ThoughtServerConfig(VerifyAndUpdateConfig):
             raise ValueError(
                 f"max_model_len={model.max_model_len} has no room for a question: what follows one takes {len(suffix)} positions"
             )
-        if rules.config.family == "icot":
-            rules.check_batching(rules.generation_config, **options)
-        else:
+        rules.check_batching(rules.generation_config, **options)
+        if rules.config.between == LATENTS:
             keep_spans_whole(vllm_config, len(suffix) - len(rules.config.answer_prompt_ids or []))
 
 

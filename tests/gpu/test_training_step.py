@@ -165,7 +165,7 @@ def test_liger_trains_alike(device):
 
     model = make_model("Llama, 4 layers", device)
     wanted_losses, wanted = losses_and_gradients(model)
-    register_with_liger("pccot-llama")
+    register_with_liger(model.config)
     MODEL_TYPE_TO_APPLY_LIGER_FN["pccot-llama"](model=model)
     losses, grads = losses_and_gradients(model)
     torch.testing.assert_close(losses, wanted_losses, rtol=1e-3, atol=0)

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+from transformers import PreTrainedConfig
+
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import stock_config
 
 
-def register_with_liger(model_type: str) -> None:
+def register_with_liger(config: PreTrainedConfig) -> None:
     """Register a model type of ours with liger-kernel, under its backbone's entry.
 
     Raises:
@@ -13,12 +16,12 @@ def register_with_liger(model_type: str) -> None:
     """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as known
 
-    if model_type in known:
+    if config.model_type in known:
         return
-    backbone = model_type.partition("-")[2]
+    backbone = stock_config(config).model_type
     if backbone not in known:
-        raise InputError(f"--use_liger_kernel: liger-kernel has no kernels for {model_type}; leave the flag out")
-    known[model_type] = without_losses(known[backbone])
+        raise InputError(f"--use_liger_kernel: liger-kernel has no kernels for {config.model_type}; leave the flag out")
+    known[config.model_type] = without_losses(known[backbone])
 
 
 def without_losses(apply: Callable) -> Callable:

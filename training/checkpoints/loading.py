@@ -27,6 +27,7 @@ from latent_cot.training.data.tokenization import (
     tokenize_answer_prompt,
 )
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import check_family
 from latent_cot.training.flags import pairs
 
 from .gguf_file import GGUFFile, gguf_config, load_gguf, load_gguf_tokenizer
@@ -84,7 +85,7 @@ def load_config(
 ) -> PreTrainedConfig:
     """The model's configuration, with the flags that change it applied.
 
-    A backbone's configuration becomes its counterpart of the family ("pccot", "icot"), if one is asked for.
+    A backbone's configuration becomes its counterpart of the family, if one is asked for.
 
     Args:
         settings: fields that flags set; None leaves the checkpoint's (or the configuration's) value.
@@ -103,7 +104,7 @@ def load_config(
         config = gguf_config(GGUFFile(source, args.gguf_file, args.model_revision))
     else:
         config = read_config(source, args.model_revision, args.trust_remote_code)
-    if family is not None and not config.model_type.startswith(f"{family}-"):
+    if family is not None and getattr(config, "family", None) != family:
         config = family_config(config, family)
     trained = is_set_up(config)
     apply_overrides(config, args.config_overrides, trained)
@@ -124,11 +125,13 @@ def load_config(
 
 
 def family_config(config: PreTrainedConfig, family: str) -> PreTrainedConfig:
-    """The `pccot-*` or `icot-*` configuration of a backbone's.
+    """A family's configuration of a backbone's.
 
     Raises:
-        InputError: for a backbone that has none.
+        InputError: for a backbone that has none, and a model of another family.
     """
+    if hasattr(config, "family"):
+        check_family(config, family, "this command")
     model_type = f"{family}-{config.model_type}"
     if model_type not in CONFIG_MAPPING:
         known = [name.removeprefix(f"{family}-") for name in registered_types() if name.startswith(family)]

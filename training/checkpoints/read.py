@@ -30,6 +30,7 @@ from latent_cot.training.data.tokenization import (
     tokenize_answer_prompt,
 )
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import stock_config
 
 from .checks import check_finite, find_file, one_clear_error
 from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_adapter
@@ -129,7 +130,7 @@ def load_weights(
     base = base_model or (str(adapter.parent) if has_base else base_beside(adapter, fields))
     rows, pad = config.vocab_size, config.pad_token_id
     base_config = read_base(base, adapter)
-    if base_config.model_type != config.model_type.partition("-")[2] and base_config.model_type != config.model_type:
+    if base_config.model_type not in (config.model_type, stock_config(config).model_type):
         raise InputError(f"{name}: a {config.model_type} cannot be built on {base!r}, a {base_config.model_type}")
     # A padding id beyond the base's smaller vocabulary crashes Llama's embedding.
     config.vocab_size, config.pad_token_id = base_config.vocab_size, None

@@ -97,9 +97,9 @@ def training_lines(trainer: Trainer, tokens: list[int] | None) -> list[tuple[str
     mean = sum(tokens) / len(tokens)
     lines.append(("tokens", f"{mean * batch:,.0f} per step, {mean:,.1f} per example (without padding)"))
     rows = trainer.splits["train"].select_columns(["question", "steps", "answer", "length"])
-    if trainer.family != "pccot":
+    if not trainer.has_latents:
         mean, longest = sum(rows["length"][:]) / len(rows), max(rows["length"][:])
-        whole = ", while the whole chain is there" if trainer.family == "icot" else ""
+        whole = "" if trainer.family is None else ", while the whole chain is there"
         lines.append(("positions", f"{mean:,.1f} per example that the model computes in a step (without padding)"))
         return [*lines, ("", f"at most {longest:,}{whole}")]
     lengths, config = [lengths_of(row, trainer.data_collator) for row in rows], trainer.unwrapped.config

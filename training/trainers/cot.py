@@ -18,7 +18,6 @@ from itertools import islice
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
-    CONFIG_MAPPING,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -58,6 +57,7 @@ from latent_cot.training.data.sources import as_dataset
 from latent_cot.training.data.streaming import endless
 from latent_cot.training.data.tokenization import set_special_ids, tokenize, tokenize_split
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import check_family, has_family
 from latent_cot.training.method_arguments import CoTArguments
 from latent_cot.training.resume.checkpoint_fit import check_vocabulary
 from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
@@ -153,7 +153,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             model = add_adapters(model, self.lora)
         self.step_decoder = self.make_step_decoder(model)
         if args.use_liger_kernel:
-            register_with_liger(self.model_type)
+            register_with_liger(config)
         self.hub_model_id: str | None = None  # until init_hf_repo()
         check_a_batch_is_there(self.splits.get("train"), args)
         super().__init__(
@@ -185,7 +185,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
     def load(self, source: ModelArguments, tokenizer, train_rows, args) -> tuple:
         """Model and tokenizer from what `ModelArguments` name."""
         config = load_config(source, self.family, self.configuration_settings(), self.new_settings)
-        self.check_family(config)
+        check_family(config, self.family, type(self).__name__)
         prompt = self.answer_prompt(config)
         if tokenizer is None:
             tokenizer = load_tokenizer(source, texts_of(train_rows, prompt))
@@ -202,7 +202,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
     def take_model(self, model: PreTrainedModel, tokenizer) -> tuple:
         """A model that is there already, and its tokenizer."""
-        self.check_family(model.config)
+        check_family(model.config, self.family, type(self).__name__)
         if tokenizer is None:
             if not self.base_model_name:
                 raise InputError("a model without a name brings no tokenizer: pass processing_class")
@@ -213,14 +213,6 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         extend_vocabulary(model, tokenizer, len(tokenizer) - known)
         set_special_ids(model, tokenizer)
         return model, tokenizer
-
-    def check_family(self, config: PreTrainedConfig) -> None:
-        """Raises InputError for a model that this trainer would train as something that it is not."""
-        family = getattr(config, "family", None)
-        if family != self.family and (self.family is not None or family == "icot"):
-            names = {"pccot": "use run_ccot.py", "icot": "use run_icot.py", None: "use run_cot.py"}
-            hint = names.get(family, f"no trainer here is for the family {family!r}")
-            raise InputError(f"{type(self).__name__} cannot train a {config.model_type} model: {hint}")
 
     def configuration_settings(self) -> dict:
         """Fields of the configuration that the method's arguments set."""
@@ -285,9 +277,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
         None for a backbone that is not one of ours: transformers decides.
         """
-        if getattr(config, "family", None) is None and f"pccot-{config.model_type}" not in CONFIG_MAPPING:
-            return None
-        return getattr(config, "use_projection", False)  # no latent, no projection
+        return getattr(config, "use_projection", False) if has_family(config) else None  # no latent, no projection
 
     # --- training ---
 

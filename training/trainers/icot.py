@@ -23,6 +23,7 @@ from latent_cot.training.data.collators import ICoTCollator
 from latent_cot.training.data.text_format import check_format, is_of_the_fork, tokenize_spaced
 from latent_cot.training.data.tokenization import column
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import ICOT
 from latent_cot.training.method_arguments import ICoTArguments
 
 from .cot import CoTTrainer
@@ -42,7 +43,7 @@ class ICoTTrainer(CoTTrainer):
     `--removal_gate`; `record_progress` writes it into the configuration.
     """
 
-    family = "icot"
+    family = ICOT.name
     method_class = ICoTArguments
 
     def __init__(self, model, args, *, method: ICoTArguments | None = None, train_dataset=None, **kwargs):

@@ -11,6 +11,7 @@ from latent_cot.distillation_pccot import window_targets
 from latent_cot.training.arguments import DataArguments, whole_numbers
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import PCCOT
 from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.step_decoder import StepDecoder, attach_step_decoder, causal_model
 
@@ -20,7 +21,7 @@ from .cot import CoTTrainer
 class PCCoTTrainer(CoTTrainer):
     """Trains `pccot-*` models, from a stock backbone too. Arguments as those of `CoTTrainer`; `method` is `PCCoTArguments`."""
 
-    family = "pccot"
+    family = PCCOT.name
     method_class = PCCoTArguments
     data_class = DataArguments
     new_settings = {"scale_latents": True}

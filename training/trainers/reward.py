@@ -24,6 +24,7 @@ import latent_cot  # noqa: F401  registers the model types
 from latent_cot.analysis.comparison import Comparison, check_source, comparison, read_answer
 from latent_cot.analysis.evaluation import Answers, answer_questions
 from latent_cot.answer_modes import EXPLICIT, LATENT
+from latent_cot.configuration_prompt import LATENTS
 from latent_cot.training.arguments import (
     CoTTrainingArguments,
     EvaluationArguments,
@@ -36,6 +37,7 @@ from latent_cot.training.checkpoints.lora import lora_config
 from latent_cot.training.data.collators import pad
 from latent_cot.training.data.tokenization import strip_eos
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import PCCOT
 from latent_cot.training.method_arguments import RewardArguments
 from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
 
@@ -237,9 +239,9 @@ def load_trained(source: ModelArguments) -> tuple:
     if source.model_name_or_path is None:
         raise InputError("run_grpo.py goes on with a trained model: pass --model_name_or_path (see run_ccot.py)")
     config = load_config(source)
-    if getattr(config, "family", None) != "pccot" or not is_set_up(config):
+    if getattr(config, "between", None) != LATENTS or not is_set_up(config):
         raise InputError(
-            f"run_grpo.py trains pccot models, and this is a {config.model_type}: train one with run_ccot.py"
+            f"run_grpo.py trains {PCCOT.name} models, and this is a {config.model_type}: train one with {PCCOT.script}"
         )
     tokenizer = load_tokenizer(source, ())
     return load_model(source, config, tokenizer), tokenizer

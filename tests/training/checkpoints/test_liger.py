@@ -31,7 +31,7 @@ def applied(monkeypatch):
 def test_layers_and_no_losses(applied):
     model = make_model("llama")
     for _ in range(2):  # a second run in the same process changes nothing
-        register_with_liger("pccot-llama")
+        register_with_liger(model.config)
     applied.table["pccot-llama"](model=model)
     applied.table["pccot-llama"](model=model, rope=False)
     assert applied.calls == [(model, {"rope", "rms_norm", "swiglu"}), (model, {"rms_norm", "swiglu"})]
@@ -39,5 +39,5 @@ def test_layers_and_no_losses(applied):
 
 def test_a_backbone_without_kernels(applied):
     with pytest.raises(InputError, match="no kernels for pccot-gpt2"):
-        register_with_liger("pccot-gpt2")
+        register_with_liger(make_model("gpt2").config)
     assert set(applied.table) == {"llama"}
