@@ -16,14 +16,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 
+from latent_cot.analysis.recorded_runs import markdown_table, measured_values, records, write_record
 from latent_cot.training.cli import read_recipe
+from latent_cot.training.flags import joined, pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
+COLUMNS = "method|recipe|seeds|exact match, mean|lowest|highest|training, s|ms per answer|tokens".split("|")
 BEGIN, END = "<!-- grid: benchmarks/results/grid.py writes this part -->", "<!-- end of the grid -->"
 
 
@@ -156,11 +158,6 @@ def settings_of(task: Task, method: Method) -> dict:
     return json.loads((ROOT / entries["config_name"]).read_text()) | pairs(entries.get("config_overrides", ""))
 
 
-def pairs(overrides: str) -> dict[str, str]:
-    """`a=1,b=2` by name."""
-    return dict(pair.split("=") for pair in overrides.split(",") if pair)
-
-
 def command_of(task: Task, method: Method, seed: int) -> list[str]:
     """The command line of a run, from the repository's root."""
     recipe = f"configs/recipes/{task.recipes[method.recipe]}.yaml"
@@ -171,7 +168,7 @@ def command_of(task: Task, method: Method, seed: int) -> list[str]:
     overrides = own | pairs(method.overrides.format(**sizes))
     command = [SCRIPTS[method.recipe], recipe, *method.flags.format(**sizes).split()]
     if overrides != own:
-        command += ["--config_overrides", ",".join(f"{key}={value}" for key, value in overrides.items())]
+        command += ["--config_overrides", joined(overrides)]
     return [*command, "--seed", str(seed)]
 
 
@@ -184,54 +181,36 @@ def run(name: str, method_name: str, seed: int, outputs: Path) -> None:
     folder = outputs / name / method_name / f"seed-{seed}"
     command = command_of(task, method, seed)
     measured = results_of([*command, "--overwrite_output_dir", "true"], folder)
-    recipe, test = read_recipe(ROOT / command[1]), f"test_{method.mode}_"
+    recipe = read_recipe(ROOT / command[1])
     row = {
         "task": name,
         "method": method_name,
         "seed": seed,
         "recipe": command[1],
         "command": " ".join(["python", *command]),
-        "exact_match": measured[f"{test}exact_match"],
-        "low": measured[f"{test}exact_match_low"],
-        "high": measured[f"{test}exact_match_high"],
         "examples_seen": recipe["max_steps"] * recipe["per_device_train_batch_size"],
-        "train_seconds": measured["train_runtime"],
-        "ms_per_answer_in_batches": measured[f"{test}ms_per_answer"],
-        "new_tokens": measured[f"{test}new_tokens"],
-        "versions": {package: version(package) for package in ("torch", "transformers")},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(row, indent=1) + "\n")
+    write_record(path, row | measured_values(measured, method.mode))
 
 
 def rows_of(name: str) -> dict[str, list[dict]]:
     """What has been run on a task, by method."""
-    files = sorted((RESULTS / name).glob("*/seed-*.json"))
-    found: dict[str, list[dict]] = {method: [] for method in METHODS}
-    for path in files:
-        found[path.parent.name].append(json.loads(path.read_text()))
-    return found
+    return records(RESULTS / name, METHODS)
 
 
 def table(name: str) -> str:
     """A task's table in Markdown: mean and range over the seeds; empty if nothing was run."""
-    task = TASKS[name]
-    lines = [f"### {task.title}", ""]
-    lines += [
-        "| method | recipe | seeds | exact match, mean | lowest | highest | training, s | ms per answer | tokens |"
-    ]
-    lines += ["|---" * 9 + "|"]
+    task, cells = TASKS[name], []
     for method, rows in rows_of(name).items():
         if not rows:
             continue
         matches = [row["exact_match"] for row in rows]
-        cells = [METHODS[method].label, f"`{task.recipes[METHODS[method].recipe]}`", str(len(rows))]
-        cells += [f"{value:.4f}" for value in (statistics.mean(matches), min(matches), max(matches))]
-        cells += [f"{statistics.median(row['train_seconds'] for row in rows):.0f}"]
-        cells += [f"{statistics.median(row['ms_per_answer_in_batches'] for row in rows):.2f}"]
-        cells += [f"{statistics.mean(row['new_tokens'] for row in rows):.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if len(lines) > 4 else ""
+        row = [METHODS[method].label, f"`{task.recipes[METHODS[method].recipe]}`", str(len(rows))]
+        row += [f"{value:.4f}" for value in (statistics.mean(matches), min(matches), max(matches))]
+        row += [f"{statistics.median(row['train_seconds'] for row in rows):.0f}"]
+        row += [f"{statistics.median(row['ms_per_answer_in_batches'] for row in rows):.2f}"]
+        cells.append([*row, f"{statistics.mean(row['new_tokens'] for row in rows):.1f}"])
+    return "\n".join([f"### {task.title}", "", *markdown_table(COLUMNS, cells)]) if cells else ""
 
 
 def write_tables() -> None:
