@@ -2,10 +2,16 @@
 
 import inspect
 from importlib import import_module
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
 from .mixin_base import ModelBase
+
+MANAGERS: WeakValueDictionary[int, Any] = (
+    WeakValueDictionary()
+)  # by a model's id: the batch manager that was started last
 
 
 class BatchEngineMixin(ModelBase):
@@ -28,6 +34,25 @@ class BatchEngineMixin(ModelBase):
             raise ValueError(
                 "continuous batching cannot leave positions free (keep_position, position_gap): use generate() on "
                 "left-padded batches"
+            )
+
+    def refuse_beside_manager(self, arguments: dict) -> None:
+        """Raises ValueError for a forward pass while a batch manager works with this model.
+
+        A pass of the manager's thread changes the configuration while it lasts (attention that looks ahead, without masks), and a
+        pass beside it computes with that and leaves it so.
+
+        Args:
+            arguments: of the pass; the manager's own are known by theirs.
+        """
+        if torch.compiler.is_compiling() or "cu_seq_lens_q" in arguments:
+            return
+        manager = MANAGERS.get(id(self))
+        paged = (self.config._attn_implementation or "").startswith("paged|")
+        if paged or (manager is not None and manager.is_running()):
+            raise ValueError(
+                "a batch manager works with this model, and answers beside it would be wrong: send the questions to it, or stop it "
+                "first (manager.stop())"
             )
 
     @torch.no_grad()

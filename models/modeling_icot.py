@@ -63,6 +63,7 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             position_ids: `(batch, length)`; counted from the attention mask if absent.
             past_key_values, inputs_embeds, labels, use_cache, logits_to_keep, **kwargs: as everywhere.
         """
+        self.refuse_beside_manager(kwargs)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             position_ids = positions_from_mask(attention_mask)[:, -length:]

@@ -76,6 +76,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         Returns:
             Logits as everywhere.
         """
+        self.refuse_beside_manager(kwargs)
         if cot_input_ids is not None:  # DDP and PEFT hand on `forward` alone
             given = {
                 "input_ids": input_ids,

@@ -15,6 +15,7 @@ from transformers.generation import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
 from transformers.generation.continuous_batching.requests import RequestState
 
+from latent_cot.batch_engine import MANAGERS
 from latent_cot.prompt_checks import check_shape, first_of
 from latent_cot.spans_pccot import find_thought_spans
 
@@ -97,12 +98,17 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
         self.span_length = 0 if span is None else span[1] - span[0]
         self._check_room(continuous_batching_config.max_batch_tokens)
         asked: Any = PackedThinker(model, self.iterations) if thinks else model
-        super().__init__(
-            model=asked,
-            generation_config=generation_config,
-            continuous_batching_config=continuous_batching_config,
-            workload_hints=workload_hints,
-        )
+        self._remember()
+        try:
+            super().__init__(
+                model=asked,
+                generation_config=generation_config,
+                continuous_batching_config=continuous_batching_config,
+                workload_hints=workload_hints,
+            )
+        except BaseException:
+            self._restore()
+            raise
         self.output_router = self.questions = QuestionRouter()
         if thinks:
             settings = self.continuous_batching_config  # a copy
@@ -168,11 +174,47 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
         super().cancel_request(request_id)
         self.questions.forget(request_id)
 
+    def start(self) -> None:
+        """transformers' own.
+
+        Raises:
+            ValueError: where another manager works with this model.
+        """
+        other = MANAGERS.get(id(self.causal_lm))
+        if other is not None and other is not self and other.is_running():
+            raise ValueError("another batch manager works with this model: stop it first")
+        if self.before is None:
+            self._remember()
+            self.causal_lm.eval()
+        MANAGERS[id(self.causal_lm)] = self
+        super().start()
+
     def stop(self, *args, keep_for_next_session: bool = False, **kwargs) -> None:
+        """transformers' own; the model is then as it was, also where the manager was never started."""
         started = self._generation_thread is not None
         super().stop(*args, keep_for_next_session=keep_for_next_session, **kwargs)
         if keep_for_next_session and started:
             self.causal_lm._cached_continuous_batching_manager = self  # transformers looks for it there
+        if not self.is_running():
+            self._restore()
+
+    def _remember(self) -> None:
+        model = self.causal_lm
+        self.before: dict | None = {"training": model.training, "is_causal": vars(model.config).get("is_causal")}
+        self.before["attention"] = getattr(self, "_original_attn_impl", None) or model.config._attn_implementation
+
+    def _restore(self) -> None:
+        """Undo what working with the model changed: its mode, its attention, and a configuration that a race left changed."""
+        model, before, self.before = self.causal_lm, self.before, None
+        if before is None:
+            return
+        model.train(before["training"])
+        if model.config._attn_implementation != before["attention"]:
+            model.set_attn_implementation(before["attention"])
+            self._original_attn_impl = None
+        vars(model.config).pop("is_causal", None)
+        if before["is_causal"] is not None:
+            model.config.is_causal = before["is_causal"]
 
     def _create_batch_processor(self):
         processor = super()._create_batch_processor()

@@ -172,6 +172,32 @@ def test_what_only_some_models_are_refused():
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["pccot-gpt2", "icot-gpt2"])
+def test_nothing_answers_beside_a_working_manager(kind, attention):
+    """It would answer wrongly, and leave the model so: transformers' engine changes the configuration during its passes."""
+    model, questions = make_any(kind).train(), torch.tensor(questions_of([9, 9]))
+    model.set_attn_implementation(attention)
+    before = dict(vars(model.config))
+    manager = model.init_continuous_batching(GenerationConfig(max_new_tokens=6), settings())
+    manager.start()
+    try:
+        ids = manager.add_requests(questions.tolist() * 8)
+        for door in (model, model.generate):
+            with pytest.raises(ValueError, match="a batch manager works with this model"):
+                door(questions)
+        with pytest.raises(ValueError, match="another batch manager works"):
+            model.generate_batch(questions.tolist(), None, settings(), max_new_tokens=2)
+        assert [manager.get_result(timeout=30).error for _ in ids] == [None] * 16
+        model.config.is_causal = False  # as such a race leaves it
+    finally:
+        manager.stop(timeout=30)
+    assert vars(model.config) == before and model.training
+    model.init_continuous_batching(None, settings()).stop()  # never started
+    assert vars(model.config) == before and model.training
+    assert batched(model, questions.tolist()) == generated(model.eval(), questions.tolist())
+
+
 def test_one_request_has_no_options_of_its_own(gpt2):
     manager = gpt2.init_continuous_batching(GenerationConfig(max_new_tokens=2), settings())
     for options in ({"num_iterations": 2}, {"latent_thought": False}, {"latent_tolerance": 0.1}):
