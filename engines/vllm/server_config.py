@@ -12,7 +12,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's, whose handlers show it
 TOKENIZER_MODE = "latent_cot"  # chooses the renderer; the tokenizer is Hugging Face's
 PER_SERVER = ("latent_thought", "num_iterations", "num_latent_tokens", "explicit_steps", "num_fillers")
-PER_SERVER += ("latent_noise", "latent_dropout", "latent_tolerance", "position_gap")
+PER_SERVER += ("latent_noise", "latent_dropout", "value_noise", "latent_tolerance", "position_gap")
 OPTIONS = {"pccot": ("latent_thought",), "icot": ("explicit_steps",)}
 
 
