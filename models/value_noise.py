@@ -88,13 +88,13 @@ def value_projections(backbone: nn.Module) -> list[nn.Module]:
     return found
 
 
-def value_matrix(projection: nn.Module) -> torch.Tensor:
-    """The value matrix `(in, out)` among the weights of a projection, as a view: gradients and writes reach the weights.
+def value_matrix(projection: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """The value matrix `(in, out)` among the weights of a projection (or in a tensor of their shape), as a view of them.
 
     Raises:
         ValueError: for quantised weights.
     """
-    weight = projection.weight
+    weight = projection.weight if weight is None else weight
     if not weight.is_floating_point():
         raise ValueError(f"value_noise needs value matrices that are not quantised, got {weight.dtype}")
     return (
@@ -104,5 +104,6 @@ def value_matrix(projection: nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def basis_of(projection: nn.Module) -> torch.Tensor:
-    """The singular vectors `(out, rank)` on the side of the values, in float32."""
-    return torch.linalg.svd(value_matrix(projection).float(), full_matrices=False).Vh.T
+    """The singular vectors `(out, rank)` on the side of the values, in float32 at least."""
+    matrix = value_matrix(projection)
+    return torch.linalg.svd(matrix.to(torch.promote_types(matrix.dtype, torch.float32)), full_matrices=False).Vh.T
