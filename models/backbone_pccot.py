@@ -25,6 +25,7 @@ from .prefix_cache import PrefixCache, is_static, take_columns
 from .spans_pccot import Alignment, ThoughtSpan, find_thought_spans
 from .thought_trace import put_latents
 from .transformers_versions import CACHE
+from .value_noise import ValueNoise
 
 logger = logging.get_logger(__name__)
 
@@ -64,6 +65,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         latent_tolerance: float | None = None,
         latent_noise: float = 0.0,
         latent_dropout: float = 0.0,
+        value_noise: float = 0.0,
         latent_sources: torch.Tensor | None = None,
         latent_embeds: torch.Tensor | None = None,
         compiled_forward=None,
@@ -84,7 +86,9 @@ class PCCoTModelMixin(CompleteWeightsMixin):
                 this. Costs one host synchronisation per pass.
             latent_noise: standard deviation of Gaussian noise on a latent's input, relative to the input's root mean square.
             latent_dropout: probability with which an element of a latent's input is dropped.
-            latent_sources: `(batch, 2)`, what the random numbers of a row come from; see `LatentNoise`.
+            value_noise: standard deviation of random factors of the singular values of every value matrix: each row thinks
+                with weights of its own, over the question too, and answers with the model's; see `ValueNoise`.
+            latent_sources: `(batch, 2)`, what the random numbers of a row come from; see `sources_of_rows`.
             latent_embeds: `(batch, c, hidden)`, a thought to go on from instead of thinking one: the inputs of the latents
                 in the last pass, which is then the only one. That pass alone is what the tokens after the thought attend
                 to; a latent that is changed in an earlier pass, later passes would compute anew from the question.
@@ -96,7 +100,8 @@ class PCCoTModelMixin(CompleteWeightsMixin):
 
         Raises:
             ValueError: for T < 0, ragged or cut spans, a 4-dimensional mask together with a span, a cache that has dropped
-                positions, or `latent_embeds` without a span that they fit.
+                positions, `latent_embeds` without a span that they fit, or `value_noise` where nothing is thought or layers
+                are computed twice (gradient checkpointing).
         """
         refuse_foreign_engine(self.config, cache, kwargs)
         given = past_key_values if cache is None else cache
@@ -115,6 +120,8 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
             inputs_embeds, input_ids = put_latents(embeds, spans, latent_embeds), None
             spans = []  # nothing is left to think
+        if value_noise and iterations == 0:
+            raise ValueError("value_noise is of a thought, and with num_iterations=0 there is none")
         if not spans or iterations == 0:  # T = 0: the latents stay filler tokens
             if self.training and self.is_checkpointed():
                 if given is not None:
@@ -130,8 +137,10 @@ class PCCoTModelMixin(CompleteWeightsMixin):
                 **kwargs,
             )
 
-        if self.training:
-            self.check_checkpointing()
+        if self.training and self.check_checkpointing() and value_noise:
+            raise ValueError(
+                "value_noise is not there when layers are computed again: leave gradient checkpointing out"
+            )
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError("a thought span needs a 2-dimensional attention mask (batch, length)")
         if inputs_embeds is None:
@@ -143,11 +152,13 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
 
-        noise = None
-        if latent_noise or latent_dropout:
-            noise = LatentNoise(latent_noise, latent_dropout, seeds_of_samples(latent_sources, len(inputs_embeds)))
-        thought = {"iterations": iterations, "tolerance": latent_tolerance, "noise": noise}
-        thought |= {"compiled_forward": compiled_forward}
+        noise, values = None, None
+        if latent_noise or latent_dropout or value_noise:
+            seeds = seeds_of_samples(latent_sources, len(inputs_embeds))
+            noise = LatentNoise(latent_noise, latent_dropout, seeds) if latent_noise or latent_dropout else None
+            values = ValueNoise(self, value_noise, seeds) if value_noise else None
+        thought = {"iterations": iterations, "tolerance": latent_tolerance, "noise": noise, "values": values}
+        thought |= {"compiled_forward": None if value_noise else compiled_forward}
         think = self.think_each if len(spans) > 1 else self.think if spans[0].is_aligned else self.think_ragged
         output, cache = think(
             inputs_embeds,
@@ -181,13 +192,20 @@ class PCCoTModelMixin(CompleteWeightsMixin):
                 )
         return spans
 
-    def think(self, embeds, mask, positions, cache, span, iterations, tolerance, noise, compiled_forward, **options):
+    def think(
+        self, embeds, mask, positions, cache, span, iterations, tolerance, noise, values, compiled_forward, **options
+    ):
         """The Jacobi iteration over `embeds` `(batch, length, hidden)`, whose span is in the same columns in each row.
+
+        Args:
+            noise: a `LatentNoise` of the thought.
+            values: a `ValueNoise`: weights of the thought, which the answer does not have.
 
         Returns:
             Outputs for every column, and the cache that covers them.
         """
-        run = FastPasses(self, mask, positions, cache, options, compiled_forward=compiled_forward)
+        passes = FastPasses(self, mask, positions, cache, options, compiled_forward=compiled_forward)
+        run = passes if values is None else values.before(span.bot + 1 + span.num_latents, passes)
         project = self.project if noise is None else noise.after(self.project, span.num_latents, embeds)
         if tolerance is None:
             states = self.config.latent_rule.think(run, embeds, span.bot, span.num_latents, iterations, project)
@@ -197,7 +215,7 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             )
         else:
             states = jacobi_until_settled(run, embeds, span.bot, span.num_latents, iterations, project, tolerance)
-        return run.output(states), run.cache
+        return passes.output(states), passes.cache
 
     def think_each(self, embeds, mask, positions, cache, spans, **thought):
         """`think` for several spans per row, one after the other, each up to where the next one starts."""

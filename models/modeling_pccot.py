@@ -58,6 +58,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         latent_tolerance: float | None = None,
         latent_noise: float = 0.0,
         latent_dropout: float = 0.0,
+        value_noise: float = 0.0,
         latent_sources: torch.Tensor | None = None,
         latent_embeds: torch.Tensor | None = None,
         cot_input_ids: torch.Tensor | None = None,
@@ -68,7 +69,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         Args:
             input_ids, attention_mask, labels: as everywhere, `(batch, length)`.
             position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as everywhere.
-            num_iterations, latent_tolerance, latent_noise, latent_dropout, latent_sources, latent_embeds: see
+            num_iterations, latent_tolerance, latent_noise, latent_dropout, value_noise, latent_sources, latent_embeds: see
                 `PCCoTModelMixin.forward`.
             cot_input_ids: the teacher's sequence `(batch, teacher length)`, for a training step.
             **kwargs: as everywhere.
@@ -99,6 +100,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             latent_tolerance=latent_tolerance,
             latent_noise=latent_noise,
             latent_dropout=latent_dropout,
+            value_noise=value_noise,
             latent_sources=latent_sources,
             latent_embeds=latent_embeds,
             **kwargs,
@@ -126,7 +128,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         return [*(self.config.question_suffix_ids or []), *opening]
 
     batch_options = ("num_iterations", "num_latent_tokens", "latent_thought")
-    own_options = (*batch_options, "latent_tolerance", "latent_noise", "latent_dropout", "latent_seed")
+    noise_options = ("latent_noise", "latent_dropout", "value_noise")
+    own_options = (*batch_options, "latent_tolerance", *noise_options, "latent_seed")
 
     def extra_passes(self, latent_thought=True, num_latent_tokens=None, num_iterations=None, **_) -> int:
         iterations = self.config.num_iterations if num_iterations is None else num_iterations
@@ -209,9 +212,11 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             latent_thought: False asks for the explicit chain of thought instead: the prompt is left alone (or gets
                 the `<bot>` that the model's explicit steps open with).
             num_latent_tokens: c for this call; the configuration's if absent.
-            latent_noise, latent_dropout: sample the thought (see `PCCoTModelMixin.forward`): with `num_return_sequences=k`
-                each of the k answers comes from another thought. A question's samples are the same in every batch.
+            latent_noise, latent_dropout, value_noise: sample the thought (see `PCCoTModelMixin.forward`): with
+                `num_return_sequences=k` each of the k answers comes from another thought. A question's samples are the same
+                in every batch.
             latent_seed: of these samples; drawn from torch's random numbers if absent.
+            latent_sources: `(batch, 2)` instead of a seed, to name each row's sample; see `sources_of_rows`.
             latent_embeds: `(batch, c, hidden)`, a thought to answer from, such as a changed one of `trace_thought`, instead
                 of thinking (see `PCCoTModelMixin.forward`).
             num_iterations, latent_tolerance: see `PCCoTModelMixin.forward`.
@@ -230,12 +235,12 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         kwargs = {name: value for name, value in kwargs.items() if name not in self.own_options}
         kwargs |= {name: options[name] for name in ("num_iterations", "latent_tolerance") if name in options}
         latent_thought, num_latent_tokens = options.get("latent_thought", True), options.get("num_latent_tokens")
-        latent_noise, latent_dropout = options.get("latent_noise", 0.0), options.get("latent_dropout", 0.0)
+        noise = {name: options[name] for name in self.noise_options if options.get(name)}
         asked = options.get("num_iterations")
         check_count("num_iterations", 0 if asked is None else asked, 0)
         check_flag("latent_thought", latent_thought)
         if latent_embeds is not None:
-            check_given(latent_embeds, latent_thought, sampled=bool(latent_noise or latent_dropout))
+            check_given(latent_embeds, latent_thought, sampled=bool(noise))
             num_latent_tokens = latent_embeds.shape[1] if num_latent_tokens is None else num_latent_tokens
             kwargs["latent_embeds"] = latent_embeds
         if latent_thought and asked is not None and not self.config.was_trained_at(asked):
@@ -243,9 +248,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             logger.warning_once(
                 f"num_iterations={asked}: this model was trained with T = {trained} and may answer worse with another"
             )
-        if inputs is not None and latent_thought and (latent_noise or latent_dropout):
-            seed = options.get("latent_seed")
-            kwargs |= self.sampled_thought(inputs, generation_config, latent_noise, latent_dropout, seed, kwargs)
+        if inputs is not None and latent_thought and noise:
+            kwargs |= self.sampled_thought(inputs, generation_config, noise, options.get("latent_seed"), kwargs)
         suffix = self.suffix_ids(latent_thought, num_latent_tokens)
         if suffix and inputs is None:
             raise ValueError("a thought is opened in token ids: pass input_ids (or latent_thought=False)")
@@ -256,26 +260,24 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             return self.generate_with_suffix([], inputs, generation_config, with_bos=False, **kwargs)
         return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
 
-    def sampled_thought(
-        self, inputs, generation_config, noise: float, dropout: float, seed: int | None, kwargs
-    ) -> dict:
+    def sampled_thought(self, inputs, generation_config, noise: dict, seed: int | None, kwargs) -> dict:
         """Arguments of `forward` for a thought with noise.
 
         Raises:
             ValueError: for a noise below 0, a dropout that is no probability below 1, and beams, which share one thought.
         """
-        if not (is_number(noise) and noise >= 0):
-            raise ValueError(f"latent_noise must be a number of at least 0, got {noise!r}")
-        if not (is_number(dropout) and 0 <= dropout < 1):
-            raise ValueError(f"latent_dropout must be at least 0 and below 1, got {dropout!r}")
+        for name, value in noise.items():
+            if not (is_number(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+            if name == "latent_dropout" and value >= 1:
+                raise ValueError(f"latent_dropout must be at least 0 and below 1, got {value!r}")
         if (first_of("num_beams", self._sources(generation_config, kwargs)) or 1) > 1:
-            raise ValueError(
-                "latent_noise and latent_dropout need num_beams=1: the beams of a question share its thought"
-            )
-        seed = int(torch.randint(2**31, ())) if seed is None else seed
-        mask = kwargs.get("attention_mask")
-        sources = sources_of_rows(inputs, self._mask_of(inputs) if mask is None else mask, seed)
-        sampled: dict[str, Any] = {"latent_noise": noise, "latent_dropout": dropout, "latent_sources": sources}
+            raise ValueError(f"{' and '.join(noise)} need num_beams=1: the beams of a question share its thought")
+        sampled: dict[str, Any] = dict(noise)
+        if kwargs.get("latent_sources") is None:
+            seed = int(torch.randint(2**31, ())) if seed is None else seed
+            mask = kwargs.get("attention_mask")
+            sampled["latent_sources"] = sources_of_rows(inputs, self._mask_of(inputs) if mask is None else mask, seed)
         several = (first_of("num_return_sequences", self._sources(generation_config, kwargs)) or 1) > 1
         if several and not first_of("do_sample", self._sources(generation_config, kwargs)):
             # Greedy answers to several thoughts: transformers allows them by the name of sampling alone.

@@ -84,5 +84,5 @@ def check_given(latents: torch.Tensor, latent_thought: bool, sampled: bool) -> N
         raise ValueError(f"latent_embeds must be (batch, c, hidden), got {tuple(latents.shape)}")
     if not latent_thought or sampled:
         raise ValueError(
-            "latent_embeds is the whole thought: leave latent_thought on, latent_noise and latent_dropout 0"
+            "latent_embeds is the whole thought: leave latent_thought on, latent_noise, latent_dropout and value_noise 0"
         )

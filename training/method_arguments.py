@@ -10,6 +10,9 @@ from typing import Literal
 from .errors import InputError
 from .flags import ConfigurationFlag, option, setting, whole_numbers
 
+# Arguments of a model that thinks, and their strengths where none is given.
+ROLLOUT_NOISE = {"latents": ("latent_noise", 0.5), "dropout": ("latent_dropout", 0.1), "weights": ("value_noise", 0.6)}
+
 
 @dataclass
 class AnswerPromptArguments:
@@ -158,9 +161,33 @@ class RewardArguments:
         "Stop at the first step if the log-probabilities that answers were sampled with and those that training computes "
         "differ by more (in bfloat16 they do, by rounding).",
     )
+    rollout_noise: Literal["temperature", "latents", "dropout", "weights"] = option(
+        "temperature",
+        "What makes the answers to a question differ beside --temperature: nothing, Gaussian noise on the latents, dropout of "
+        "the latents, or noise on the singular values of the value matrices. The thought has it, the answer has not.",
+    )
+    rollout_noise_strength: float | None = option(
+        None, "How much of it: standard deviation or probability (latents 0.5, dropout 0.1, weights 0.6)."
+    )
+    train_only_values: bool = option(False, "Train the value matrices and nothing else.")
 
     def __post_init__(self):
+        strength, limit = self.rollout_noise_strength, 1 if self.rollout_noise == "dropout" else math.inf
+        if strength is not None and self.rollout_noise == "temperature":
+            raise InputError(
+                "--rollout_noise_strength is of latents, dropout and weights; of the temperature pass --temperature"
+            )
+        if strength is not None and not 0 < strength < limit:
+            raise InputError(f"--rollout_noise_strength must be above 0 and below {limit}, got {strength}")
         if not self.max_logprob_difference > 0:
             raise InputError(f"--max_logprob_difference must be above 0, got {self.max_logprob_difference}")
         if self.reward_function is not None and not all(self.reward_function.partition(":")):
             raise InputError(f"--reward_function {self.reward_function}: expected module:function")
+
+    @property
+    def noise_options(self) -> dict[str, float]:
+        """The model's arguments for a rollout's thought."""
+        if self.rollout_noise == "temperature":
+            return {}
+        name, strength = ROLLOUT_NOISE[self.rollout_noise]
+        return {name: strength if self.rollout_noise_strength is None else self.rollout_noise_strength}

@@ -23,7 +23,15 @@ from .passes import PackedThinker
 from .scheduler import find_span, whole_spans
 
 # Arguments of `generate()` that no manager can follow.
-NOT_BATCHABLE = ("latent_tolerance", "latent_noise", "latent_dropout", "latent_embeds", "filler_embeds", "position_gap")
+NOT_BATCHABLE = (
+    "latent_tolerance",
+    "latent_noise",
+    "latent_dropout",
+    "value_noise",
+    "latent_embeds",
+    "filler_embeds",
+    "position_gap",
+)
 
 
 class QuestionRouter(OutputRouter):

@@ -14,7 +14,7 @@ from latent_cot.configuration_prompt import LATENTS
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's, whose handlers show it
 TOKENIZER_MODE = "latent_cot"  # chooses the renderer; the tokenizer is Hugging Face's
 PER_SERVER = ("latent_thought", "num_iterations", "num_latent_tokens", "explicit_steps", "num_fillers")
-PER_SERVER += ("latent_noise", "latent_dropout", "latent_tolerance", "position_gap")
+PER_SERVER += ("latent_noise", "latent_dropout", "value_noise", "latent_tolerance", "position_gap")
 
 
 def rules_of(config):

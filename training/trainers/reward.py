@@ -42,6 +42,7 @@ from latent_cot.training.method_arguments import RewardArguments
 from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
 
 from .answer_evaluation import GeneratedAnswersMixin
+from .rollout_noise import WithNoise, freeze_all_but_values, sources_of
 from .saving import ModelSavingMixin
 
 
@@ -100,12 +101,25 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         self.evaluation = evaluation or EvaluationArguments()
         self.answers: dict[str, Answers] = {}
         self.is_checked, self.hub_model_id = False, None
+        self.sources: torch.Tensor | None = (
+            None  # of the noise of the rollouts that are sampled or scored; `sources_of`
+        )
         self.check_metric(args)
         self.same = comparison(self.evaluation.compare)
         check_source(self.evaluation.answer_from)
         self.base_model_name = model.model_name_or_path
         beta, args.beta = args.beta, 0.0 if self.has_own_reference(args) else args.beta
         loaded, tokenizer = load_trained(model)
+        if self.reward.rollout_noise == "weights" and args.gradient_checkpointing:
+            raise InputError(
+                "--rollout_noise weights: leave --gradient_checkpointing out, it would compute layers without it"
+            )
+        if self.reward.train_only_values:
+            if self.lora.use_peft or args.weight_decay:
+                raise InputError(
+                    "--train_only_values trains weights as they are: leave --use_peft and --weight_decay out"
+                )
+            freeze_all_but_values(loaded)
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
         self.splits = {
             split: self.features_of(examples, split) for split, examples in rows.items() if examples is not None
@@ -165,7 +179,17 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
 
     # --- training ---
 
+    def _generate_and_score_completions(self, inputs):
+        return super()._generate_and_score_completions(inputs) | {"rollout_sources": self.sources}
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        """TRL's, of thoughts with the noise that they were sampled with."""
+        if self.reward.noise_options:
+            model = WithNoise(model, self.sources, self.reward.noise_options)
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
     def compute_loss(self, model, inputs, *args, **kwargs):
+        self.sources = inputs["rollout_sources"]
         if not self.is_checked and model.training:
             self.check_logprobs(model, inputs)
             self.is_checked = True
@@ -183,6 +207,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         """
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        self.sources = inputs["rollout_sources"]
         length = inputs["completion_ids"].shape[1]
         trained, _, _ = self._get_per_token_logps_and_entropies(model, ids, mask, length)
         difference = (trained - inputs["sampling_per_token_logps"]) * inputs["completion_mask"]
@@ -299,6 +324,9 @@ def checked(function: Callable) -> Callable:
 def sample_answers(prompts: list[str], trainer: RewardTrainer) -> dict[str, list | None]:
     """TRL's `rollout_func`: answers to opened prompts, a list of token ids each, and until checked their log-probabilities."""
     tokenizer, device = trainer.processing_class, trainer.accelerator.device
+    now = (trainer.args.seed, trainer.state.global_step, trainer._step, trainer.accelerator.process_index)
+    trainer.sources = sources_of(prompts, now).to(device)
+    noise = trainer.reward.noise_options and trainer.reward.noise_options | {"latent_sources": trainer.sources}
     rows = [strip_eos(ids, tokenizer) for ids in tokenizer(prompts)["input_ids"]]
     ids, mask = pad(rows, tokenizer.pad_token_id, left=True), pad([[1] * len(row) for row in rows], 0, left=True)
     config = copy.copy(trainer.generation_config)
@@ -306,7 +334,7 @@ def sample_answers(prompts: list[str], trainer: RewardTrainer) -> dict[str, list
     config.suppress_tokens = [trainer.model.config.latent_token_id]  # in an answer it would be scored as a thought
     with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
         opened = model.open_thought(ids.to(device), mask.to(device))
-        output = model.generate(**opened, generation_config=config)
+        output = model.generate(**opened, generation_config=config, **noise)
     answers = output.sequences[:, opened["input_ids"].shape[1] :]
     ends = torch.isin(answers, torch.tensor(trainer.eos_token_ids, device=device))
     written = (ends.cumsum(dim=1) - ends.long() == 0).cpu()  # up to and including the first end

@@ -11,13 +11,15 @@ from several_processes import launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_grpo
-from latent_cot import tasks
+from latent_cot import tasks, value_noise
 from latent_cot.training.cli import parse
 from latent_cot.training.errors import InputError
+from latent_cot.value_noise import basis_of, value_projections
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[rl]'")
 
 from latent_cot.training.trainers.reward import RewardTrainer, RewardTrainingArguments  # noqa: E402
+from latent_cot.training.trainers.rollout_noise import sources_of  # noqa: E402
 
 FLAGS = "--dataset_name chain --task_args operations=4,train=64,validation=8,test=8 --do_train --do_eval --use_cpu "
 FLAGS += "--max_steps 2 --per_device_train_batch_size 8 --num_generations 4 --max_completion_length 3 --report_to none "
@@ -81,7 +83,7 @@ def test_a_run_leaves_a_whole_checkpoint(lora, tmp_path):
 
 
 def test_the_recipe_runs(tmp_path):
-    (recipe,) = (ROOT / "configs" / "recipes").glob("*_grpo_*.yaml")
+    (recipe,) = (ROOT / "configs" / "recipes").glob("chain_grpo_*.yaml")
     more = ["--per_device_train_batch_size", "8", "--max_steps", "2", "--eval_steps", "1", "--use_cpu"]
     more += ["--task_args", "operations=4,train=64,validation=8,test=8", "--model_name_or_path", str(SHIPPED)]
     metrics = run_grpo.main([str(recipe), *more, "--output_dir", str(tmp_path)])
@@ -220,6 +222,10 @@ def test_rows_are_evaluated(tmp_path):
         (["--reward_function", "no_such_module:f"], "--reward_function no_such_module:f: No module named"),
         (["--reward_function", "json"], "expected module:function"),
         (["--max_logprob_difference", "0"], "--max_logprob_difference must be above 0"),
+        (["--rollout_noise_strength", "2"], "of the temperature pass --temperature"),
+        (["--rollout_noise", "dropout", "--rollout_noise_strength", "1"], "must be above 0 and below 1, got 1.0"),
+        (["--rollout_noise", "weights", "--gradient_checkpointing", "true"], "leave --gradient_checkpointing out"),
+        (["--train_only_values", "--weight_decay", "0.1"], "leave --use_peft and --weight_decay out"),
         (["--use_vllm"], "--use_vllm is not supported here"),
         (["--on_nan", "skip"], "--on_nan is no flag here"),
         (["--streaming"], "unknown arguments: --streaming"),
@@ -244,3 +250,92 @@ def test_two_processes(tmp_path):
     done = launch("run_grpo.py", *flags(tmp_path, "--ddp_backend", "gloo"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "all_results.json").read_text())["eval_ccot_exact_match"] == 1.0
+
+
+NOISES = {"latents": "0.5", "dropout": "0.2", "weights": "0.6"}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_thought_is_scored_with_the_noise_that_it_was_sampled_with(noise, tmp_path):
+    """At the first step and after the weights have moved; with a reference, which thinks with the same draws; scored in parts."""
+    more = [
+        "--rollout_noise",
+        noise,
+        "--rollout_noise_strength",
+        NOISES[noise],
+        "--learning_rate",
+        "0.01",
+        "--beta",
+        "0.1",
+    ]
+    more += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--num_iterations", "2"]
+    trainer = make_trainer(tmp_path, *more)
+    assert largest_difference(trainer) < 1e-5
+    trainer.is_checked, trainer.reward.max_logprob_difference = False, 1e-4
+    trainer.train()
+    assert trainer.is_checked and largest_difference(trainer) < 1e-4
+    one, other = trainer.sources[:2]
+    inputs = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
+    assert len({int(key) for key in inputs["rollout_sources"][:, 0]}) == 4 and not torch.equal(one, other)
+
+
+def test_a_rollout_is_reproducible():
+    """By seed, question and number among the samples of that question: alone, in a batch and in another order."""
+    both = sources_of(["1+2=", "3+4=", "1+2="], (7, 0))[:, 0].tolist()
+    assert sources_of(["3+4="], (7, 0))[0, 0] == both[1]
+    assert sources_of(["1+2=", "1+2=", "3+4="], (7, 0))[:, 0].tolist() == [both[0], both[2], both[1]]
+    assert len({*both, *sources_of(["1+2=", "3+4=", "1+2="], (8, 0))[:, 0].tolist()}) == 6
+
+
+def test_only_values_are_trained(tmp_path):
+    trainer = make_trainer(tmp_path, "--rollout_noise", "weights", "--train_only_values", "--learning_rate", "0.01")
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    trainer.train()
+    width = trainer.model.config.hidden_size
+    for name, weight in trainer.model.state_dict().items():
+        moved = weight != before[name]
+        if name.endswith("attn.c_attn.weight"):
+            assert moved[:, -width:].any() and not moved[:, :-width].any()
+        else:
+            assert not moved.any(), name
+
+
+def test_the_gradient_is_that_of_the_expected_reward(tmp_path, monkeypatch):
+    """Two rewarded tokens, each weighed by how often it is sampled: the loss's gradient is the slope of the mean reward."""
+    more = ["--rollout_noise", "weights", "--loss_type", "dr_grpo", "--max_completion_length", "1"]
+    trainer = make_trainer(tmp_path, *more)
+    model, tokenizer, questions = trainer.model.double().eval(), trainer.processing_class, ["7+3*4-2+9="] * 4
+    bases = {projection: basis_of(projection) for projection in value_projections(model.base_model)}
+    monkeypatch.setattr(value_noise, "basis_of", bases.get)  # which counts as a constant
+    opened, sources = (
+        model.open_thought(tokenizer(questions, return_tensors="pt")["input_ids"]),
+        sources_of(questions, (0,)),
+    )
+    rewards = dict(zip(tokenizer.convert_tokens_to_ids(["1", "2"]), (1.0, -0.5), strict=True))
+
+    @torch.no_grad()
+    def chances():
+        logits = model(**opened, latent_sources=sources, **trainer.reward.noise_options).logits[:, -1]
+        return (logits / trainer.temperature).softmax(dim=-1)
+
+    def mean_reward():
+        return sum(reward * chances()[:, token].mean() for token, reward in rewards.items()).item()
+
+    for token, reward in rewards.items():
+        inputs = {"completion_ids": torch.full((4, 1), token), "completion_mask": torch.ones(4, 1, dtype=torch.long)}
+        inputs |= {
+            "prompt_ids": opened["input_ids"],
+            "prompt_mask": opened["attention_mask"],
+            "rollout_sources": sources,
+        }
+        trainer.compute_loss(model, inputs | {"advantages": reward * chances()[:, token]}).backward()
+    torch.manual_seed(0)
+    direction = [(weight, torch.randn_like(weight)) for weight in model.parameters()]
+    slope, rewards_beside = sum((weight.grad * step).sum() for weight, step in direction).item(), []
+    for size in (1e-6, -2e-6):
+        with torch.no_grad():
+            for weight, step in direction:
+                weight += size * step
+        rewards_beside.append(mean_reward())
+    assert abs(slope) > 1e-3
+    assert -slope == pytest.approx((rewards_beside[0] - rewards_beside[1]) / 2e-6, rel=1e-3)
