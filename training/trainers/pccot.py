@@ -49,7 +49,11 @@ class PCCoTTrainer(CoTTrainer):
         return [LATENT.name, *others, *([EXPLICIT.name] if self.evaluation.explicit_cot else [])]
 
     def describe_method(self) -> str:
-        return f"`{self.model_type}` with latent chain of thought, trained by distilling its explicit one."
+        text = f"`{self.model_type}` with latent chain of thought, trained by distilling its explicit one."
+        scales = [entry["latent_scale"] for entry in self.state.log_history if "latent_scale" in entry]
+        if scales and self.unwrapped.config.scale_latents:
+            text += f" A trained gain (`scale_latents`) brings its latents to {scales[-1]:.2g} times the size of embeddings."
+        return text
 
     def leaves_weights_unused(self, config: PreTrainedConfig) -> bool:
         """The projection and the step decoder are idle where only the teacher is trained, the first at T = 0 too."""

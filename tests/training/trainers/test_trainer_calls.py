@@ -222,6 +222,18 @@ def test_a_chain_that_is_half_gone_is_carded_so(tmp_path, caplog):
     assert (config["num_internalized_tokens"], config["num_chain_tokens"]) == (removed, chain)
 
 
+def test_the_size_of_latents_is_carded(make, characters, tmp_path):
+    """As the last step had it; not where states are fed back as they are."""
+    for scaled in (True, False):
+        model = chain_model(characters, num_latent_tokens=3, scale_latents=scaled)
+        trainer = make(model, flags={"logging_steps": 1})
+        trainer.train()
+        trainer.create_model_card()
+        size = [entry["latent_scale"] for entry in trainer.state.log_history if "latent_scale" in entry][-1]
+        said = f"brings its latents to {size:.2g} times the size of embeddings"
+        assert (said in (tmp_path / "README.md").read_text()) == scaled
+
+
 def test_a_batch_size_that_is_found_in_the_run_is_refused(characters, tmp_path):
     args = CoTTrainingArguments(str(tmp_path), use_cpu=True, auto_find_batch_size=True)
     with pytest.raises(InputError, match="--auto_find_batch_size: what is removed goes by the steps of an epoch"):
