@@ -51,24 +51,25 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ):
         """The backbone's forward pass, in which left padding shifts no position.
 
-        `generate()` and transformers' Trainer look for the names of `logits_to_keep` and `labels` here.
+        `generate()` and transformers' Trainer look for the names of `logits_to_keep`, `cache` and `labels` here.
 
         Args:
             input_ids: `(batch, length)`.
             attention_mask: `(batch, past + length)`.
             position_ids: `(batch, length)`; counted from the attention mask if absent.
-            past_key_values, inputs_embeds, labels, use_cache, logits_to_keep, **kwargs: as everywhere.
+            past_key_values (or cache), inputs_embeds, labels, use_cache, logits_to_keep, **kwargs: as everywhere.
         """
         self.refuse_beside_manager(kwargs)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             position_ids = positions_from_mask(attention_mask)[:, -length:]
-        if past_key_values is not None:
-            kwargs[CACHE] = past_key_values
+        if (given := past_key_values if cache is None else cache) is not None:
+            kwargs[CACHE] = given
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -188,14 +189,9 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
             if first_of("pad_token_id", sources) is None:
                 kwargs["pad_token_id"] = ready
-        if gap or filler_embeds is not None:
-            prompt, _ = self._with_bos(inputs, kwargs.get("attention_mask"))
-            column = prompt.shape[1] + len(config.question_end_ids or []) + 1  # after <start>
-            if first_of("prefill_chunk_size", sources) is not None:
-                what = (
-                    "positions that are left free (keep_position, position_gap) need" if gap else "filler_embeds needs"
-                )
-                raise ValueError(f"{what} the whole prompt in one pass: leave prefill_chunk_size out")
+        if (gap or filler_embeds is not None) and first_of("prefill_chunk_size", sources) is not None:
+            what = "positions that are left free (keep_position, position_gap) need" if gap else "filler_embeds needs"
+            raise ValueError(f"{what} the whole prompt in one pass: leave prefill_chunk_size out")
         if gap:
             if not self.caches(generation_config, kwargs):
                 # Without cache and mask transformers takes a hole in the positions for the end of one packed text.
@@ -203,11 +199,16 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
                     "positions that are left free (keep_position, position_gap) need a cache: leave use_cache=False out, and "
                     "call eval() on a model whose layers are checkpointed"
                 )
-            kwargs |= {"position_gap": gap, "gap_column": column}
+            kwargs["position_gap"] = gap
         if filler_embeds is not None:
             check_filler_embeds(filler_embeds, inputs, suffix.count(config.pause_token_id), config.hidden_size)
-            kwargs |= {"filler_embeds": filler_embeds, "filler_column": column}
-        return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
+            kwargs["filler_embeds"] = filler_embeds
+        start = len(config.question_end_ids or []) + 1  # of what follows <start>
+
+        def at_suffix(column: int) -> dict:
+            return {"start_column": column + start} if gap or filler_embeds is not None else {}
+
+        return self.generate_with_suffix(suffix, inputs, generation_config, at_suffix=at_suffix, **kwargs)
 
     def gap_of(self, explicit_steps: bool | None = None, **_) -> int:
         """Positions that stay free where tokens of the chain were removed (`keep_position`).
@@ -228,26 +229,25 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         self,
         input_ids,
         *args,
+        start_column: int = 0,
         position_gap: int = 0,
-        gap_column: int = 0,
         filler_embeds: torch.Tensor | None = None,
-        filler_column: int = 0,
         **kwargs,
     ):
         """transformers' own; what comes after removed tokens stands `position_gap` positions further on, and
-        `filler_embeds` stand in the columns from `filler_column` on.
+        `filler_embeds` stand in the columns from `start_column` on, the one after `<start>`.
 
-        What comes after them is all that follows `<start>`, in the column before `gap_column`, where the chain lost its
-        beginning; and `<ready>` and what follows it where it lost its end.
+        What comes after them is all that follows `<start>` where the chain lost its beginning; and `<ready>` and what
+        follows it where it lost its end.
         """
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         ids = model_inputs.get("input_ids")
         if filler_embeds is not None and ids is not None and ids.shape[1] == input_ids.shape[1]:  # else: a later token
             embeds = self.get_input_embeddings()(ids)
-            embeds[:, filler_column : filler_column + filler_embeds.shape[1]] = filler_embeds.to(embeds)
+            embeds[:, start_column : start_column + filler_embeds.shape[1]] = filler_embeds.to(embeds)
             model_inputs |= {"input_ids": None, "inputs_embeds": embeds}
         if position_gap:
-            after = torch.arange(input_ids.shape[1], device=input_ids.device)[None] >= gap_column
+            after = torch.arange(input_ids.shape[1], device=input_ids.device)[None] >= start_column
             if self.config.removal_side == "right":
                 after = (after & (input_ids == self.config.ready_token_id)).cumsum(dim=1) > 0
             positions = model_inputs["position_ids"]

@@ -4,6 +4,7 @@ The method is in `jacobi_pccot.py`, the base model that uses it in `backbone_pcc
 `distillation_pccot.py`. Here is the causal language model around them, and at the end the backbones, each only its difference.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from .own_base_model import OwnBaseModelMixin
 from .passes_pccot import static_forward
 from .prompt_checks import check_shape, first_of
 from .prompt_suffix import PromptSuffixMixin
-from .spans_pccot import starts_of_spans
+from .spans_pccot import ThoughtSpan, latents_of_spans
 from .thought_trace import ThoughtTrace, check_given, trace_thought
 from .transformers_versions import CACHE
 
@@ -62,13 +63,14 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         latent_sources: torch.Tensor | None = None,
         latent_embeds: torch.Tensor | None = None,
         cot_input_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ):
         """A causal language model whose thought spans are thought through; with `cot_input_ids`, `training_step`.
 
         Args:
             input_ids, attention_mask, labels: as everywhere, `(batch, length)`.
-            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as everywhere.
+            position_ids, past_key_values (or cache), inputs_embeds, use_cache, logits_to_keep: as everywhere.
             num_iterations, latent_tolerance, latent_noise, latent_dropout, value_noise, latent_sources, latent_embeds: see
                 `PCCoTModelMixin.forward`.
             cot_input_ids: the teacher's sequence `(batch, teacher length)`, for a training step.
@@ -79,15 +81,15 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         """
         self.refuse_beside_manager(kwargs)
         if cot_input_ids is not None:  # DDP and PEFT hand on `forward` alone
-            given = {
+            batch = {
                 "input_ids": input_ids,
                 "attention_mask": attention_mask,
                 "labels": labels,
                 "cot_input_ids": cot_input_ids,
             }
-            return self.training_step(**given, num_iterations=num_iterations, **kwargs)
-        if past_key_values is not None:
-            kwargs[CACHE] = past_key_values
+            return self.training_step(**batch, num_iterations=num_iterations, **kwargs)
+        if (given := past_key_values if cache is None else cache) is not None:
+            kwargs[CACHE] = given
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -258,7 +260,27 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         check_shape(inputs)
         if self.has_suffix(inputs, latent_thought):
             return self.generate_with_suffix([], inputs, generation_config, with_bos=False, **kwargs)
-        return self.generate_with_suffix(suffix, inputs, generation_config, **kwargs)
+        hands_on = latent_thought and kwargs.get("assistant_model") is None  # which would be given it too
+        return self.generate_with_suffix(
+            suffix,
+            inputs,
+            generation_config,
+            at_suffix=partial(self.written_span, num_latent_tokens) if hands_on else None,
+            **kwargs,
+        )
+
+    def written_span(self, num_latent_tokens: int | None, column: int) -> dict[str, ThoughtSpan]:
+        """Where the thought is that `generate()` writes in the columns from `column` on, for `forward`."""
+        latents = self.config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
+        return {"thought_span": ThoughtSpan(column + len(self.config.question_suffix_ids or []), latents)}
+
+    def prepare_inputs_for_generation(self, input_ids, *args, thought_span: ThoughtSpan | None = None, **kwargs):
+        """transformers' own; the span is for a pass over the whole sequence, not for later tokens or after a cached prompt."""
+        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        ids = model_inputs.get("input_ids")
+        if thought_span is not None and ids is not None and ids.shape[1] == input_ids.shape[1]:
+            model_inputs["thought_span"] = thought_span
+        return model_inputs
 
     def sampled_thought(self, inputs, generation_config, noise: dict, seed: int | None, kwargs) -> dict:
         """Arguments of `forward` for a thought with noise.
@@ -290,9 +312,9 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         Raises:
             ValueError: if some do and some do not.
         """
-        if not latent_thought or input_ids.shape[1] < 2:
+        if not latent_thought or self.config.latent_token_id is None:
             return False
-        held = starts_of_spans(input_ids, self.config).any(dim=1)
+        held = latents_of_spans(input_ids, self.config).any(dim=1)
         if held.any() and not held.all():
             odd = int((held != held[0]).nonzero()[0])
             raise ValueError(
@@ -304,6 +326,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
         """transformers' first pass of `generate()`; where it compiles decoding, the passes of a thought go with it."""
         in_one_piece = generation_config.prefill_chunk_size is None
+        if not in_one_piece:
+            model_kwargs.pop("thought_span", None)  # whose column is the prompt's, not a chunk's
         if in_one_piece and self._valid_auto_compile_criteria(model_kwargs, generation_config):
             options = generation_config.compile_config or self._default_compile_config()
             model_kwargs["compiled_forward"] = torch.compile(static_forward, **options.to_dict())

@@ -7,6 +7,7 @@ What the model sees, and how it maps to what the caller sees (BOS and suffix are
                                     <bot> ... "The answer is:"
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -136,6 +137,7 @@ class PromptSuffixMixin(BatchEngineMixin):
         inputs: torch.Tensor,
         generation_config=None,
         with_bos: bool = True,
+        at_suffix: Callable[[int], dict] | None = None,
         **kwargs,
     ):
         """transformers' `generate()` with `suffix` after every row of the prompt, and a BOS before it where it lacks one
@@ -148,6 +150,7 @@ class PromptSuffixMixin(BatchEngineMixin):
             suffix: token ids; may be empty.
             inputs: `(batch, length)`, left padded, with its `attention_mask` among the keyword arguments.
             with_bos: False leaves the prompt as it is.
+            at_suffix: gives further arguments, for the column where the suffix begins.
             generation_config, **kwargs: as everywhere.
 
         Raises:
@@ -164,6 +167,7 @@ class PromptSuffixMixin(BatchEngineMixin):
         length, hidden = prompt.shape[1] - added, prompt.shape[1] - question.shape[1]
         if length > question.shape[1]:
             kwargs.pop("position_ids", None)
+        kwargs |= {} if at_suffix is None else at_suffix(length)
         before = None if mask is None else mask[:, :length]
         kwargs |= self._new_tokens_that_fit(question, prompt[:, :length], before, added, gap, generation_config, kwargs)
         check_assistant(kwargs.get("assistant_model"), prompt, gap)

@@ -31,9 +31,51 @@ class ThoughtSpan:
         return self.columns
 
 
-def starts_of_spans(input_ids: torch.Tensor, config) -> torch.Tensor:
-    """True where a `<bot>` is followed by a `<latent>`; `(batch, length)` -> `(batch, length - 1)`, boolean."""
-    return (input_ids[:, :-1] == config.bot_token_id) & (input_ids[:, 1:] == config.latent_token_id)
+@dataclass(frozen=True)
+class FoundSpan:
+    """A thought span in a list of ids; one that is cut off lacks its `<eot>`."""
+
+    bot: int
+    num_latents: int
+    is_whole: bool
+
+    @property
+    def end(self) -> int:
+        """The column after the last latent."""
+        return self.bot + 1 + self.num_latents
+
+
+def spans_of_row(ids: list[int], config) -> list[FoundSpan]:
+    """Where the thought spans of a list are, in order: each `<bot>` that a latent follows."""
+    found, bot = [], -1
+    for _ in range(ids.count(config.bot_token_id)):
+        bot = ids.index(config.bot_token_id, bot + 1)
+        end = bot + 1
+        while end < len(ids) and ids[end] == config.latent_token_id:
+            end += 1
+        if end > bot + 1:
+            found.append(FoundSpan(bot, end - bot - 1, ids[end : end + 1] == [config.eot_token_id]))
+    return found
+
+
+def latents_of_spans(input_ids: torch.Tensor, config, starts: torch.Tensor | None = None) -> torch.Tensor:
+    """Where the thought spans of a tensor are: True for latents that follow a `<bot>`; `(batch, length)`, boolean.
+
+    A latent anywhere else is a token that a prompt holds or a model wrote. Reads nothing on the host.
+
+    Args:
+        input_ids: `(batch, length)`.
+        starts: of a packed row `(1, tokens)`: where each request begins, and the end of the last one, `(requests + 1,)`.
+    """
+    is_latent = input_ids == config.latent_token_id
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    before = torch.where(is_latent, -1, columns).cummax(dim=1).values  # the last column that holds no latent
+    opener = before.clamp(min=0)
+    found = is_latent & (before >= 0) & (input_ids.gather(1, opener) == config.bot_token_id)
+    if starts is None:
+        return found
+    request = torch.searchsorted(starts, columns.to(starts.dtype), right=True)
+    return found & (request == request.gather(1, opener))
 
 
 def find_thought_spans(input_ids: torch.Tensor, config, has_past: bool = False) -> list[ThoughtSpan]:
@@ -50,23 +92,14 @@ def find_thought_spans(input_ids: torch.Tensor, config, has_past: bool = False) 
     """
     if config.bot_token_id is None or config.latent_token_id is None or input_ids.shape[1] < 2:
         return []
-    starts = starts_of_spans(input_ids, config).cpu()
-    if not starts.any():
-        return []
-    rows = input_ids.tolist()
-    # spans[row] = [(column, latents), ...]
-    spans: list[list[tuple[int, int]]] = [[] for _ in rows]
-    for row, column in starts.nonzero().tolist():
-        end = column + 1
-        while end < len(rows[row]) and rows[row][end] == config.latent_token_id:
-            end += 1
-        if end < len(rows[row]) and rows[row][end] == config.eot_token_id:
-            spans[row].append((column, end - column - 1))
-        elif not has_past:
+    spans = [spans_of_row(row, config) for row in input_ids.tolist()]
+    for row, cut in ((row, span) for row, found in enumerate(spans) for span in found if not span.is_whole):
+        if not has_past:
             raise ValueError(
-                f"the thought span at row {row}, column {column} is cut off: <bot> and the latents must be followed "
+                f"the thought span at row {row}, column {cut.bot} is cut off: <bot> and the latents must be followed "
                 "by <eot> in the same call"
             )
+    spans = [[span for span in found if span.is_whole] for found in spans]
     counts = [len(found) for found in spans]
     if len(set(counts)) > 1:
         odd = next(row for row, count in enumerate(counts) if count != counts[0])
@@ -76,8 +109,7 @@ def find_thought_spans(input_ids: torch.Tensor, config, has_past: bool = False) 
         )
     found = []
     for nth in zip(*spans, strict=True):
-        columns = [column for column, _ in nth]
-        lengths = [length for _, length in nth]
+        columns, lengths = [span.bot for span in nth], [span.num_latents for span in nth]
         if len(set(lengths)) > 1:
             odd = next(row for row, length in enumerate(lengths) if length != lengths[0])
             raise ValueError(

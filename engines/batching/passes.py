@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from latent_cot.spans_pccot import latents_of_spans
+
 
 class PackedThinker(nn.Module):
     """Stands for a causal language model in the batch engine, and thinks the spans of a packed batch through.
@@ -56,25 +58,12 @@ class PackedThinker(nn.Module):
         rewritten = batch | {"write_index": spare_indices(batch)} if again else batch
         states = base.plain_forward(inputs_embeds=embeds, **rewritten).last_hidden_state
         if again:
-            latents = latents_of_spans(input_ids, batch["cu_seq_lens_q"], self.model.config)[..., None]
+            latents = latents_of_spans(input_ids, self.model.config, batch["cu_seq_lens_q"])[..., None]
         for left in reversed(range(again)):
             thought = self.model.config.latent_rule.inputs(states, embeds, base.project)
             inputs = torch.where(latents, thought, embeds)
             states = base.plain_forward(inputs_embeds=inputs, **(rewritten if left else batch)).last_hidden_state
         return CausalLMOutput(logits=self.model.lm_head(states[:, logits_to_keep]))
-
-
-def latents_of_spans(input_ids: torch.Tensor, cu_seq_lens_q: torch.Tensor, config) -> torch.Tensor:
-    """True for latents that follow a `<bot>` of the same request; `(1, tokens)` -> `(1, tokens)`, boolean.
-
-    A latent anywhere else is a token that some request wrote or that its prompt holds, and stays as it is.
-    """
-    columns = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    is_latent = input_ids == config.latent_token_id
-    before = torch.where(is_latent, -1, columns).cummax(dim=1).values  # the last column that holds no latent
-    opens = (before >= 0) & (input_ids.gather(1, before.clamp(min=0)) == config.bot_token_id)
-    request = torch.searchsorted(cu_seq_lens_q, columns.to(cu_seq_lens_q.dtype), right=True)
-    return is_latent & opens & (request == request.gather(1, before.clamp(min=0)))
 
 
 def spare_indices(batch: dict) -> list[torch.Tensor]:

@@ -17,18 +17,12 @@ from transformers.generation.continuous_batching.scheduler import (
     Scheduler,
 )
 
+from latent_cot.spans_pccot import spans_of_row
+
 
 def find_span(tokens: list[int], config) -> tuple[int, int] | None:
     """The column of a prompt's first `<bot>` before a latent, and the one after the last latent there; None without one."""
-    column = -1
-    while config.bot_token_id in tokens[column + 1 :]:
-        column = tokens.index(config.bot_token_id, column + 1)
-        end = column + 1
-        while end < len(tokens) and tokens[end] == config.latent_token_id:
-            end += 1
-        if end > column + 1:
-            return column, end
-    return None
+    return next(((span.bot, span.end) for span in spans_of_row(tokens, config)), None)
 
 
 class WholeSpansMixin(Scheduler):

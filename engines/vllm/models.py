@@ -13,7 +13,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata
 
-from latent_cot.engines.batching.passes import latents_of_spans
+from latent_cot.spans_pccot import latents_of_spans
 
 from .windows import pieces_of, think
 
@@ -127,7 +127,7 @@ class LatentThoughtMixin(nn.Module):
         """
         tokens = metadata.num_actual_tokens
         latents = torch.zeros_like(input_ids, dtype=torch.bool)
-        latents[:tokens] = latents_of_spans(input_ids[None, :tokens], metadata.query_start_loc, self.config)[0]
+        latents[:tokens] = latents_of_spans(input_ids[None, :tokens], self.config, metadata.query_start_loc)[0]
         with override_forward_context(replace(get_forward_context(), cudagraph_runtime_mode=CUDAGraphMode.NONE)):
             states = self.base_model(None, positions, None, embeds)
             for _ in range(self.config.num_iterations):

@@ -14,18 +14,12 @@ from itertools import pairwise
 
 import torch
 
+from latent_cot.spans_pccot import spans_of_row
+
 
 def find_spans(ids: list[int], config) -> list[tuple[int, int]]:
     """The column of each `<bot>` that is followed by latents and `<eot>`, and the one after that `<eot>`."""
-    spans, bot = [], -1
-    while config.bot_token_id in ids[bot + 1 :]:
-        bot = ids.index(config.bot_token_id, bot + 1)
-        after = bot + 1
-        while after < len(ids) and ids[after] == config.latent_token_id:
-            after += 1
-        if bot + 1 < after < len(ids) and ids[after] == config.eot_token_id:
-            spans.append((bot, after + 1))
-    return spans
+    return [(span.bot, span.end + 1) for span in spans_of_row(ids, config) if span.is_whole]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from conftest import SHIPPED, make_any, make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from latent_cot.engines.batching.passes import PackedThinker, latents_of_spans
+from latent_cot.engines.batching.passes import PackedThinker
+from latent_cot.spans_pccot import latents_of_spans
 
 KINDS = ["pccot-gpt2", "pccot-llama", "pccot-mistral", "pccot-qwen3", "icot-gpt2", "icot-llama", "icot-mistral"]
 LONGEST = 128 - 10 - 6  # positions but for span, answer prompt and six new tokens
@@ -252,7 +253,7 @@ def test_latents_of_spans(gpt2):
     bot, eot, latent = 36, 37, 38
     ids = torch.tensor([[latent, bot, latent, latent, eot, bot, latent, 9, latent, latent]])
     starts = torch.tensor([0, 1, 6, 7, 10, 10], dtype=torch.int32)  # padded, as for CUDA graphs
-    found = latents_of_spans(ids.to(torch.int32), starts, gpt2.config)
+    found = latents_of_spans(ids.to(torch.int32), gpt2.config, starts)
     assert found[0].nonzero()[:, 0].tolist() == [2, 3]
 
 

@@ -15,6 +15,9 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from latent_cot import backbone_pccot
+from latent_cot.spans_pccot import find_thought_spans
+
 QUESTIONS = [3, 7, 5]
 
 
@@ -48,6 +51,24 @@ def test_greedy_is_the_plain_loop(model, prompt, greedy):
     for row, length in enumerate(QUESTIONS):
         wanted = greedily_by_hand(model, prompt["input_ids"][row : row + 1, -length:])
         assert greedy[row, max(QUESTIONS) :][: len(wanted)].tolist() == wanted
+
+
+def test_the_span_that_was_written_is_not_looked_for(gpt2, prompt, monkeypatch):
+    """... but after a cached prompt and in chunks, where its column is another one."""
+    wanted = gpt2.generate(**prompt, max_new_tokens=5, do_sample=False)
+    looked: list[int] = []
+
+    def look(ids, *args):
+        looked.append(ids.shape[1])
+        return find_thought_spans(ids, *args)
+
+    monkeypatch.setattr(backbone_pccot, "find_thought_spans", look)
+    for options in ({}, {"use_cache": False}, {"num_beams": 1, "num_return_sequences": 1, "prefill_chunk_size": 64}):
+        got = gpt2.generate(**prompt, max_new_tokens=5, do_sample=False, **options)
+        assert torch.equal(got, wanted) and bool(looked) is ("prefill_chunk_size" in options)
+    question = {name: tensor[:, :-2] for name, tensor in prompt.items()}
+    cache = gpt2(**question, use_cache=True, num_iterations=0).past_key_values
+    assert torch.equal(gpt2.generate(**prompt, past_key_values=cache, max_new_tokens=5, do_sample=False), wanted)
 
 
 def test_a_prompt_with_a_span_stays_as_it_is(model, prompt, greedy):
