@@ -2,7 +2,6 @@
 
 import logging
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from latent_cot.training.step_decoder import STEP_DECODER, StepDecoder, load_ste
 from .checkpoint_fit import check_fit
 from .find_checkpoint import checkpoint_to_resume, fault_of, newest_first
 from .interruption import StopOnSignal
-from .whole_folders import UNFINISHED, one_line_disk_errors, put_in_place, remove_unfinished, replacing_model
+from .whole_folders import UNFINISHED, one_line_disk_errors, put_in_place, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +24,8 @@ LOSSES = ("loss", "train_loss", "eval_loss")
 
 class ResumableTrainingMixin:
     """For any Trainer, before it in the order of classes: checkpoints that are whole or not there, exact resuming, signals, and losses that are no numbers.
+
+    It needs nothing else; a trainer that draws by epoch overrides `start_epoch`, one with figures of its own `figures_to_log`.
 
     Attributes:
         weights_step: the step that the present weights come from, where it is not the last one: `--load_best_model_at_end`.
@@ -170,10 +171,6 @@ class ResumableTrainingMixin:
                 use_mtime=True,
             )
         self.accelerator.wait_for_everyone()
-
-    def replacing_model(self, folder: Path):
-        """`whole_folders.replacing_model` in the process that writes; the others have nothing to replace."""
-        return replacing_model(folder) if self.is_world_process_zero() else nullcontext(folder)
 
     # --- losses that are no numbers ---
 

@@ -1,12 +1,13 @@
 """How a Trainer saves: complete checkpoints, and one push to the Hub when the model is complete (see stages.py)."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from latent_cot.training.arguments import LoraArguments
 from latent_cot.training.checkpoints.hub import check_access, push
 from latent_cot.training.checkpoints.model_card import SPLITS, Card, write_card
 from latent_cot.training.checkpoints.sharding import gather_model, is_sharded, names_of_broken_weights
@@ -15,13 +16,28 @@ from latent_cot.training.errors import InputError
 from latent_cot.training.resume.checkpoint_fit import check_optimizer
 from latent_cot.training.resume.interruption import refuse_other_handler
 from latent_cot.training.resume.run_lock import locked
+from latent_cot.training.resume.whole_folders import replacing_model
 from latent_cot.training.step_decoder import detach_step_decoder
 
 UNNAMED = "data of the trainer's own"  # in the card of a model whose data was handed over as rows
 
 
 class ModelSavingMixin:
-    """For a Trainer with `replacing_model` (`ResumableTrainingMixin`) and `lora` (`LoraArguments`)."""
+    """For a Trainer, before it in the order of classes; what it has to bring:
+
+    Attributes:
+        lora: whether its model has adapters, which a saved one has not.
+        base_model_name: what the card says that training began from.
+        hub_model_id: the repository that is pushed to, once `init_hf_repo` has asked for it.
+        weights_step: the step that the present weights come from, where it is not the last one.
+        describe_method: one sentence for the card.
+    """
+
+    lora: LoraArguments
+    base_model_name: str | None
+    hub_model_id: str | None
+    weights_step: int | None = None
+    describe_method: Callable[[], str]
 
     def __init__(self, *args, **kwargs):
         refuse_other_handler(kwargs["args"])
@@ -105,6 +121,10 @@ class ModelSavingMixin:
         if not is_sharded(self.unwrapped):
             super().save_model(output_dir, _internal_call=True)
 
+    def replacing_model(self, folder: Path):
+        """`whole_folders.replacing_model` in the process that writes; the others have nothing to replace."""
+        return replacing_model(folder) if self.is_world_process_zero() else nullcontext(folder)
+
     def write_model(self, folder: Path) -> None:
         """What `save_model` writes, into a folder as it is; `check_weights` first."""
         if is_sharded(self.unwrapped):
@@ -161,7 +181,7 @@ class ModelSavingMixin:
 
     def measured(self) -> dict[str, float]:
         """The logged metrics of the weights as they are, by the names of a card's splits."""
-        step = getattr(self, "weights_step", None) or self.state.global_step
+        step = self.weights_step or self.state.global_step
         entries = [entry for entry in self.state.log_history if entry.get("step") == step]
         named = tuple(f"{split}_" for split in SPLITS)
         return {name: value for entry in entries for name, value in entry.items() if name.startswith(named)}
