@@ -3,6 +3,7 @@
 `forward` finds the thought span, `think` hands it to the method in `jacobi_pccot.py`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .foreign_engines import refuse_foreign_engine
 from .jacobi_pccot import jacobi_until_settled
 from .latent_gain import LatentGain, embedding_scale
 from .latent_noise import LatentNoise, seeds_of_samples
+from .latent_update import LatentUpdate
 from .passes_pccot import FastPasses, gather_columns, join_columns
 from .positions import positions_from_mask
 from .prefix_cache import PrefixCache, is_static, take_columns
@@ -46,6 +48,9 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             self.post_init()
         elif config.scale_latents:
             self.latent_gain = LatentGain(config.hidden_size)
+        if config.latent_rule.weights is not None:
+            self.latent_update = config.latent_rule.weights(config)
+            self.post_init()
         self.start_gain()
         for layer in self._layers_to_checkpoint():
             # A PrefixCache survives the replay of a layer; `forward` lets no other cache near a checkpoint.
@@ -208,10 +213,10 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         run = passes if values is None else values.before(span.bot + 1 + span.num_latents, passes)
         project = self.project if noise is None else noise.after(self.project, span.num_latents, embeds)
         if tolerance is None:
-            states = self.config.latent_rule.think(run, embeds, span.bot, span.num_latents, iterations, project)
-        elif not self.config.latent_rule.settles:
+            states = self.latent_rule.think(run, embeds, span.bot, span.num_latents, iterations, project)
+        elif not self.latent_rule.settles:
             raise ValueError(
-                "latent_tolerance needs latents that settle, and latent_update='add' has none: leave it out"
+                f"latent_tolerance needs latents that settle, and latent_update={self.latent_rule.name!r} has none: leave it out"
             )
         else:
             states = jacobi_until_settled(run, embeds, span.bot, span.num_latents, iterations, project, tolerance)
@@ -265,6 +270,12 @@ class PCCoTModelMixin(CompleteWeightsMixin):
         if self.config.use_projection:
             return self.prj(hidden_states)
         return self.latent_gain(hidden_states) if self.config.scale_latents else hidden_states
+
+    @property
+    def latent_rule(self) -> LatentUpdate:
+        """How a pass makes the latents' inputs, with the weights that it has here."""
+        rule = self.config.latent_rule
+        return rule if rule.weights is None else replace(rule, combine=self.latent_update, weights=None)
 
     def _init_weights(self, module):
         super()._init_weights(module)

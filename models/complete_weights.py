@@ -13,7 +13,7 @@ import torch
 from .mixin_base import ModelBase
 
 # What makes PCCoT's latents of hidden states, by the setting that adds it: a checkpoint without the setting lacks it.
-NEW_PARTS = {"use_projection": "prj", "scale_latents": "latent_gain"}
+NEW_PARTS = {"use_projection": "prj", "scale_latents": "latent_gain", "latent_update": "latent_update"}
 LONGEST_HEADER = 100_000_000  # bytes; what safetensors allows
 
 

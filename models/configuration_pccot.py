@@ -7,6 +7,7 @@ from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 from .configuration_prompt import LATENTS, PromptConfigMixin, check_choice, check_count, is_number
 from .latent_update import UPDATES, LatentUpdate
+from .losses_pccot import LOSSES
 
 
 @dataclass(kw_only=True)
@@ -75,9 +76,12 @@ class PCCoTConfigMixin(PromptConfigMixin):
         check_count("num_iterations", self.num_iterations, 0)
         check_choice("latent_update", self.latent_update, tuple(UPDATES))
         self.check_range()
-        for name in ("loss_alpha", "loss_beta", "loss_gamma", "loss_delta"):
-            if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
+        for name in (f"loss_{name}" for name in LOSSES):
+            weight = getattr(self, name, None)
+            if weight is None:
+                setattr(self, name, 0.0)  # of a loss of one's own
+            elif not (is_number(weight) and weight >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, got {weight!r}")
         check_count("latents_per_step", self.latents_per_step, 1, positions)
         held = {name: getattr(self, name) for name in self.special_tokens if getattr(self, name) is not None}
         if len(set(held.values())) < len(held):

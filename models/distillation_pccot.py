@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .chunked_cross_entropy import mean_cross_entropies, select_labelled
 from .deferred_weight_grad import deferred_weight_gradients
+from .losses_pccot import LOSSES, Step
 from .spans_pccot import ThoughtSpan
+
+ALWAYS = ("alpha", "beta", "gamma")  # which are told whatever their weights
+COUNTED = {
+    "alpha": "cot_loss",
+    "beta": "ccot_loss",
+    "delta": "step_loss",
+}  # means over the tokens that a trainer counts
 
 
 @dataclass
@@ -33,6 +40,7 @@ class PCCoTOutput(CausalLMOutputWithPast):
         step_loss: cross-entropy of the latents, read as words (weight `loss_delta`); None where that is 0 or off.
         teacher_std: standard deviation of the teacher's hidden states that are distilled.
         latent_scale: the root mean square of the latents' inputs, beside that of the embeddings of the batch.
+        other_losses: those that were registered beside these, as `NAME_loss`; None for none.
     """
 
     cot_logits: torch.Tensor | None = None
@@ -42,6 +50,7 @@ class PCCoTOutput(CausalLMOutputWithPast):
     step_loss: torch.Tensor | None = None
     teacher_std: torch.Tensor | None = None
     latent_scale: torch.Tensor | None = None
+    other_losses: dict[str, torch.Tensor] | None = None
 
 
 def distillation_step(
@@ -110,94 +119,69 @@ def distillation_step(
     with shared_gradients(backbone) if defer_gradients else nullcontext():
         # Student: question, thought, answer. Every layer's states are read in the last pass alone.
         student = backbone.passes(attention_mask, last_options={"output_hidden_states": True})
-        states = config.latent_rule.think(student, embeds, bot, latents, iterations, backbone.project)
+        states = backbone.latent_rule.think(student, embeds, bot, latents, iterations, backbone.project)
         # Teacher: the same question, already read, goes on with the explicit steps.
         question = student.first_cache.fork(shared)
         teacher = backbone.passes(cot_attention_mask, question, last_options={"output_hidden_states": True})
         teacher_states = teacher(cot_embeds, 0)
 
-    kd_loss, teacher_std = distillation_loss(
-        states_at(student.last_output.hidden_states, kd_indices - length),
-        states_at(teacher.last_output.hidden_states, cot_kd_indices - shared),
-        config.use_layerwise_std,
+    step = Step(
+        model=model,
+        batch={
+            "labels": labels,
+            "answer_labelled": answer_labelled,
+            "cot_labels": cot_labels,
+            "cot_labelled": cot_labelled,
+            "step_labels": step_labels,
+            "read_steps": read_steps,
+            "window_labels": window_labels,
+        },
+        thought_span=thought_span,
+        question_length=shared,
+        iterations=iterations,
+        embeds=embeds,
+        states=states,
+        prompt_states=states_at(student.last_output.hidden_states, kd_indices - length),
+        cot_prompt_states=states_at(teacher.last_output.hidden_states, cot_kd_indices - shared),
+        cot_states=torch.cat([states[:, shared - 1 : shared], teacher_states], dim=1),
+        outputs=student.outputs,
     )
-    eot = bot + latents + 1
-    cot_states = torch.cat([states[:, shared - 1 : shared], teacher_states], dim=1)
-    parts = [
-        (config.loss_alpha, *select_labelled(cot_states, cot_labels, shared, cot_labelled)),
-        (config.loss_beta, *select_labelled(states[:, eot:], labels, eot + 1, answer_labelled)),
-    ]
-    # Step supervision: what enters a latent is the state before it, which in the teacher predicts that step's token.
-    supervised = []
-    if config.loss_delta and step_labels is not None:
-        latent_states = states[:, bot : bot + latents]
-        if read_steps is None:
-            supervised.append((latent_states.flatten(0, 1), step_labels.flatten()))
-        else:
-            supervised.append(read_steps(latent_states, step_labels, model.get_input_embeddings()))
-    if config.loss_delta and window_labels is not None and iterations > 0:
-        if not config.latent_rule.settles:
-            raise ValueError(
-                f"labels of every pass (`windows`) need a window, and latent_update={config.latent_update!r} has none"
-            )
-        targets = window_targets(window_labels, iterations)
-        supervised.append((window_states(student.outputs, bot, targets).flatten(0, 2), targets.flatten()))
-    if supervised:
-        read, wanted = map(torch.cat, zip(*supervised, strict=True))
-        parts.append((config.loss_delta, read, wanted))
+    parts, means = {}, {}
+    for name, function in LOSSES.items():
+        weight = getattr(config, f"loss_{name}", 0.0)
+        found = function(step) if weight or name in ALWAYS else None
+        if isinstance(found, tuple):
+            parts[name] = (weight, *found)
+        elif found is not None:
+            means[name] = found
+    if not parts.keys() <= COUNTED.keys():
+        raise ValueError(
+            f"a loss of one's own must be a mean over rows, a scalar: {', '.join(parts.keys() - COUNTED.keys())}"
+        )
     counts: Any = None
     share: Any = 1.0
     if num_items_in_batch is not None:
         counts, share = num_items_in_batch[: len(parts)].unbind(), len(input_ids) / num_items_in_batch[3]
-    loss, (cot_loss, ccot_loss, *step_loss) = mean_cross_entropies(model.lm_head, parts, counts)
-    kd_loss, teacher_std = kd_loss * share, teacher_std * share
+    loss, entropies = mean_cross_entropies(model.lm_head, list(parts.values()), counts)
+    for name, mean in means.items():
+        means[name] = mean * share
+        loss = loss + getattr(config, f"loss_{name}") * means[name]
     with torch.no_grad():
-        latent_inputs = backbone.project(states[:, bot : bot + latents])
-        latent_scale = root_mean_square(latent_inputs) / root_mean_square(embeds)
+        latent_scale = root_mean_square(backbone.project(step.latent_states)) / root_mean_square(embeds)
     return PCCoTOutput(
-        loss=loss + config.loss_gamma * kd_loss,
-        logits=model.lm_head(states[:, eot:]) if return_logits else None,
-        cot_logits=model.lm_head(cot_states) if return_logits else None,
-        cot_loss=cot_loss,
-        ccot_loss=ccot_loss,
-        kd_loss=kd_loss.detach(),
-        step_loss=step_loss[0] if step_loss else None,
-        teacher_std=teacher_std,
+        loss=loss,
+        logits=model.lm_head(states[:, bot + latents + 1 :]) if return_logits else None,
+        cot_logits=model.lm_head(step.cot_states) if return_logits else None,
+        kd_loss=means.pop("gamma").detach(),
+        **{COUNTED[name]: entropy for name, entropy in zip(parts, entropies, strict=True)},
+        teacher_std=step.cot_prompt_states.detach().float().std() * share,
         latent_scale=latent_scale * share,
+        other_losses={f"{name}_loss": mean.detach() for name, mean in means.items()} or None,
     )
 
 
 def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float().square().mean().sqrt()
-
-
-def window_targets(window_labels: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Labels of what each pass before the last gives: latents t + 1 ... t + W of pass t, as `jacobi_window` has them.
-
-    Args:
-        window_labels: `(batch, passes, c)`; those of the last pass hold for later ones too.
-        iterations: T, of which no more than c count; W = c - T + 1.
-
-    Returns:
-        `(batch, T, W)`.
-    """
-    passes, latents = window_labels.shape[1:]
-    iterations = min(iterations, latents)
-    width = latents - iterations + 1
-    rows = [window_labels[:, min(t, passes - 1), t : t + width] for t in range(iterations)]
-    return torch.stack(rows, dim=1) if rows else window_labels[:, :0]
-
-
-def window_states(outputs: list[tuple[int, Any]], bot: int, targets: torch.Tensor) -> torch.Tensor:
-    """The last hidden states that predict `targets` `(batch, T, W)`: `(batch, T, W, hidden)`.
-
-    Args:
-        outputs: of every pass its first column and its output (`Passes.outputs`); the first pass has the question too.
-        bot: the column of `<bot>`.
-    """
-    iterations, width = targets.shape[1:]
-    passes = enumerate(outputs[:iterations])
-    return torch.stack([out.last_hidden_state[:, bot + t - start :][:, :width] for t, (start, out) in passes], dim=1)
 
 
 def teacher_step(
@@ -236,24 +220,6 @@ def shared_gradients(backbone):
     checkpointed = backbone.training and backbone.check_checkpointing()
     possible = backbone.training and torch.is_grad_enabled() and not checkpointed
     return deferred_weight_gradients(backbone) if possible else nullcontext()
-
-
-def distillation_loss(
-    student: torch.Tensor, teacher: torch.Tensor, layerwise: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth L1 between hidden states, over the teacher's standard deviation (CODI, equation 4).
-
-    Args:
-        student, teacher: `(layers, batch, hidden)`; no gradient reaches the teacher.
-        layerwise: one standard deviation per layer instead of one for all.
-
-    Returns:
-        The loss and the teacher's overall standard deviation, two scalars.
-    """
-    student, teacher = student.float(), teacher.detach().float()
-    loss = F.smooth_l1_loss(student, teacher, reduction="none").flatten(1)
-    deviation = teacher.flatten(1).std(dim=1, keepdim=True) if layerwise else teacher.std()
-    return (loss / deviation).mean(), teacher.std()
 
 
 def states_at(hidden_states: tuple[torch.Tensor, ...], columns: torch.Tensor) -> torch.Tensor:

@@ -76,17 +76,18 @@ def jacobi_until_settled(run, embeds, bot, latents, iterations, project, toleran
     return torch.cat([question, states], dim=1)
 
 
-def jacobi_add(run, embeds, bot, latents, iterations, project):
-    """Another update: latent i keeps its own embedding, and its own state of the last pass is added to it (after LOTUS).
+def jacobi_in_full(run, embeds, bot, latents, iterations, project, reads_before, combine):
+    """Any other update: `combine(projected states, embeddings, inputs of the pass before)` makes the latents' inputs.
 
-    Every latent reads those before it anew in each pass, so none is final from the left: no window, and T is not bounded by c.
+    No latent need be final after any pass, so all run in each: no window, and T is not bounded by c.
     """
     first, eot = bot + 1, bot + 1 + latents
     if iterations == 0:
         return run(embeds, 0)
-    states = run(embeds[:, :eot], 0)
-    question, states = states[:, :first], states[:, first:]
+    own, states = embeds[:, first:eot], run(embeds[:, :eot], 0)
+    question, states, inputs = states[:, :first], states[:, first:], own
     for t in range(1, iterations + 1):
-        inputs = embeds[:, first:eot] + project(states, 0)
+        read = torch.cat([question[:, -1:], states[:, :-1]], dim=1) if reads_before else states
+        inputs = combine(project(read, 0), own, inputs)
         states = run(torch.cat([inputs, embeds[:, eot:]], dim=1) if t == iterations else inputs, first)
     return torch.cat([question, states], dim=1)

@@ -17,9 +17,9 @@ class ThoughtTrace:
     Args:
         inputs: `(T + 1, batch, c, hidden)`. The last entry is the thought that an answer reads: `latent_embeds` of
             `generate()`. The first is the embedding of `<latent>`, as for T = 0.
-        sources: `(T + 1, batch, c, hidden)`: the hidden states that became these inputs (or were added to them), each of the position before or, with
-            `latent_update="add"`, its own; the
-            output head reads them (`loss_delta`). Those of pass 0 are its inputs, since nothing came before.
+        sources: `(T + 1, batch, c, hidden)`: the hidden states that these inputs are made of, each of the position before or its
+            own, as the rule reads (`LatentUpdate`); the output head reads them (`loss_delta`). Those of pass 0 are its inputs,
+            since nothing came before.
     """
 
     inputs: torch.Tensor
@@ -41,14 +41,14 @@ def trace_thought(backbone, input_ids: torch.Tensor, attention_mask: torch.Tenso
     spans = find_thought_spans(input_ids, backbone.config)
     if len(spans) != 1 or not spans[0].is_aligned:
         raise ValueError("a thought can be traced in prompts with one thought span each, in the same columns")
-    bot, latents, update = spans[0].bot, spans[0].num_latents, backbone.config.latent_rule
+    bot, latents, update = spans[0].bot, spans[0].num_latents, backbone.latent_rule
     embeds = backbone.get_input_embeddings()(input_ids)
     inputs, sources = ([embeds[:, bot + 1 : bot + 1 + latents]] for _ in range(2))
 
     def project(states: torch.Tensor, first: int) -> torch.Tensor:
         sources.append(states)
         projected = backbone.project(states, first)
-        inputs.append(inputs[0] + projected if update.keeps_embedding else projected)
+        inputs.append(update.inputs(projected, inputs[0], inputs[-1]))
         return projected
 
     run = Passes(backbone, attention_mask, positions_from_mask(attention_mask), PrefixCache())

@@ -59,8 +59,9 @@ class PackedThinker(nn.Module):
         states = base.plain_forward(inputs_embeds=embeds, **rewritten).last_hidden_state
         if again:
             latents = latents_of_spans(input_ids, self.model.config, batch["cu_seq_lens_q"])[..., None]
+        inputs, rule = embeds, base.latent_rule
         for left in reversed(range(again)):
-            thought = self.model.config.latent_rule.inputs(states, embeds, base.project)
+            thought = rule.inputs_in_rows(states, embeds, inputs, base.project)
             inputs = torch.where(latents, thought, embeds)
             states = base.plain_forward(inputs_embeds=inputs, **(rewritten if left else batch)).last_hidden_state
         return CausalLMOutput(logits=self.model.lm_head(states[:, logits_to_keep]))

@@ -10,11 +10,13 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
 
 from latent_cot.configuration_prompt import LATENTS
+from latent_cot.latent_update import UPDATES
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's, whose handlers show it
 TOKENIZER_MODE = "latent_cot"  # chooses the renderer; the tokenizer is Hugging Face's
 PER_SERVER = ("latent_thought", "num_iterations", "num_latent_tokens", "explicit_steps", "num_fillers")
 PER_SERVER += ("latent_noise", "latent_dropout", "value_noise", "latent_tolerance", "position_gap")
+WINDOWED = [update.name for update in UPDATES.values() if update.settles]  # what both ways to think in vLLM compute
 
 
 def rules_of(config):
@@ -58,7 +60,7 @@ class ThoughtServerConfig(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_config(vllm_config) -> None:
         model, parallel, scheduler = vllm_config.model_config, vllm_config.parallel_config, vllm_config.scheduler_config
-        kind = model.hf_config.model_type
+        kind, update = model.hf_config.model_type, getattr(model.hf_config, "latent_update", None)
         refused = {
             "speculative decoding": vllm_config.speculative_config is not None,
             "prompt embeddings": model.enable_prompt_embeds,
@@ -71,7 +73,7 @@ class ThoughtServerConfig(VerifyAndUpdateConfig):
             "dual batch overlap": parallel.use_ubatching,
             "a KV connector": vllm_config.kv_transfer_config is not None,
             "another scheduler": scheduler.scheduler_cls not in (None, SCHEDULER),
-            "the rule latent_update='add'": getattr(model.hf_config, "latent_update", "shift") != "shift",
+            f"the rule latent_update={update!r}": update is not None and update not in WINDOWED,
             "pooling": model.runner_type != "generate",
         }
         for what, asked in refused.items():

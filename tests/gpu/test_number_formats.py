@@ -18,7 +18,7 @@ from gpu_cases import (
 from torch.nn import functional as F
 
 from latent_cot.chunked_cross_entropy import mean_cross_entropies
-from latent_cot.distillation_pccot import distillation_loss
+from latent_cot.losses_pccot import distillation_loss
 
 
 @on_every_device

@@ -145,7 +145,7 @@ def test_the_method_stands_alone():
     assert imports(path) == [(0, "torch")]
     assert len(path.read_text().splitlines()) <= 95
     functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)]
-    assert {"jacobi", "jacobi_window", "jacobi_until_settled", "jacobi_add"} == {node.name for node in functions}
+    assert {"jacobi", "jacobi_window", "jacobi_until_settled", "jacobi_in_full"} == {node.name for node in functions}
     assert not [node.name for node in functions if node.args.kwarg or node.args.vararg]
 
 

@@ -326,8 +326,8 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         if not sizes:  # a batch of which truncation left no label has a loss of 0, as in training
             outputs.loss = outputs.loss.masked_fill((inputs["labels"] == IGNORED).all(), 0.0)
         if model.training:
-            for name in LOSS_PARTS:
-                part = getattr(outputs, name, None)
+            parts = {name: getattr(outputs, name, None) for name in LOSS_PARTS}
+            for name, part in (parts | (getattr(outputs, "other_losses", None) or {})).items():
                 if part is not None:
                     part = part.detach()
                     self._part_sums[name] = self._part_sums[name] + part if name in self._part_sums else part

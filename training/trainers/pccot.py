@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from latent_cot.answer_modes import EXPLICIT, LATENT
 from latent_cot.chunked_cross_entropy import IGNORED
-from latent_cot.distillation_pccot import window_targets
+from latent_cot.losses_pccot import LOSSES, window_targets
 from latent_cot.training.arguments import DataArguments, whole_numbers
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.errors import InputError
@@ -32,6 +32,7 @@ class PCCoTTrainer(CoTTrainer):
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         check_output_head(model)
+        check_losses(model.config)
         return super().prepare_model(model)
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
@@ -86,6 +87,16 @@ class PCCoTTrainer(CoTTrainer):
             steps.new_full((), len(inputs[name])) for name in ("cot_labelled", "answer_labelled", "input_ids")
         )
         return torch.stack([teacher, student, steps, rows])
+
+
+def check_losses(config: PreTrainedConfig) -> None:
+    """Raises InputError for the weight of a loss that is not there: nothing would come of it."""
+    for name, weight in vars(config).items():
+        loss = name.removeprefix("loss_")
+        if loss != name and loss not in LOSSES and isinstance(weight, int | float) and weight:
+            raise InputError(
+                f"{name}={weight}: no loss {loss!r} is registered here, only {', '.join(LOSSES)} (CONTRIBUTING.md)"
+            )
 
 
 @torch.no_grad()

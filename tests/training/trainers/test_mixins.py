@@ -27,7 +27,9 @@ def make(tmp_path):
 
     def make(trainer_class: type, args_class: type):
         args = args_class(str(tmp_path), use_cpu=True, max_steps=2, save_steps=1, report_to="none", disable_tqdm=True)
-        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=8, vocab_size=len(tokenizer)))
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=8, vocab_size=len(tokenizer), **ids)
+        model = GPT2LMHeadModel(config)
         rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 16
         given = {"model": model, "args": args, "train_dataset": rows, "processing_class": tokenizer}
         return trainer_class(**given, data_collator=default_data_collator)

@@ -14,8 +14,8 @@ import run_ccot
 import run_cot
 from benchmarks.results import log_depth
 from latent_cot import tasks
-from latent_cot.distillation_pccot import window_targets
 from latent_cot.jacobi_pccot import jacobi
+from latent_cot.losses_pccot import window_targets
 from latent_cot.spans_pccot import ThoughtSpan
 from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.arguments import DataArguments
