@@ -16,7 +16,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import example
 import latent_cot
@@ -124,6 +124,12 @@ def exported(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / SHIPPED.name
     export(str(SHIPPED), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """Model and tokenizer of the shipped checkpoint. No test may change them."""
+    return AutoModelForCausalLM.from_pretrained(SHIPPED).eval(), AutoTokenizer.from_pretrained(SHIPPED)
 
 
 @pytest.fixture(params=CONFIGS)
