@@ -1,12 +1,10 @@
 """Bad input to the scripts: one line that says what and where, and nothing is written."""
 
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from datasets import Dataset
 from test_scripts import CHAIN, QUICK, TINY, trained  # noqa: F401  a fixture
 
@@ -219,11 +217,3 @@ def test_a_traceback_with_debug_alone(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(run_ccot.main)
     assert stop.value.code == 1 and "Traceback" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_no_traceback_as_a_user_starts_it():
-    command = [sys.executable, "run_ccot.py", *MISSING]
-    plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert plain.returncode == 1 and "Traceback" not in plain.stderr
-    assert plain.stderr.strip().splitlines()[-1] == "error: nowhere.json: no such file"
