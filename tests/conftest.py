@@ -1,11 +1,18 @@
-"""Tiny models on every backbone, and helpers that several test files share."""
+"""Tiny models on every backbone, and helpers that several test files share.
+
+What takes seconds to import is imported where it is needed: with `-n` one more process reads this file, to hand out tests.
+"""
+
+from __future__ import annotations
 
 import gc
 import os
 import shutil
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already runs one process a core
@@ -15,14 +22,9 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(
 )  # of this process, so that no test finds rows of another run
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-import example
-import latent_cot
-from latent_cot.converters.export import export
-from latent_cot.training.data.small_tokenizers import character_tokenizer
-from latent_cot.training.data.tokenization import prepare_tokenizer, tokenize_answer_prompt
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -48,11 +50,17 @@ ROPE = {
 LEARNED = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
 LEARNED |= {"initializer_range": 0.24}  # GPT-2 halves it in the residual projections of two layers
 LEARNED |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+
+
+def config_of(name: str, fields: dict):
+    return getattr(import_module("latent_cot"), name)(**fields)
+
+
 CONFIGS = {
-    "gpt2": lambda **kw: latent_cot.PCCoTGPT2Config(**(SMALL | LEARNED | THOUGHT | kw)),
-    "llama": lambda **kw: latent_cot.PCCoTLlamaConfig(**(SMALL | ROPE | THOUGHT | kw)),
-    "mistral": lambda **kw: latent_cot.PCCoTMistralConfig(**(SMALL | ROPE | THOUGHT | {"sliding_window": 9} | kw)),
-    "qwen3": lambda **kw: latent_cot.PCCoTQwen3Config(**(SMALL | ROPE | THOUGHT | kw)),
+    "gpt2": lambda **kw: config_of("PCCoTGPT2Config", SMALL | LEARNED | THOUGHT | kw),
+    "llama": lambda **kw: config_of("PCCoTLlamaConfig", SMALL | ROPE | THOUGHT | kw),
+    "mistral": lambda **kw: config_of("PCCoTMistralConfig", SMALL | ROPE | THOUGHT | {"sliding_window": 9} | kw),
+    "qwen3": lambda **kw: config_of("PCCoTQwen3Config", SMALL | ROPE | THOUGHT | kw),
 }
 # A chain that is gone, with three fillers in its place.
 GONE = {"start_token_id": 36, "pause_token_id": 37, "ready_token_id": 38, "answer_prompt_ids": [5]}
@@ -104,12 +112,18 @@ def pytest_xdist_make_scheduler(config, log):
 
 def make_model(backbone: str, seed: int = 0, **changes):
     """A small random causal language model that thinks."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(CONFIGS[backbone](**changes)).eval()
 
 
 def make_any(kind: str, **changes):
     """A small random model of any registered type."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     family, _, backbone = kind.partition("-")
     if family == "pccot":
         return make_model(backbone, **changes)
@@ -121,9 +135,20 @@ def make_any(kind: str, **changes):
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> Path:
     """The shipped checkpoint as its Hub page would hold it: with the code that reads it. No test may change it."""
+    from latent_cot.converters.export import export
+
     folder = tmp_path_factory.mktemp("exported") / SHIPPED.name
     export(str(SHIPPED), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """Model and tokenizer of the shipped checkpoint. No test may change them."""
+    import_module("latent_cot")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(SHIPPED).eval(), AutoTokenizer.from_pretrained(SHIPPED)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -143,6 +168,8 @@ def gpt2():
 
 def ask_example(monkeypatch, capsys, *argv: str) -> list[str]:
     """The lines that `python example.py ...` prints, in this process."""
+    import example
+
     monkeypatch.setattr(sys, "argv", ["example.py", *argv])
     capsys.readouterr()
     example.main()
@@ -151,6 +178,8 @@ def ask_example(monkeypatch, capsys, *argv: str) -> list[str]:
 
 def question_batch(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded random questions: ids and attention mask, `(batch, longest)`."""
+    import torch
+
     source = torch.Generator().manual_seed(seed)
     longest = max(lengths)
     ids, mask = torch.zeros(len(lengths), longest, dtype=torch.long), torch.zeros(len(lengths), longest).long()
@@ -162,6 +191,8 @@ def question_batch(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, tor
 
 def with_span(model, ids, mask, tail: int = 4, seed: int = 1):
     """Append the thought span, the answer prompt and `tail` random tokens to questions."""
+    import torch
+
     source = torch.Generator().manual_seed(seed)
     span = torch.tensor(model.thought_ids()).expand(ids.shape[0], -1)
     answer = torch.randint(7, 36, (ids.shape[0], tail), generator=source)
@@ -172,13 +203,19 @@ def with_span(model, ids, mask, tail: int = 4, seed: int = 1):
 @pytest.fixture(scope="session")
 def characters():
     """A character tokenizer with the tokens of the thought span."""
+    from latent_cot import PCCoTConfigMixin
+    from latent_cot.training.data.small_tokenizers import character_tokenizer
+    from latent_cot.training.data.tokenization import prepare_tokenizer
+
     tokenizer = character_tokenizer(["0123456789+-*=# abcdefghijklmnopqrstuvwxyz<>.|?"])
-    prepare_tokenizer(tokenizer, latent_cot.PCCoTConfigMixin.special_tokens)
+    prepare_tokenizer(tokenizer, PCCoTConfigMixin.special_tokens)
     return tokenizer
 
 
 def chain_model(tokenizer, **changes):
     """A small random model that fits a tokenizer."""
+    from latent_cot.training.data.tokenization import tokenize_answer_prompt
+
     ids = {
         "vocab_size": len(tokenizer),
         "bot_token_id": tokenizer.convert_tokens_to_ids("<pcot.bot>"),

@@ -23,7 +23,7 @@ from latent_cot.analysis.evaluation import answer_questions, same_answer
 from latent_cot.evals.latent_lm import LatentHFLM
 from latent_cot.training.errors import InputError
 
-TASK = "operations=4,train=1,validation=1,test=60,seed=77"
+TASK = "operations=4,train=1,validation=1,test=40,seed=77"
 ROWS = tasks.generate("chain", TASK)["test"]
 SAMPLES = dict[str, list[dict]]
 

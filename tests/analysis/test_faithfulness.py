@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT, SHIPPED, chain_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import run_ccot
 import run_cot
@@ -22,11 +22,6 @@ from latent_cot.training.errors import InputError
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 QUESTIONS = ["7+3*4-2+9=", "1+1=", "9*9-8=", "2=", "3+4-5="]
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return AutoModelForCausalLM.from_pretrained(SHIPPED).eval(), AutoTokenizer.from_pretrained(SHIPPED)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, SHIPPED, make_any
 from matplotlib.image import imread
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import answer_questions
@@ -21,11 +21,6 @@ from latent_cot.training.errors import InputError
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EXAMPLE = {"question": "7+3*4-2+9=", "steps": ["0", "0", "8", "7"], "answer": "7"}
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return AutoModelForCausalLM.from_pretrained(SHIPPED).eval(), AutoTokenizer.from_pretrained(SHIPPED)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SHIPPED
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import pipeline
 
 import latent_cot  # noqa: F401
 
@@ -33,10 +33,9 @@ LOOPBACK = {"no_proxy": "localhost,127.0.0.1", "NO_PROXY": "localhost,127.0.0.1"
 
 
 @pytest.fixture(scope="module")
-def answers() -> list[str]:
+def answers(shipped) -> list[str]:
     """What plain generate() answers, one question at a time."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
-    found = []
+    (model, tokenizer), found = shipped, []
     for question in QUESTIONS:
         inputs = tokenizer([question], return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
@@ -64,9 +63,9 @@ def test_pipeline_of_chats(answers):
     assert [output[0]["generated_text"][-1]["content"].strip() for output in outputs] == answers
 
 
-def test_chat_template(answers):
+def test_chat_template(answers, shipped):
     """The prompt of a chat is its last question, and generate() opens the thought."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    model, tokenizer = shipped
     inputs = tokenizer.apply_chat_template(
         [user(question) for question in QUESTIONS], add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
     )  # fmt: skip
@@ -163,9 +162,9 @@ def test_server_streams(server, answers):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_says_how_to_think(server, stream):
+def test_a_request_says_how_to_think(server, stream, shipped):
     """T and `latent_thought`, in the `generation_config` of a request."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    model, tokenizer = shipped
     inputs, found = tokenizer([QUESTIONS[2]], return_tensors="pt"), set()
     for options in ({}, {"num_iterations": 1}, {"latent_thought": False}):
         output = model.generate(**inputs, max_new_tokens=8, do_sample=False, **options)
@@ -180,9 +179,9 @@ def test_a_request_says_how_to_think(server, stream):
 
 
 @pytest.mark.slow
-def test_batch_server_answers_many_at_once(batch_server):
+def test_batch_server_answers_many_at_once(batch_server, shipped):
     """200 concurrent requests, every other one a stream, as `generate()` answers each of them alone."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    model, tokenizer = shipped
     source = torch.Generator().manual_seed(0)
     digits = torch.randint(0, 10, (200, 5), generator=source).tolist()
     signs = torch.randint(0, 3, (200, 4), generator=source).tolist()

@@ -266,12 +266,6 @@ class Hub:
         named = {"id": repository.name, "modelId": repository.name, "private": repository.private, "sha": commit.oid}
         return Answer(200, named | {"tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
-    @route("GET", f"/api/models/{REPO}/refs")
-    def refs(self, request: Request, name: str) -> Answer:
-        branches = self.open(request, name).branches.items()
-        listed = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in branches]
-        return Answer(200, {"branches": listed, "tags": [], "converts": []})
-
     @route("POST", f"/api/models/{REPO}/branch/{REVISION}")
     def create_branch(self, request: Request, name: str, revision: str) -> Answer:
         repository = self.open(request, name, write=True)
@@ -368,13 +362,6 @@ class Hub:
         if start and not entries:
             raise refusal(404, f"{folder} does not exist on {revision}", "EntryNotFound")
         return Answer(200, list(entries.values()))
-
-    @route("POST", f"/api/models/{REPO}/paths-info/{REVISION}")
-    def paths_info(self, request: Request, name: str, revision: str) -> Answer:
-        files = self.commit(self.open(request, name), revision).files
-        text = request.body.decode()
-        paths = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
-        return Answer(200, [files[path].entry(path) for path in paths if path in files])
 
     @route("HEAD GET", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, request: Request, name: str, revision: str, path: str) -> Answer:

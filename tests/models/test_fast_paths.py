@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from latent_cot.training.arguments import LoraArguments
 from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.training.checkpoints.lora_fast import FastTrainableTokens, FusedLoraLinear
 from latent_cot.training.data.collators import PCCoTCollator
+
+TOKENIZER = SimpleNamespace(eos_token_id=1, pad_token_id=0)
 
 
 def random_case(count=13, hidden=8, vocabulary=50, dtype=torch.float64):
@@ -267,9 +270,6 @@ def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
     """A training step with everything spared, and one with nothing spared: losses and gradients."""
     model = make_model(backbone, num_iterations=iterations, loss_delta=0.5)
 
-    class tokenizer:
-        eos_token_id, pad_token_id = 1, 0
-
     questions, _ = question_batch([3, 5])
     features = [
         {
@@ -279,7 +279,7 @@ def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
         }
         for row, length in enumerate([3, 5])
     ]
-    batch = PCCoTCollator(tokenizer, model.config)(features)
+    batch = PCCoTCollator(TOKENIZER, model.config)(features)
     results = []
     for spared in (True, False):
         model.zero_grad()
@@ -297,12 +297,9 @@ def test_a_step_never_waits_for_the_device(backbone, monkeypatch):
     same of other T.)"""
     model = make_model(backbone, num_iterations=2, loss_delta=0.5).train()
 
-    class tokenizer:
-        eos_token_id, pad_token_id = 1, 0
-
     features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15], "windows": [[[12], [14]]]}]
     features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
-    batch = PCCoTCollator(tokenizer, model.config)(features)
+    batch = PCCoTCollator(TOKENIZER, model.config)(features)
     batch = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # not to be asked about this device
     model.to("meta")
@@ -348,12 +345,9 @@ def test_one_weight_gradient_for_all_passes(backbone, iterations, projection, mo
     """Every parameter's gradient as autograd adds it up pass by pass; also in a second step, and accumulated."""
     model = make_model(backbone, num_iterations=iterations, use_projection=projection).double().train()
 
-    class tokenizer:
-        eos_token_id, pad_token_id = 1, 0
-
     features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]}]
     features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
-    batch = PCCoTCollator(tokenizer, model.config)(features)
+    batch = PCCoTCollator(TOKENIZER, model.config)(features)
     results = []
     for shared in (True, False):
         if not shared:

@@ -218,15 +218,13 @@ def test_a_run_takes_the_chain_away(tmp_path):
     assert model.generate(**tokenizer(["1+1="], return_tensors="pt"), max_new_tokens=2).shape[1] > 4
 
 
-@pytest.mark.parametrize("mode", ["random", "sequential", "depth"])
-def test_a_run_with_fillers(mode, tmp_path):
+@pytest.mark.parametrize(("mode", "written"), [("random", False), ("sequential", True), ("depth", False)])
+def test_a_run_with_fillers(mode, written, tmp_path):
     flags = ["--max_steps", "6", "--switch_tokens", "--switch_from_n_rate", "50", "--switch_every_n_step", "1"]
     flags += ["--switch_mode", mode, "--switch_token_ratio", "2", "--save_strategy", "no"]
-    flags += ["--switch_from_n_steps", "0"]
-    _, config = run(tmp_path, *flags, "--no_write_fillers")
-    assert config["filler_mode"] == "prefilled" and config["num_fillers"] >= 1
-    _, config = run(tmp_path / "written", *flags)
-    assert config["filler_mode"] == "written"
+    flags += ["--switch_from_n_steps", "0", *([] if written else ["--no_write_fillers"])]
+    _, config = run(tmp_path, *flags)
+    assert config["filler_mode"] == ("written" if written else "prefilled") and config["num_fillers"] >= 1
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:

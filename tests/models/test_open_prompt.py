@@ -5,9 +5,8 @@ from functools import wraps
 
 import pytest
 import torch
-from conftest import ROOT, SHIPPED, make_any, make_model, question_batch
+from conftest import ROOT, make_any, make_model, question_batch
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BOS = {"bos_token_id": 2, "questions_start_with_bos": True}
 LENGTHS = [3, 7, 5]
@@ -61,14 +60,14 @@ def test_without_a_mask_padding_is_found(gpt2):
     assert all(torch.equal(opened[name], wanted[name]) for name in wanted)
 
 
-def test_the_example_of_the_document():
+def test_the_example_of_the_document(shipped):
     text = (ROOT / "docs" / "answering.md").read_text()
     (block,) = (
         block
         for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         if "open_thought" in block
     )
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    model, tokenizer = shipped
     scope = {"model": model, "inputs": tokenizer(["7+3*4-2+9=", "1+2="], padding=True, return_tensors="pt")}
     exec(block, scope)
     assert torch.equal(scope["answered"], model.generate(**scope["inputs"], max_new_tokens=8))

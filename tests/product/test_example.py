@@ -1,14 +1,12 @@
 """`example.py` and the model card, for every kind of checkpoint that is written here."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, ask_example
+from conftest import ask_example
 from transformers import AutoConfig, GPT2LMHeadModel
 
 import run_ccot
@@ -167,16 +165,8 @@ def test_an_answer_mode_without_a_description_is_an_error():
         measured_modes({"test_ccot_exact_match": 1.0, "test_telepathy_exact_match": 1.0})
 
 
-def as_a_user(tmp_path) -> list[str]:
-    """What it prints where it is started from anywhere."""
-    done = subprocess.run([sys.executable, ROOT / "example.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.mark.parametrize("started", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "as a user"])
-def test_the_shipped_model_answers_the_questions_that_it_asks_by_itself(started, tmp_path, monkeypatch, capsys):
-    lines = as_a_user(tmp_path) if started else ask_example(monkeypatch, capsys)
+def test_the_shipped_model_answers_the_questions_that_it_asks_by_itself(monkeypatch, capsys):
+    lines = ask_example(monkeypatch, capsys)
     assert len(lines) == 3
     for line in lines:
         question, answer = line.split("  ->  ")

@@ -20,11 +20,6 @@ WORDS = ROOT / "checkpoints" / "pccot-gpt2-words"
 
 
 @pytest.fixture(scope="module")
-def shipped():
-    return AutoModelForCausalLM.from_pretrained(SHIPPED).eval(), AutoTokenizer.from_pretrained(SHIPPED)
-
-
-@pytest.fixture(scope="module")
 def unseen() -> list[dict]:
     """2,000 questions from another seed, none of which was trained on."""
     recipe = read_recipe(ROOT / "configs" / "recipes" / "chain_pccot_gpt2-2x64.yaml")

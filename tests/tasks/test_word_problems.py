@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import cache
 
 import pytest
 
@@ -44,6 +45,7 @@ STEPS = [  # by step_form: name, left number, sign, right number, result
 ]
 
 
+@cache
 def rows(settings: str, sizes: str = "train=150,validation=20,test=30") -> list[dict]:
     found = tasks.generate("word_problems", ",".join(filter(None, [settings, sizes])))
     return [row for split in found.values() for row in split]

@@ -1,12 +1,11 @@
 """Bad input to the scripts: one line that says what and where, and nothing is written."""
 
 import json
-import subprocess
+import shlex
 import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from datasets import Dataset
 from test_scripts import CHAIN, QUICK, TINY, trained  # noqa: F401  a fixture
 
@@ -36,99 +35,81 @@ def fails(monkeypatch, capsys, argv, script=run_ccot) -> str:
     return message
 
 
+SMALL = ["--dataset_name", "chain", "--task_args", "train=8,validation=2,test=2"]
+TRAINED = f"--model_name_or_path {shlex.quote(CHAIN)}"
+# With data of their own, and with that of a small task.
+BAD_DATA = {
+    "missing file": ("--train_file nowhere.json", "nowhere.json: no such file"),
+    "no data": ("", "no data: pass --dataset_name"),
+    "unknown data set": ("--dataset_name no/such-set", "neither a task (affine, chain"),
+    "settings of no task": ("--dataset_name no/such-set --task_args size=3", "only for a task (affine, chain"),
+    "settings of a file": ("--train_file pyproject.toml --task_args size=3", "and a file is none"),
+}
 BAD = {
-    "missing file": (["--train_file", "nowhere.json"], "nowhere.json: no such file"),
-    "no data": ([], "no data: pass --dataset_name"),
-    "unknown data set": (["--dataset_name", "no/such-set"], "neither a task (affine, chain"),
-    "settings of no task": (
-        ["--dataset_name", "no/such-set", "--task_args", "size=3"],
-        "only for a task (affine, chain",
-    ),
-    "settings of a file": (["--train_file", "pyproject.toml", "--task_args", "size=3"], "and a file is none"),
-    "negative T": (["--dataset_name", "chain", "--config_overrides", "num_iterations=-1"], "num_iterations must be"),
-    "no latents": (["--dataset_name", "chain", "--num_latent_tokens", "0"], "num_latent_tokens must be"),
-    "no such field": (["--dataset_name", "chain", "--config_overrides", "depth=3"], "no field 'depth'"),
-    "bad value": (["--dataset_name", "chain", "--config_overrides", "loss_gamma=much"], "does not fit"),
-    "empty answer prompt": (["--dataset_name", "chain", "--answer_prompt", ""], "--answer_prompt '' is empty"),
-    "too long": (["--dataset_name", "chain", "--block_size", "9"], "train row 0 is too long"),
-    "all too long": (["--dataset_name", "chain", "--block_size", "9", "--drop_long"], "every row is longer"),
-    "missing model": (["--dataset_name", "chain", "--config_name", "./nowhere"], "'./nowhere': no such file"),
-    "streaming": (["--dataset_name", "chain", "--streaming", "--max_steps", "-1"], "needs --max_steps"),
-    "flash": (["--dataset_name", "chain", "--attn_implementation", "flash_attention_2"], "needs a GPU"),
-    "liger": (["--dataset_name", "chain", "--use_liger_kernel"], "needs: pip install liger-kernel"),
-    "wandb": (["--dataset_name", "chain", "--report_to", "wandb"], "needs: pip install wandb"),
-    "tensorboard": (["--dataset_name", "chain", "--report_to", "tensorboard"], "needs: pip install tensorboard"),
-    "unknown tracker": (
-        ["--dataset_name", "chain", "--report_to", "wandbb"],
-        "--report_to: wandbb is not supported, only",
-    ),
-    "two sources": (["--dataset_name", "chain", "--train_file", "pyproject.toml"], "two sources of data"),
-    "tolerance": (["--dataset_name", "chain", "--latent_tolerance", "-1"], "--latent_tolerance must be"),
-    "noise of no samples": (["--dataset_name", "chain", "--latent_noise", "0.5"], "that --num_samples asks for"),
-    "no room": (["--dataset_name", "chain", "--max_new_tokens", "0"], "--max_new_tokens must be"),
-    "probability": (["--dataset_name", "chain", "--curriculum_prob", "2"], "between 0 and 1"),
-    "bad number": (["--dataset_name", "chain", "--max_steps", "x"], "invalid int value: 'x'"),
-    "unknown flag": (["--dataset_name", "chain", "--lattents", "3"], "--lattents"),
-    "columns": (["--dataset_name", "chain", "--remove_unused_columns", "true"], "must stay off"),
-    "a list": (["--dataset_name", "chain", "--config_overrides", "answer_prompt_ids=3"], "does not fit"),
-    "loss only": (["--dataset_name", "chain", "--prediction_loss_only"], "evaluation is of generated answers"),
-    "no steps": (["--dataset_name", "chain", "--max_steps", "0"], "--max_steps 0 would train nothing"),
-    "no batches": (["--dataset_name", "chain", "--gradient_accumulation_steps", "0"], "must be at least 1, got 0"),
-    "weight": (["--dataset_name", "chain", "--config_overrides", "loss_gamma=-1"], "loss_gamma must be a number of"),
+    "negative T": ("--config_overrides num_iterations=-1", "num_iterations must be"),
+    "no latents": ("--num_latent_tokens 0", "num_latent_tokens must be"),
+    "no such field": ("--config_overrides depth=3", "no field 'depth'"),
+    "bad value": ("--config_overrides loss_gamma=much", "does not fit"),
+    "empty answer prompt": ("--answer_prompt ''", "--answer_prompt '' is empty"),
+    "too long": ("--block_size 9", "train row 0 is too long"),
+    "all too long": ("--block_size 9 --drop_long", "every row is longer"),
+    "missing model": ("--config_name ./nowhere", "'./nowhere': no such file"),
+    "streaming": ("--streaming --max_steps -1", "needs --max_steps"),
+    "flash": ("--attn_implementation flash_attention_2", "needs a GPU"),
+    "liger": ("--use_liger_kernel", "needs: pip install liger-kernel"),
+    "wandb": ("--report_to wandb", "needs: pip install wandb"),
+    "tensorboard": ("--report_to tensorboard", "needs: pip install tensorboard"),
+    "unknown tracker": ("--report_to wandbb", "--report_to: wandbb is not supported, only"),
+    "two sources": ("--train_file pyproject.toml", "two sources of data"),
+    "tolerance": ("--latent_tolerance -1", "--latent_tolerance must be"),
+    "noise of no samples": ("--latent_noise 0.5", "that --num_samples asks for"),
+    "no room": ("--max_new_tokens 0", "--max_new_tokens must be"),
+    "probability": ("--curriculum_prob 2", "between 0 and 1"),
+    "bad number": ("--max_steps x", "invalid int value: 'x'"),
+    "unknown flag": ("--lattents 3", "--lattents"),
+    "columns": ("--remove_unused_columns true", "must stay off"),
+    "a list": ("--config_overrides answer_prompt_ids=3", "does not fit"),
+    "loss only": ("--prediction_loss_only", "evaluation is of generated answers"),
+    "no steps": ("--max_steps 0", "--max_steps 0 would train nothing"),
+    "no batches": ("--gradient_accumulation_steps 0", "must be at least 1, got 0"),
+    "weight": ("--config_overrides loss_gamma=-1", "loss_gamma must be a number of"),
     "half a batch": (
-        ["--dataset_name", "chain", "--dataloader_drop_last", "--per_device_train_batch_size", "9"],
+        "--dataloader_drop_last --per_device_train_batch_size 9",
         "8 training rows do not fill a batch of 9",
     ),
-    "tied head": (
-        ["--dataset_name", "chain", "--use_peft", "--lora_modules_to_save", "lm_head"],
-        "--lora_modules_to_save lm_head: it shares its matrix",
-    ),
+    "tied head": ("--use_peft --lora_modules_to_save lm_head", "--lora_modules_to_save lm_head: it shares its matrix"),
     "tied head as a target": (
-        ["--dataset_name", "chain", "--use_peft", "--lora_target_modules", "c_attn-lm_head"],
+        "--use_peft --lora_target_modules c_attn-lm_head",
         "--lora_target_modules lm_head: it shares its matrix",
     ),
     "other token ids": (
-        ["--dataset_name", "chain", "--model_name_or_path", CHAIN, "--config_name=", "--tokenizer_name", "bytes"],
+        f"{TRAINED} --config_name= --tokenizer_name bytes",
         "was trained with other token ids (0 is '<unk>', and here '<eos>')",
     ),
     "other token ids under a recipe's configuration": (
-        ["--dataset_name", "chain", "--model_name_or_path", CHAIN, "--tokenizer_name", "bytes"],
+        f"{TRAINED} --tokenizer_name bytes",
         "was trained with other token ids (0 is '<unk>', and here '<eos>')",
     ),
     "unknown prompt": (
-        [
-            "--dataset_name",
-            "chain",
-            "--model_name_or_path",
-            CHAIN,
-            "--config_name=",
-            "--tokenizer_name=",
-            "--answer_prompt",
-            "!",
-        ],
+        f"{TRAINED} --config_name= --tokenizer_name= --answer_prompt '!'",
         "--answer_prompt '!' holds text that the tokenizer does not know",
     ),
-    "a prefix": (["--dataset_name", "chain", "--num_iterations_ran", "2,3"], "unknown arguments: --num_iterations_ran"),
-    "a value alone": (["--dataset_name", "chain", "7"], "unknown arguments: 7"),
-    "a flag that went": (
-        ["--dataset_name", "chain", "--save_safetensors"],
-        "--save_safetensors is no flag here: use nothing",
-    ),
-    "another that went": (["--dataset_name", "chain", "--on-nan=skip"], "--on_nan is no flag here: use nothing"),
-    "a loss's weight": (["--dataset_name", "chain", "--loss_delta", "-1"], "loss_delta must be a number of at least 0"),
-    "nothing to resume": (["--dataset_name", "chain", "--resume_from_checkpoint", "true"], "no checkpoint in"),
+    "a prefix": ("--num_iterations_ran 2,3", "unknown arguments: --num_iterations_ran"),
+    "a value alone": ("7", "unknown arguments: 7"),
+    "a flag that went": ("--save_safetensors", "--save_safetensors is no flag here: use nothing"),
+    "another that went": ("--on-nan=skip", "--on_nan is no flag here: use nothing"),
+    "a loss's weight": ("--loss_delta -1", "loss_delta must be a number of at least 0"),
+    "nothing to resume": ("--resume_from_checkpoint true", "no checkpoint in"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", [*BAD_DATA, *BAD])
 def test_bad_input(name, monkeypatch, capsys, tmp_path):
     """One line that says what and where; nothing is written."""
-    argv, message = BAD[name]
+    flags, message = (BAD_DATA | BAD)[name]
+    argv = [*TINY, *QUICK, *(SMALL if name in BAD else []), "--do_train", *shlex.split(flags)]
     output = tmp_path / "out"
-    is_small = "chain" not in argv or "--task_args" in argv
-    small = [] if is_small else ["--task_args", "train=8,validation=2,test=2"]
-    said = fails(monkeypatch, capsys, [*TINY, *QUICK, *small, "--do_train", *argv, "--output_dir", str(output)])
-    assert message in said
+    assert message in fails(monkeypatch, capsys, [*argv, "--output_dir", str(output)])
     assert not output.exists()
 
 
@@ -219,11 +200,3 @@ def test_a_traceback_with_debug_alone(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(run_ccot.main)
     assert stop.value.code == 1 and "Traceback" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_no_traceback_as_a_user_starts_it():
-    command = [sys.executable, "run_ccot.py", *MISSING]
-    plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert plain.returncode == 1 and "Traceback" not in plain.stderr
-    assert plain.stderr.strip().splitlines()[-1] == "error: nowhere.json: no such file"

@@ -30,8 +30,8 @@ def opened(tokenizer, model, rows) -> Dataset:
     return rows.map(open_prompts(tokenizer, model), remove_columns=rows.column_names)
 
 
-def test_rows_hold_what_generate_adds():
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+def test_rows_hold_what_generate_adds(shipped):
+    model, tokenizer = shipped
     open_row = open_prompts(tokenizer, model)
     row = open_row({"prompt": "7+3=", "completion": "0"})
     assert row == open_row({"question": "7+3=", "answer": "0"})
