@@ -8,6 +8,7 @@ as many sets of weights as it has rows, and no weight is written.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ class ValueNoise:
         ValueError: if the backbone has no value matrices that are known here.
     """
 
-    def __init__(self, backbone: nn.Module, strength: float, seeds: list[int]):
+    def __init__(self, backbone: Any, strength: float, seeds: list[int]):
         self.projections = value_projections(backbone)
         self.bases = [basis_of(module) for module in self.projections]
         sources = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -48,12 +49,11 @@ class ValueNoise:
     @contextmanager
     def in_first_columns(self, count: int) -> Iterator[None]:
         """Passes of this thread have the noise in so many of their columns; the hooks that add it go, whatever happens."""
-        hooks = [
-            module.register_forward_hook(self.hook(*noise, count, get_ident()))
-            for module, *noise in zip(self.projections, self.bases, self.factors, strict=True)
-            if count > 0
-        ]
+        hooks: list = []
         try:
+            if count > 0:
+                for module, basis, factors in zip(self.projections, self.bases, self.factors, strict=True):
+                    hooks.append(module.register_forward_hook(self.hook(basis, factors, count, get_ident())))
             yield
         finally:
             for hook in hooks:
@@ -76,7 +76,7 @@ class ValueNoise:
         return add
 
 
-def value_projections(backbone: nn.Module) -> list[nn.Module]:
+def value_projections(backbone: Any) -> list[nn.Module]:
     """What makes the values of each layer: `v_proj`, or GPT-2's `c_attn`, which makes queries and keys before them.
 
     Raises:
@@ -88,7 +88,7 @@ def value_projections(backbone: nn.Module) -> list[nn.Module]:
     return found
 
 
-def value_matrix(projection: nn.Module, weight: torch.Tensor | None = None) -> torch.Tensor:
+def value_matrix(projection: Any, weight: torch.Tensor | None = None) -> torch.Tensor:
     """The value matrix `(in, out)` among the weights of a projection (or in a tensor of their shape), as a view of them.
 
     Raises:
