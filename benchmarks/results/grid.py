@@ -25,7 +25,17 @@ from latent_cot.training.flags import joined, pairs
 ROOT = Path(__file__).resolve().parents[2]
 
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
-COLUMNS = "method|recipe|seeds|exact match, mean|lowest|highest|training, s|ms per answer|tokens".split("|")
+COLUMNS = [
+    "method",
+    "recipe",
+    "seeds",
+    "exact match, mean",
+    "lowest",
+    "highest",
+    "training, s",
+    "ms per answer",
+    "tokens",
+]
 BEGIN, END = "<!-- grid: benchmarks/results/grid.py writes this part -->", "<!-- end of the grid -->"
 
 
