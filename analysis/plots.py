@@ -67,6 +67,34 @@ def plot_faithfulness(report, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_comparison(
+    labels: list[str], rates: list[list[float]], intervals: list[tuple[float, float]], path: Path
+) -> None:
+    """Exact match of methods: the mean over seeds with its interval, and each seed.
+
+    Args:
+        rates, intervals: by method, the seeds' and the mean's.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(7, 0.8 + 0.6 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    for place, (seeds, (low, high)) in enumerate(zip(rates, intervals, strict=True)):
+        mean = sum(seeds) / len(seeds)
+        axes.errorbar(
+            mean, place, xerr=[[max(0, mean - low)], [max(0, high - mean)]], marker="o", capsize=4, color="tab:blue"
+        )
+        axes.scatter(seeds, [place] * len(seeds), marker="|", color="black", zorder=3)
+    axes.set(
+        yticks=range(len(labels)),
+        yticklabels=labels,
+        xlabel="exact match (bar: 95 % interval, lines: seeds)",
+        xlim=(-0.03, 1.03),
+    )
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
 def errors(rows) -> list[list[float]]:
     """Distances to the ends of the rows' intervals, below and above."""
     return [[max(0, row.rate - row.low) for row in rows], [max(0, row.high - row.rate) for row in rows]]

@@ -9,6 +9,7 @@ COMMANDS = {
     "train cot": ("commands.train_cot:main", "train and evaluate the baselines: an explicit chain of thought, or none"),
     "train icot": ("commands.train_icot:main", "train and evaluate iCoT, whose chain is removed step by step"),
     "train grpo": ("commands.train_grpo:main", "train a PCCoT model by reward"),
+    "compare": ("commands.compare:main", "train several methods on your data, and say which is better"),
     "ask": ("commands.ask:main", "ask a model questions"),
     "inspect": ("commands.inspect_thoughts:main", "a page that shows what is inside a thought"),
     "faithfulness": ("analysis.faithfulness:main", "whether the answer is read from the thought"),

@@ -13,6 +13,7 @@ from latent_cot.training.errors import Interrupted
 from latent_cot.training.step_decoder import STEP_DECODER, StepDecoder, load_step_decoder, save_step_decoder
 
 from .checkpoint_fit import check_fit
+from .early_stopping import EarlyStopping
 from .find_checkpoint import checkpoint_to_resume, fault_of, newest_first
 from .interruption import StopOnSignal
 from .whole_folders import UNFINISHED, one_line_disk_errors, put_in_place, remove_unfinished
@@ -41,6 +42,9 @@ class ResumableTrainingMixin:
         super().__init__(*args, **kwargs)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
+        if (patience := getattr(self.args, "early_stopping_patience", None)) is not None:
+            warm_up = getattr(getattr(self, "method", None), "teacher_warmup_steps", 0)
+            self.add_callback(EarlyStopping(patience, warm_up))
 
     # --- resuming ---
 
@@ -100,7 +104,8 @@ class ResumableTrainingMixin:
             )
 
     def _run_epoch(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # transformers looks only after a further step
+        over = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+        if over:  # transformers looks only after a further step
             self.control.should_training_stop = True
             return
         self._trained = True

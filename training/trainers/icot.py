@@ -53,6 +53,11 @@ class ICoTTrainer(CoTTrainer):
                 "--auto_find_batch_size: what is removed goes by the steps of an epoch, which would change in the run; choose "
                 "--per_device_train_batch_size"
             )
+        if getattr(args, "early_stopping_patience", None) is not None:
+            raise InputError(
+                "--early_stopping_patience: answers get worse whenever tokens are removed, so a run would stop with its chain half "
+                "there; leave the flag out"
+            )
         self.removal = removal_schedule(method, args)
         if isinstance(train_dataset, IterableDataset):
             raise InputError("--streaming: run_icot.py has to know every chain before it starts; leave the flag out")
