@@ -31,7 +31,7 @@ METRICS = (  # of each mode
 )
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
+def wilson_interval(right: float, total: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson, 1927)."""
     if total == 0:
         return 0.0, 1.0

@@ -41,11 +41,11 @@ def pass_at(k: int, count: int, right: int) -> float:
 
 
 def with_interval(name: str, values: list[float]) -> dict[str, float]:
-    """A mean over questions and its 95 % interval, by the normal approximation."""
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-    half = 1.959964 * math.sqrt(variance / len(values))
-    return {name: mean, f"{name}_low": max(0.0, mean - half), f"{name}_high": min(1.0, mean + half)}
+    """A mean over questions and its 95 % interval: Wilson's, as if each were right or wrong, which varies most of all numbers
+    between 0 and 1."""
+    total = len(values)
+    low, high = wilson_interval(sum(values), total)
+    return {name: sum(values) / total, f"{name}_low": low, f"{name}_high": high}
 
 
 def vote(answers: list[str | None]) -> str | None:

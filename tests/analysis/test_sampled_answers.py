@@ -30,6 +30,8 @@ def test_metrics_of_samples():
     assert metrics["ccot_majority_vote"] == pytest.approx(1 / 3)
     assert metrics["ccot_distinct_answers"] == pytest.approx((3 + 2 + 1) / 3)
     assert metrics["ccot_pass_at_1_low"] < metrics["ccot_pass_at_1"] < metrics["ccot_pass_at_1_high"]
+    certain = sample_metrics("ccot", [["7"] * 4] * 300, ["7"] * 300)
+    assert certain["ccot_pass_at_4"] == 1 and certain["ccot_pass_at_4_low"] == pytest.approx(0.9874, abs=1e-4)
     assert vote([None, "4", "5", "5.0"]) == "5" and vote([None]) is None
 
 
