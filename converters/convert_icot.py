@@ -64,7 +64,7 @@ def convert(name: str | Path, out: Path, num_internalized_tokens: int | None = N
     )
     default = 0 if model.config.text_format == "fork" else -1
     model.config.num_internalized_tokens = default if num_internalized_tokens is None else num_internalized_tokens
-    set_up(model.config, tokenizer, "####")
+    set_up(model.config, tokenizer, model.config.default_answer_prompt)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     set_special_ids(model, tokenizer)

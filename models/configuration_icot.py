@@ -42,6 +42,7 @@ class ICoTConfigMixin(PromptConfigMixin):
     """
 
     family: ClassVar[str] = "icot"
+    default_answer_prompt: ClassVar[str] = "####"
     between: ClassVar[str] = WORDS
     special_tokens: ClassVar[dict[str, str]] = {
         "start_token_id": "<start>",

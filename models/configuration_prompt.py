@@ -39,6 +39,7 @@ class PromptConfigMixin(ConfigBase):
 
     Class attributes:
         family: the first part of its model types: "pccot".
+        default_answer_prompt: announces the answer where a run does not say otherwise.
         special_tokens: what the family adds to a tokenizer, by the field that holds the token's id.
         between: what stands between question and answer: `LATENTS`, or `WORDS` (a chain, or fillers); analysis and engines
             refuse a family that says nothing.
@@ -49,6 +50,7 @@ class PromptConfigMixin(ConfigBase):
     """
 
     family: ClassVar[str]
+    default_answer_prompt: ClassVar[str] = "The answer is:"
     special_tokens: ClassVar[dict[str, str]]
     between: ClassVar[str] = ""
 

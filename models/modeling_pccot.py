@@ -31,7 +31,7 @@ from .distillation_pccot import PCCoTOutput, distillation_step, teacher_step
 from .gpt2_activation import FusedGeluMixin
 from .latent_noise import sources_of_rows
 from .own_base_model import OwnBaseModelMixin
-from .passes_pccot import static_forward
+from .passes_pccot import compiled_forward
 from .prompt_checks import check_shape, first_of
 from .prompt_suffix import PromptSuffixMixin
 from .spans_pccot import ThoughtSpan, latents_of_spans
@@ -330,7 +330,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             model_kwargs.pop("thought_span", None)  # whose column is the prompt's, not a chunk's
         if in_one_piece and self._valid_auto_compile_criteria(model_kwargs, generation_config):
             options = generation_config.compile_config or self._default_compile_config()
-            model_kwargs["compiled_forward"] = torch.compile(static_forward, **options.to_dict())
+            model_kwargs["compiled_forward"] = compiled_forward(options)
         try:
             return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
         finally:

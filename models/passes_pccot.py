@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
+from transformers.generation.configuration_utils import CompileConfig
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as ThoughtOutput
 
@@ -125,6 +126,11 @@ class FastPasses(Passes):
         states = self.compiled_forward(self.backbone, inputs, self.cache, attention_mask, position_ids, options)
         # A CUDA graph hands out the same memory in every run.
         return ThoughtOutput(last_hidden_state=states.clone())
+
+
+def compiled_forward(options: CompileConfig):
+    """`static_forward` compiled, as `generate()` compiles decoding."""
+    return torch.compile(static_forward, **options.to_dict())
 
 
 def static_forward(backbone, inputs_embeds, cache, attention_mask, position_ids, options: dict) -> torch.Tensor:

@@ -28,6 +28,15 @@ def find_file(name: str, filename: str, revision: str = "main") -> Path | None:
         return None
 
 
+def refuse_model(folder: Path) -> None:
+    """Raises InputError for an output folder that holds weights, a checkpoint or an adapter."""
+    if any(path for pattern in ("*.safetensors", "checkpoint-*", "adapter") for path in folder.glob(pattern)):
+        raise InputError(
+            f"--output_dir {folder} already holds a model: choose another, or pass --overwrite_output_dir or "
+            "--resume_from_checkpoint true"
+        )
+
+
 @contextmanager
 def one_clear_error(name: str, what: str) -> Iterator[None]:
     """Turns whatever libraries raise over a damaged file into an InputError of one line that names the file, if it is local.

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 import latent_cot
+from latent_cot import PromptConfigMixin
 from latent_cot.training.arguments import ModelArguments
 from latent_cot.training.data.small_tokenizers import byte_tokenizer, character_tokenizer, word_tokenizer
 from latent_cot.training.data.text_format import family_tokens, write_spaces
@@ -34,8 +35,6 @@ from .gguf_file import GGUFFile, gguf_config, load_gguf, load_gguf_tokenizer
 from .read import check_reachable, load_weights, read_config, read_tokenizer
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_ANSWER_PROMPT = "The answer is:"
 
 
 def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -75,7 +74,7 @@ def own_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase | None:
 
 def texts_of(examples: Dataset | IterableDataset | None, answer_prompt: str | None) -> Iterable[str]:
     """Every text of the training data and the answer prompt, for a tokenizer made from them."""
-    yield DEFAULT_ANSWER_PROMPT if answer_prompt is None else answer_prompt
+    yield PromptConfigMixin.default_answer_prompt if answer_prompt is None else answer_prompt
     for batch in () if examples is None else examples.iter(batch_size=1000):
         yield from (*batch["question"], *chain.from_iterable(batch["steps"]), *batch["answer"])
 
@@ -286,7 +285,7 @@ def set_answer_prompt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
     old = getattr(config, "answer_prompt_ids", None)
     if text is None and old is not None:
         return
-    new = tokenize_answer_prompt(DEFAULT_ANSWER_PROMPT if text is None else text, tokenizer)
+    new = tokenize_answer_prompt(PromptConfigMixin.default_answer_prompt if text is None else text, tokenizer)
     if old is not None and new != old:
         logger.warning("--answer_prompt %r replaces the checkpoint's %r", text, tokenizer.decode(old))
     config.answer_prompt_ids = new

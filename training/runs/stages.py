@@ -15,6 +15,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from latent_cot.analysis.faithfulness import measure
 from latent_cot.analysis.faithfulness_report import Report, write_report
 from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, EvaluationArguments
+from latent_cot.training.checkpoints.checks import refuse_model
 from latent_cot.training.checkpoints.hub import push
 from latent_cot.training.checkpoints.write import add_to_manifest, refuse_foreign_files
 from latent_cot.training.errors import InputError
@@ -29,7 +30,6 @@ from .plan import print_plan
 logger = logging.getLogger(__name__)
 
 UNLISTED = ("azure_ml", "flyte")  # trackers that transformers' list of what is installed leaves out
-WEIGHTS = ("*.safetensors", "checkpoint-*", "adapter")
 
 
 def splits_to_load(args: CoTTrainingArguments) -> list[str]:
@@ -60,12 +60,8 @@ def check_arguments(
     if getattr(method, "step_decoder_layers", 0):
         check_step_decoder(args)
     folder = Path(args.output_dir)
-    holds_model = any(path for pattern in WEIGHTS for path in folder.glob(pattern))
-    if args.do_train and holds_model and not args.overwrite_output_dir and not args.resume_from_checkpoint:
-        raise InputError(
-            f"--output_dir {folder} already holds a model: choose another, or pass --overwrite_output_dir or "
-            "--resume_from_checkpoint true"
-        )
+    if args.do_train and not args.overwrite_output_dir and not args.resume_from_checkpoint:
+        refuse_model(folder)
     if args.push_to_hub and not args.do_train:
         raise InputError("--push_to_hub pushes what a run has trained: pass --do_train, or use `hf upload`")
     if folder.exists() and not folder.is_dir():

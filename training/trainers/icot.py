@@ -98,7 +98,7 @@ class ICoTTrainer(CoTTrainer):
 
     def answer_prompt(self, config: PreTrainedConfig) -> str | None:
         prompt = self.method.answer_prompt
-        return "####" if prompt is None and config.answer_prompt_ids is None else prompt
+        return config.default_answer_prompt if prompt is None and config.answer_prompt_ids is None else prompt
 
     def set_up(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         """The text format decides about separators and spaces; a checkpoint keeps its own."""
