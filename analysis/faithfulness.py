@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from latent_cot.answer_modes import LATENT
 from latent_cot.chunked_cross_entropy import IGNORED
 from latent_cot.configuration_prompt import LATENTS, WORDS
-from latent_cot.training.arguments import DataArguments, option
+from latent_cot.training.arguments import AskedDataArguments, option
 from latent_cot.training.checkpoints.model_card import replace_section
 from latent_cot.training.checkpoints.read import load
 from latent_cot.training.cli import parse
@@ -53,7 +53,7 @@ class FaithfulnessArguments:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
-ARGUMENTS = (DataArguments, FaithfulnessArguments)
+ARGUMENTS = (AskedDataArguments, FaithfulnessArguments)
 MOST_SWEPT = 9  # values of T, and of c
 
 
@@ -263,11 +263,6 @@ def main(argv: list[str]) -> Report:
     data, args = parse(ARGUMENTS, argv)
     if args.model is None:
         raise InputError("no model: latent-cot faithfulness --model MODEL --dataset_name ...")
-    if data.streaming:
-        raise InputError("--streaming: the questions are needed all at once; --max_predict_samples takes fewer")
-    for name in ("block_size", "drop_long"):
-        if getattr(data, name):
-            raise InputError(f"--{name} is about training; the questions are asked as they are")
     card = Path(args.model) / "README.md"
     if args.update_card and not card.is_file():
         raise InputError(f"--update_card: there is no {card}")

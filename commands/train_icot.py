@@ -8,9 +8,7 @@ from latent_cot.training import (
     ICoTTrainer,
     ModelArguments,
 )
-from latent_cot.training.cli import parse
-from latent_cot.training.data.sources import dataset_label, load_splits
-from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
+from latent_cot.training.runs.script import run_script
 
 ARGUMENTS = (ModelArguments, ICoTArguments, ICoTDataArguments, ICoTEvaluationArguments, CoTTrainingArguments)
 
@@ -21,17 +19,4 @@ def main(argv: list[str], trainer_class: type[ICoTTrainer] = ICoTTrainer) -> dic
     Args:
         trainer_class: of an experiment.
     """
-    model, method, data, evaluation, args = parse(ARGUMENTS, argv)
-    check_arguments(args, data, evaluation, method)
-    splits = load_splits(data, splits_to_load(args))
-    trainer = trainer_class(
-        model,
-        args,
-        train_dataset=splits.get("train"),
-        eval_dataset=splits.get("validation"),
-        test_dataset=splits.get("test"),
-        method=method,
-        data=data,
-        evaluation=evaluation,
-    )
-    return run_stages(trainer, dataset_label(data))
+    return run_script(ARGUMENTS, trainer_class, argv)

@@ -9,9 +9,7 @@ from latent_cot.training import (
     PCCoTArguments,
     PCCoTTrainer,
 )
-from latent_cot.training.cli import parse
-from latent_cot.training.data.sources import dataset_label, load_splits
-from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
+from latent_cot.training.runs.script import run_script
 
 ARGUMENTS = (
     ModelArguments,
@@ -29,18 +27,4 @@ def main(argv: list[str], trainer_class: type[PCCoTTrainer] = PCCoTTrainer) -> d
     Args:
         trainer_class: of an experiment.
     """
-    model, thought, lora, data, evaluation, args = parse(ARGUMENTS, argv)
-    check_arguments(args, data, evaluation, thought)
-    splits = load_splits(data, splits_to_load(args))
-    trainer = trainer_class(
-        model,
-        args,
-        train_dataset=splits.get("train"),
-        eval_dataset=splits.get("validation"),
-        test_dataset=splits.get("test"),
-        method=thought,
-        data=data,
-        lora=lora,
-        evaluation=evaluation,
-    )
-    return run_stages(trainer, dataset_label(data))
+    return run_script(ARGUMENTS, trainer_class, argv)

@@ -9,8 +9,6 @@ evaluation, read by the letter, would ask with two latents; the last stage was t
     left out    `expainable_llm.*` (their spelling), which explains latents in training
 """
 
-from pathlib import Path
-
 import torch
 from transformers import AutoConfig
 
@@ -19,7 +17,7 @@ from latent_cot.training.checkpoints.read import read_tokenizer
 from latent_cot.training.errors import InputError
 
 from .foreign import Source, take
-from .plain import newline_after_questions, thinking_config, write_plain
+from .plain import Converted, check_rows, newline_after_questions, thinking_config
 
 COPIED = {"base_causallm.": ""}
 LEFT_OUT = ("expainable_llm.",)
@@ -27,8 +25,8 @@ BASE, LATENTS, MOST_TOKENS = "openai-community/gpt2", 10, 64
 TOKENS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
 
 
-def convert_coconut(source: Source, out: Path, base_model: str | None = None) -> None:
-    """Write a checkpoint of Coconut, or of SIM-CoT on Coconut, as one of ours.
+def convert_coconut(source: Source, base_model: str | None = None) -> Converted:
+    """Read a checkpoint of Coconut, or of SIM-CoT on Coconut, as one of ours.
 
     Raises:
         InputError: for one that does not fit.
@@ -49,13 +47,8 @@ def convert_coconut(source: Source, out: Path, base_model: str | None = None) ->
         question_suffix_ids=newline_after_questions(tokenizer),
     )
     check_rows(source, weights, config)
-    write_plain(
-        source,
-        weights,
-        ledger,
-        config,
-        tokenizer,
-        out,
+    return Converted(
+        *(weights, ledger, config, tokenizer),
         family="SIM-CoT on Coconut (arXiv 2509.20317)" if source.has(*LEFT_OUT) else "Coconut (arXiv 2412.06769)",
         max_new_tokens=MOST_TOKENS,
         base_model=base_model,
@@ -67,14 +60,3 @@ def check_head(source: Source, weights: dict[str, torch.Tensor]) -> None:
     head, embeddings = weights.get("lm_head.weight"), weights.get("transformer.wte.weight")
     if head is not None and embeddings is not None and not torch.equal(head, embeddings):
         raise InputError(f"{source.name}: lm_head.weight differs from transformer.wte.weight, and GPT-2 has one matrix")
-
-
-def check_rows(source: Source, weights: dict[str, torch.Tensor], config) -> None:
-    """Raises InputError for embeddings that end before the tokens of a thought: a row filled in would not be trained."""
-    last = max(config.bot_token_id, config.eot_token_id, config.latent_token_id)
-    for name in ("transformer.wte.weight", "model.embed_tokens.weight", "lm_head.weight"):
-        if name in weights and len(weights[name]) <= last:
-            raise InputError(
-                f"{source.name}: {name} has {len(weights[name])} rows, and the tokens of a thought go up to {last}; if the "
-                "base model is another, name it: --base_model"
-            )

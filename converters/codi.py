@@ -10,8 +10,6 @@ state before it; then comes `<eot>`, and the model writes "The answer is: N" unt
     left out    LEFT_OUT: what explains latents in SIM-CoT's training, and a stray of CODI's
 """
 
-from pathlib import Path
-
 from transformers import AutoConfig
 
 from latent_cot.training.checkpoints.checks import one_clear_error
@@ -20,7 +18,7 @@ from latent_cot.training.data.tokenization import PAD
 from latent_cot.training.errors import InputError
 
 from .foreign import Source, merge_adapters, take
-from .plain import thinking_config, write_plain
+from .plain import Converted, thinking_config
 
 BACKBONE = ("codi.base_model.model.", "codi.")  # with adapters, without
 LEFT_OUT = ("decoder.", "pj_in.", "pj_out.", "dynamic_cls.")
@@ -35,8 +33,8 @@ BASES = {
 }
 
 
-def convert_codi(source: Source, out: Path, base_model: str | None = None) -> None:
-    """Write a checkpoint of CODI, or of SIM-CoT on CODI, as one of ours.
+def convert_codi(source: Source, base_model: str | None = None) -> Converted:
+    """Read a checkpoint of CODI, or of SIM-CoT on CODI, as one of ours.
 
     Raises:
         InputError: for one that does not fit, or whose base model is not known.
@@ -78,13 +76,8 @@ def convert_codi(source: Source, out: Path, base_model: str | None = None) -> No
             raise InputError(
                 f"{source.name}: {name} has {len(weights[name])} rows, and {base_model} with three tokens more has {pad + 3}"
             )
-    write_plain(
-        source,
-        weights,
-        ledger,
-        config,
-        tokenizer,
-        out,
+    return Converted(
+        *(weights, ledger, config, tokenizer),
         family=family,
         max_new_tokens=MOST_TOKENS,
         suppressed=(config.eot_token_id, config.latent_token_id),

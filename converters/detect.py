@@ -17,6 +17,7 @@ from .export import export
 from .foreign import Source, open_source
 from .latent_tts import convert_latent_tts, is_latent_tts
 from .lotus import convert_lotus
+from .plain import Converted, write_converted
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +28,11 @@ class Family:
 
     Args:
         is_it: whether a source has it.
-        convert: writes a source as a checkpoint of ours, given a new folder and a base model's name or None.
+        convert: reads a source as a model of ours, given a base model's name or None.
     """
 
     is_it: Callable[[Source], bool]
-    convert: Callable[[Source, Path, str | None], None]
+    convert: Callable[[Source, str | None], Converted]
 
 
 def is_plain_lotus(source: Source) -> bool:
@@ -109,7 +110,7 @@ def convert(
             )
     name = family or family_of(found)
     logger.info("%s: %s", source, name)
-    FAMILIES[name].convert(found, out, base_model)
+    write_converted(found, FAMILIES[name].convert(found, base_model), out)
 
 
 def refuse(source: Source) -> None:

@@ -9,17 +9,15 @@ Folders of transformers with class names of their own. A question (and a newline
     left out    nothing; a head that is tied to the embeddings is theirs
 """
 
-from pathlib import Path
-
 from transformers import GPT2Config
 
 from latent_cot.training.checkpoints.checks import one_clear_error
 from latent_cot.training.checkpoints.read import read_tokenizer
 from latent_cot.training.errors import InputError
 
-from .coconut import TOKENS, check_rows
+from .coconut import TOKENS
 from .foreign import Source, take
-from .plain import newline_after_questions, thinking_config, write_plain
+from .plain import Converted, check_rows, newline_after_questions, thinking_config
 
 COPIED = {"transformer.": "transformer.", "lm_head.": "lm_head."}
 PROJECTOR = {
@@ -39,8 +37,8 @@ def is_latent_tts(source: Source) -> bool:
     return any(name in CLASSES for name in named) or "latent_start_id" in source.fields
 
 
-def convert_latent_tts(source: Source, out: Path, base_model: str | None = None) -> None:
-    """Write a checkpoint of LatentTTS or SVP as one of ours.
+def convert_latent_tts(source: Source, base_model: str | None = None) -> Converted:
+    """Read a checkpoint of LatentTTS or SVP as one of ours.
 
     Raises:
         InputError: for one that does not fit.
@@ -67,13 +65,8 @@ def convert_latent_tts(source: Source, out: Path, base_model: str | None = None)
         question_suffix_ids=newline_after_questions(tokenizer) if is_coconut else None,
     )
     check_rows(source, weights, config)
-    write_plain(
-        source,
-        weights,
-        ledger,
-        config,
-        tokenizer,
-        out,
+    return Converted(
+        *(weights, ledger, config, tokenizer),
         family=f"LatentTTS' {'Coconut' if is_coconut else 'CODI'} (arXiv 2510.07745)",
         max_new_tokens=MOST_TOKENS,
     )

@@ -10,18 +10,15 @@ the pass before. The model writes `### N`.
     left out    `ia_decoder.*` and `teacher_model.*`, which training alone uses
 """
 
-from pathlib import Path
-
 from transformers import AutoConfig
 
-from latent_cot import PCCoTConfigMixin
 from latent_cot.training.checkpoints.checks import one_clear_error
 from latent_cot.training.checkpoints.read import read_tokenizer
 from latent_cot.training.errors import InputError
 
-from .coconut import TOKENS, check_rows
+from .coconut import TOKENS
 from .foreign import Source, take
-from .plain import newline_after_questions, thinking_config, write_plain
+from .plain import Converted, check_rows, newline_after_questions, thinking_config
 
 PLAIN = {"model.": "model.", "transformer.": "transformer.", "lm_head.": "lm_head."}
 TRAINED = {"base_causallm.": ""}
@@ -30,8 +27,8 @@ PASSES, MOST_TOKENS = 6, 64
 BLOCKS = {"gpt2": 13, "llama": 25}  # latents for each of six steps
 
 
-def convert_lotus(source: Source, out: Path, base_model: str | None = None) -> None:
-    """Write a checkpoint of LOTUS as one of ours.
+def convert_lotus(source: Source, base_model: str | None = None) -> Converted:
+    """Read a checkpoint of LOTUS as one of ours.
 
     Args:
         base_model: whose configuration and tokenizer a training checkpoint takes.
@@ -39,8 +36,6 @@ def convert_lotus(source: Source, out: Path, base_model: str | None = None) -> N
     Raises:
         InputError: for one that does not fit.
     """
-    if not hasattr(PCCoTConfigMixin, "latent_update"):
-        raise InputError(f"{source.name}: LOTUS adds states to embeddings (latent_update), which this version cannot")
     trained = source.has(*TRAINED)
     if trained and base_model is None:
         raise InputError(f"{source.name}: a training checkpoint; name its base model: --base_model")
@@ -67,13 +62,8 @@ def convert_lotus(source: Source, out: Path, base_model: str | None = None) -> N
         question_suffix_ids=newline_after_questions(tokenizer),
     )
     check_rows(source, weights, config)
-    write_plain(
-        source,
-        weights,
-        ledger,
-        config,
-        tokenizer,
-        out,
+    return Converted(
+        *(weights, ledger, config, tokenizer),
         family="LOTUS (arXiv 2606.31779)",
         max_new_tokens=MOST_TOKENS,
         base_model=base_model,

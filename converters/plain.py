@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -67,34 +68,39 @@ def newline_after_questions(tokenizer: PreTrainedTokenizerBase) -> list[int] | N
     return None
 
 
-def write_plain(
-    source: Source,
-    weights: dict[str, torch.Tensor],
-    ledger: Ledger,
-    config: PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    *,
-    family: str,
-    max_new_tokens: int,
-    suppressed: tuple[int, ...] = (),
-    base_model: str | None = None,
-) -> None:
-    """Write the converted checkpoint; a run that fails leaves none.
+@dataclass(frozen=True)
+class Converted:
+    """A source as a model of ours.
 
     Args:
         weights: under the model's own names. Rows of embeddings that the vocabulary has and they lack become the mean of
             the others, which no answer begins with by chance.
+        ledger: what became of the source's tensors.
         family: what the source is, for the card.
         max_new_tokens: how long an answer is unless asked otherwise.
         suppressed: tokens that an answer may not hold.
         base_model: where configuration and tokenizer come from, if not from the source.
+    """
+
+    weights: dict[str, torch.Tensor]
+    ledger: Ledger
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    family: str
+    max_new_tokens: int
+    suppressed: tuple[int, ...] = ()
+    base_model: str | None = None
+
+
+def write_converted(source: Source, converted: Converted, out: Path) -> None:
+    """Write the checkpoint; a run that fails leaves none.
 
     Raises:
         InputError: for a missing tensor, one with no place, of another shape, or with numbers that are not finite.
     """
+    weights, ledger, tokenizer = converted.weights, converted.ledger, converted.tokenizer
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(converted.config)
     grow_rows(source, weights, ledger, model)
     check_fit(source, weights, model)
     dtype = weights[name_of_embeddings(model)].dtype
@@ -102,19 +108,32 @@ def write_plain(
     model.tie_weights()
     check_finite(model, source.name)
     set_special_ids(model, tokenizer)
-    model.generation_config.max_new_tokens = max_new_tokens
-    model.generation_config.suppress_tokens = list(suppressed) or None
+    model.generation_config.max_new_tokens = converted.max_new_tokens
+    model.generation_config.suppress_tokens = list(converted.suppressed) or None
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         write_model_files(model, tokenizer, part)
-        (part / "README.md").write_text(card(source, ledger, model, family, base_model, out), encoding="utf-8")
+        (part / "README.md").write_text(
+            card(source, ledger, model, converted.family, converted.base_model, out), encoding="utf-8"
+        )
         if out.exists():
             out.rmdir()
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     logger.info("wrote %s", out)
+
+
+def check_rows(source: Source, weights: dict[str, torch.Tensor], config: PreTrainedConfig) -> None:
+    """Raises InputError for embeddings that end before the tokens of a thought: a row filled in would not be trained."""
+    last = max(config.bot_token_id, config.eot_token_id, config.latent_token_id)
+    for name in ("transformer.wte.weight", "model.embed_tokens.weight", "lm_head.weight"):
+        if name in weights and len(weights[name]) <= last:
+            raise InputError(
+                f"{source.name}: {name} has {len(weights[name])} rows, and the tokens of a thought go up to {last}; if the "
+                "base model is another, name it: --base_model"
+            )
 
 
 def name_of_embeddings(model: PreTrainedModel) -> str:

@@ -142,15 +142,21 @@ class ICoTDataArguments(StepwiseDataArguments):
 
 
 @dataclass
-class RewardDataArguments(DataArguments):
-    """Which data. Questions and answers are read, and steps are not."""
+class AskedDataArguments(DataArguments):
+    """Which data. Its questions are asked as they are, all of them at hand."""
 
     streaming: bool = absent(False)
     shuffle_buffer: int = absent(0)
-    preprocessing_num_workers: int | None = absent(None)
     block_size: int | None = absent(None)
-    keep_last_step: bool = absent(False)
     drop_long: bool = absent(False)
+
+
+@dataclass
+class RewardDataArguments(AskedDataArguments):
+    """Which data. Questions and answers are read, and steps are not."""
+
+    preprocessing_num_workers: int | None = absent(None)
+    keep_last_step: bool = absent(False)
 
 
 @dataclass

@@ -34,7 +34,7 @@ SUCCESSORS = {
     "cache_dir": "the environment variable HF_HOME",
     "token": "`hf auth login`, or the environment variable HF_TOKEN",
     "use_auth_token": "`hf auth login`, or the environment variable HF_TOKEN",
-    "validation_split_percentage": "a split or file of its own: --validation_split, --validation_file",
+    "validation_split_percentage": "--validation_split 0.1 (a share of the training rows), or --validation_file",
     "low_cpu_mem_usage": "nothing: models are always loaded so",
     "use_fast_tokenizer": "nothing: tokenizers are always the fast ones",
     "model": "--model_name_or_path",

@@ -340,9 +340,9 @@ def test_commands_that_cannot_end_well(tmp_path):
         run_cot.main([*train, "--do_predict"])
     with pytest.raises(InputError, match="no model"):
         main(chain)
-    with pytest.raises(InputError, match="--streaming"):
+    with pytest.raises(InputError, match="unknown arguments: --streaming"):
         main(["--model", str(SHIPPED), *chain, "--streaming"])
-    with pytest.raises(InputError, match="--block_size is about training"):
+    with pytest.raises(InputError, match="unknown arguments: --block_size"):
         main(["--model", str(SHIPPED), *chain, "--block_size", "3"])
     with pytest.raises(InputError, match="there is no"):
         main(["--model", str(tmp_path), *chain, "--update_card"])

@@ -53,6 +53,14 @@ def test_help_and_what_is_no_command(monkeypatch, capsys):
             command.find(words)
 
 
+def test_help_needs_no_model():
+    code = "import sys; sys.argv = ['latent-cot', 'train', '--help']; from latent_cot.commands.__main__ import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "train icot" in told and told.endswith("False\n")
+
+
 @pytest.mark.parametrize("name", ["ask", "inspect", "serve", "chat", "export", "convert", "faithfulness"])
 def test_the_model_is_named_alike(name, monkeypatch, capsys):
     """`--model` and `--revision` in every command that is about a model."""
