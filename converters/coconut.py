@@ -17,7 +17,7 @@ from latent_cot.training.checkpoints.read import read_tokenizer
 from latent_cot.training.errors import InputError
 
 from .foreign import Source, take
-from .plain import Converted, newline_after_questions, thinking_config
+from .plain import Converted, check_rows, newline_after_questions, thinking_config
 
 COPIED = {"base_causallm.": ""}
 LEFT_OUT = ("expainable_llm.",)
@@ -46,6 +46,7 @@ def convert_coconut(source: Source, base_model: str | None = None) -> Converted:
         num_iterations=LATENTS,
         question_suffix_ids=newline_after_questions(tokenizer),
     )
+    check_rows(source, weights, config)
     return Converted(
         *(weights, ledger, config, tokenizer),
         family="SIM-CoT on Coconut (arXiv 2509.20317)" if source.has(*LEFT_OUT) else "Coconut (arXiv 2412.06769)",

@@ -17,7 +17,7 @@ from latent_cot.training.errors import InputError
 
 from .coconut import TOKENS
 from .foreign import Source, take
-from .plain import Converted, newline_after_questions, thinking_config
+from .plain import Converted, check_rows, newline_after_questions, thinking_config
 
 COPIED = {"transformer.": "transformer.", "lm_head.": "lm_head."}
 PROJECTOR = {
@@ -64,6 +64,7 @@ def convert_latent_tts(source: Source, base_model: str | None = None) -> Convert
         use_projection=projects,
         question_suffix_ids=newline_after_questions(tokenizer) if is_coconut else None,
     )
+    check_rows(source, weights, config)
     return Converted(
         *(weights, ledger, config, tokenizer),
         family=f"LatentTTS' {'Coconut' if is_coconut else 'CODI'} (arXiv 2510.07745)",

@@ -18,7 +18,7 @@ from latent_cot.training.errors import InputError
 
 from .coconut import TOKENS
 from .foreign import Source, take
-from .plain import Converted, newline_after_questions, thinking_config
+from .plain import Converted, check_rows, newline_after_questions, thinking_config
 
 PLAIN = {"model.": "model.", "transformer.": "transformer.", "lm_head.": "lm_head."}
 TRAINED = {"base_causallm.": ""}
@@ -61,6 +61,7 @@ def convert_lotus(source: Source, base_model: str | None = None) -> Converted:
         latents_per_step=BLOCKS[base.model_type],
         question_suffix_ids=newline_after_questions(tokenizer),
     )
+    check_rows(source, weights, config)
     return Converted(
         *(weights, ledger, config, tokenizer),
         family="LOTUS (arXiv 2606.31779)",

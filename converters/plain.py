@@ -99,7 +99,6 @@ def write_converted(source: Source, converted: Converted, out: Path) -> None:
         InputError: for a missing tensor, one with no place, of another shape, or with numbers that are not finite.
     """
     weights, ledger, tokenizer = converted.weights, converted.ledger, converted.tokenizer
-    check_rows(source, weights, converted.config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(converted.config)
     grow_rows(source, weights, ledger, model)

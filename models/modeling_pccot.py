@@ -81,13 +81,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         """
         self.refuse_beside_manager(kwargs)
         if cot_input_ids is not None:  # DDP and PEFT hand on `forward` alone
-            batch = {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "labels": labels,
-                "cot_input_ids": cot_input_ids,
-            }
-            return self.training_step(**batch, num_iterations=num_iterations, **kwargs)
+            batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+            return self.training_step(**batch, cot_input_ids=cot_input_ids, num_iterations=num_iterations, **kwargs)
         if (given := past_key_values if cache is None else cache) is not None:
             kwargs[CACHE] = given
         return super().forward(
