@@ -274,7 +274,7 @@ def test_memorised_rows_are_answered_with_kept_positions(side, removed, memorise
     """24 rows, learned with the chain whole, partly and wholly removed; asked in left-padded batches and alone."""
     train = ["--config_name", "configs/icot_gpt2_chain.json", "--tokenizer_name", "characters", *QUIET]
     train += ["--train_file", memorised_file, "--validation_file", memorised_file, "--do_train", "--do_eval"]
-    train += ["--max_steps", "120", "--per_device_train_batch_size", "24", "--per_device_eval_batch_size", "24"]
+    train += ["--max_steps", "80", "--per_device_train_batch_size", "24", "--per_device_eval_batch_size", "24"]
     train += ["--config_overrides", "n_layer=2"]
     train += ["--learning_rate", "0.002", "--warmup_steps", "20", "--keep_position", "--removal_side", side]
     train += ["--remove_per_epoch", "0", "--partial_removal", "--max_cot_tokens", "24", "--max_new_tokens", "8"]

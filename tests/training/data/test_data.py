@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 from decimal import Decimal
+from functools import partial
 
 import datasets
 import numpy as np
@@ -427,8 +428,9 @@ def test_csv_fields(tmp_path):
     assert failure(path).startswith(", line 2: 'steps' is neither a JSON list of texts nor one step per line: not JSON")
 
 
-def test_a_line_that_is_too_long(tmp_path, monkeypatch):
+def test_a_line_that_is_too_long(tmp_path, monkeypatch, request):
     monkeypatch.setattr("latent_cot.training.data.files.LONGEST_LINE", 100)
+    request.addfinalizer(partial(csv.field_size_limit, csv.field_size_limit()))  # which is the whole process's
     long = "q" * 250
     for name, text, line in (
         ("a.txt", f"q||s #### 1\n{long}||s #### 1\nq||s #### 1\n", 2),
