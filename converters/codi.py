@@ -64,6 +64,7 @@ def convert_codi(source: Source, out: Path, base_model: str | None = None) -> No
         tokenizer,
         TOKENS,
         pad + 3,
+        "last_number",
         num_latent_tokens=LATENTS,
         num_iterations=LATENTS,
         use_projection=True,

@@ -61,6 +61,7 @@ def convert_latent_tts(source: Source, out: Path, base_model: str | None = None)
         tokenizer,
         TOKENS,
         base.vocab_size,
+        "hashes" if is_coconut else "last_number",
         num_latent_tokens=LATENTS,
         num_iterations=LATENTS,
         use_projection=projects,
