@@ -1,4 +1,4 @@
-"""How an answer is read out of a text (`--answer_from`), and when two answers are the same (`--compare`)."""
+"""When two answers are the same (`--compare`)."""
 
 import importlib.util
 import re
@@ -10,57 +10,20 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from latent_cot.answer_modes import AnswerMode
+from latent_cot.answer_modes import ANSWER_SOURCES
 from latent_cot.training.errors import InputError
 
 Comparison = Callable[[str | None, str], bool]  # whether an answer, None where there is none, is the right one
 
-ANSWER_SOURCES = {  # of --answer_from, with what a card says
-    "prompt": "after the answer prompt",
-    "hashes": "after ####",
-    "last_number": "the last number",
-    "all": "the whole text",
-}
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
-NUMBER = re.compile(r"(?:(?<![\d)])[+-])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)")
 SEVERAL_NUMBERS = re.compile(r"\d\s+[-+]?\d")
 UNIT = re.compile(r"\d\s*([^\W\d_]+)\.?$")
 TIMEOUT = 2  # seconds for one comparison by math-verify
 
 
-# --- which part of a text is its answer ---
-
-
-def read_answer(text: str, mode: AnswerMode, answer_prompt: str, source: str = "prompt") -> str | None:
-    """The answer in a generated text; None where there is none.
-
-    Args:
-        text: what was generated, without special tokens.
-        mode: how it was asked for; a mode that writes only the answer has no prompt in its text.
-        answer_prompt: the text that announces an answer.
-        source: one of `ANSWER_SOURCES`.
-
-    Raises:
-        InputError: for another one.
-    """
-    check_source(source)
-    if source == "prompt":
-        return mode.read(text, answer_prompt)
-    if source == "hashes":
-        _, mark, answer = text.rpartition("####")
-        return answer.strip() if mark else None
-    if source == "last_number":
-        numbers = [found.group() for found in NUMBER.finditer(text) if found.group()]
-        return numbers[-1] if numbers else None
-    return text.strip()
-
-
-def check_source(source: str) -> None:
-    if source not in ANSWER_SOURCES:
+def check_source(source: str | None) -> None:
+    if source is not None and source not in ANSWER_SOURCES:
         raise InputError(f"--answer_from must be one of {', '.join(ANSWER_SOURCES)}, got {source!r}")
-
-
-# --- when two answers are the same ---
 
 
 def same_answer(given: str | None, gold: str) -> bool:

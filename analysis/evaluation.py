@@ -14,7 +14,7 @@ from latent_cot.training.data.collators import CoTCollator
 from latent_cot.training.data.tokenization import column
 from latent_cot.training.errors import InputError
 
-from .comparison import Comparison, as_number, read_answer, same_answer
+from .comparison import Comparison, as_number, same_answer
 from .devices import synchronize
 
 __all__ = ["as_number", "same_answer"]  # of `comparison.py`, for who looks for them here
@@ -139,17 +139,13 @@ def warn_of_long_answers(
         )
 
 
-def read_answers(
-    model, tokenizer, mode: AnswerMode, generated: list[list[int]], seconds: float = 0.0, source: str = "prompt"
-) -> Answers:
-    """Generated tokens, a list per example without padding, as texts and the answers in them.
-
-    Args:
-        source: where in a text its answer is (`comparison.ANSWER_SOURCES`).
-    """
-    prompt = tokenizer.decode(model.config.answer_prompt_ids)
+def read_answers(model, tokenizer, mode: AnswerMode, generated: list[list[int]], seconds: float = 0.0) -> Answers:
+    """Generated tokens, a list per example without padding, as texts and the answers in them, read as the model's
+    configuration says (`answer_from`)."""
+    config = model.config
+    prompt, source = tokenizer.decode(config.answer_prompt_ids or []), getattr(config, "answer_from", "prompt")
     texts = [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
-    answers = [read_answer(text, mode, prompt, source) for text in texts]
+    answers = [mode.read(text, prompt, source) for text in texts]
     return Answers(texts, answers, sum(map(len, generated)), seconds)
 
 
@@ -162,7 +158,6 @@ def answer_questions(
     mode: str | AnswerMode | None = None,
     batch_size: int,
     per_row: dict[str, torch.Tensor] | None = None,
-    source: str = "prompt",
     **options,
 ) -> Answers:
     """Answers to questions in text, in left-padded batches.
@@ -170,7 +165,6 @@ def answer_questions(
     Args:
         mode: one, or the name of one that the model has (`models.ANSWER_MODES`); the model's own by default.
         per_row: arguments of `generate()` with an entry for each question, of which a batch gets its own.
-        source: where in a text its answer is (`comparison.ANSWER_SOURCES`).
         **options: of `generate()`.
     """
     if not isinstance(mode, AnswerMode):
@@ -186,7 +180,7 @@ def answer_questions(
         counts = count_new_tokens(tokens, tokenizer.eos_token_id).tolist()
         rows += [row[:count] for row, count in zip(tokens.tolist(), counts, strict=True)]
         seconds += taken
-    return read_answers(model, tokenizer, mode, rows, seconds, source)
+    return read_answers(model, tokenizer, mode, rows, seconds)
 
 
 def count_new_tokens(new_tokens: torch.Tensor, eos_token_id: int) -> torch.Tensor:

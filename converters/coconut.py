@@ -42,6 +42,7 @@ def convert_coconut(source: Source, base_model: str | None = None) -> Converted:
         tokenizer,
         TOKENS,
         base.vocab_size + 3,
+        "hashes",
         num_latent_tokens=LATENTS,
         num_iterations=LATENTS,
         question_suffix_ids=newline_after_questions(tokenizer),

@@ -62,6 +62,7 @@ def convert_codi(source: Source, base_model: str | None = None) -> Converted:
         tokenizer,
         TOKENS,
         pad + 3,
+        "last_number",
         num_latent_tokens=LATENTS,
         num_iterations=LATENTS,
         use_projection=True,

@@ -59,6 +59,7 @@ def convert_latent_tts(source: Source, base_model: str | None = None) -> Convert
         tokenizer,
         TOKENS,
         base.vocab_size,
+        "hashes" if is_coconut else "last_number",
         num_latent_tokens=LATENTS,
         num_iterations=LATENTS,
         use_projection=projects,

@@ -55,6 +55,7 @@ def convert_lotus(source: Source, base_model: str | None = None) -> Converted:
         tokenizer,
         TOKENS,
         rows,
+        "last_number",  # after ###, and without one the last of all
         num_latent_tokens=6 * BLOCKS[base.model_type],
         num_iterations=PASSES,
         latent_update="add",

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from tokenizers import Regex, normalizers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from latent_cot.answer_modes import ANSWER_SOURCES
 from latent_cot.training.checkpoints.checks import check_finite
 from latent_cot.training.checkpoints.loading import family_config
 from latent_cot.training.checkpoints.write import write_model_files
@@ -26,13 +27,19 @@ ENDINGS = ("a", "1", "?", ".", "!", ")", '"', "?)", "$5", "%")  # of questions, 
 
 
 def thinking_config(
-    base: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, str, str], rows: int, **fields
+    base: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: tuple[str, str, str],
+    rows: int,
+    answer_from: str,
+    **fields,
 ) -> PreTrainedConfig:
     """A `pccot-*` configuration of a backbone's, for a tokenizer that gets the tokens of a thought where it lacks them.
 
     Args:
         tokens: what opens a thought, ends it, and stands for a latent.
         rows: how many tokens the source has embeddings of.
+        answer_from: how an answer is read (`answer_modes.ANSWER_SOURCES`); the model writes by itself what announces it.
         **fields: further ones of the configuration.
 
     Raises:
@@ -42,6 +49,7 @@ def thinking_config(
     named = dict(zip(("bot_token_id", "eot_token_id", "latent_token_id"), tokens, strict=True))
     prepare_tokenizer(tokenizer, named)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
+    fields |= {"answer_prompt_ids": [], "answer_from": answer_from}
     fields |= ids | {"vocab_size": max(rows, len(tokenizer)), "questions_start_with_bos": starts_with_bos(tokenizer)}
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     try:
@@ -175,6 +183,7 @@ def check_fit(source: Source, weights: dict[str, torch.Tensor], model: PreTraine
 def card(source: Source, ledger: Ledger, model: PreTrainedModel, family: str, base_model: str | None, out: Path) -> str:
     """The text of a converted checkpoint's card."""
     config, total = model.config, len(source.weights)
+    words = ANSWER_SOURCES[config.answer_from]
     origin = source.name if source.revision else source.folder.name
     data = ModelCardData(
         license="other",
@@ -196,6 +205,7 @@ def card(source: Source, ledger: Ledger, model: PreTrainedModel, family: str, ba
 
 {family}, converted from `{origin}`{f" at revision `{source.revision}`" if source.revision else ""}.
 {config.describe()}
+Where in its text the answer is: {words} (`answer_from`).
 {f"Configuration and tokenizer are those of `{base_model}`." if base_model else ""}
 
 All {total} tensors of the source:

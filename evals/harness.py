@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import same_answer
+from latent_cot.answer_modes import LATENT
 from latent_cot.training.data.files import read_file
 from latent_cot.training.data.rows import Reading, examples_of
 
@@ -102,3 +103,8 @@ def check_class(pretrained: str | None = None, revision: str | None = None, **_)
 def exact_match(row: dict, results: list[str]) -> dict[str, float]:
     """As our own evaluation does: numbers as numbers."""
     return {"exact_match": float(same_answer(results[0].strip(), row["answer"]))}
+
+
+def last_number(row: dict, results: list[str]) -> dict[str, float]:
+    """The same of the last number that is written, for any model."""
+    return exact_match(row, [LATENT.read(results[0], "", "last_number") or ""])

@@ -66,14 +66,17 @@ class LatentHFLM(HFLM):
         texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
         if not self.ours:
             return texts
-        prompt = self.tokenizer.decode(self.model.config.answer_prompt_ids)
-        modes = [self.mode_of(request.args[1]) for request in requests]
-        return [mode.read(text, prompt) or "" for mode, text in zip(modes, texts, strict=True)]
+        config, modes = self.model.config, [self.mode_of(request.args[1]) for request in requests]
+        prompt, source = self.tokenizer.decode(config.answer_prompt_ids), getattr(config, "answer_from", "prompt")
+        return [mode.read(text, prompt, source) or "" for mode, text in zip(modes, texts, strict=True)]
 
     def _model_generate(self, context, max_length: int, stop: list[str], **options):
         """With the options of the way to answer, and as many tokens as it takes."""
         if self.ours:
             mode, asked = self.mode_of(options), context.shape[1]
             options = mode.options | options
-            max_length = asked + token_budget(self.model, mode, asked, max_length - asked, self.max_cot_tokens)
+            budget = token_budget(self.model, mode, asked, max_length - asked, self.max_cot_tokens)
+            max_length = asked + budget
+            if self.model.generation_config.max_new_tokens is not None:  # a checkpoint's own would win over a length
+                options["max_new_tokens"] = budget
         return super()._model_generate(context, max_length, stop, **options)

@@ -1,6 +1,16 @@
 """The ways to answer a question, each described once: training, evaluation, cards, plots and `example.py` go by these."""
 
+import re
 from dataclasses import dataclass, field, replace
+
+# `answer_from` of a configuration, and `--answer_from`: where in a generated text its answer is.
+ANSWER_SOURCES = {
+    "prompt": "after the answer prompt, or all of it where that was part of the question",
+    "hashes": "after the last ###, as #### in GSM8K's files",
+    "last_number": "the last number",
+    "all": "all of it",
+}
+NUMBER = re.compile(r"(?:(?<![\d)])[+-])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)")
 
 
 @dataclass(frozen=True)
@@ -37,17 +47,22 @@ class AnswerMode:
             options=self.options | {"num_iterations": num_iterations},
         )
 
-    def read(self, text: str, answer_prompt: str) -> str | None:
+    def read(self, text: str, answer_prompt: str, source: str = "prompt") -> str | None:
         """The answer in a generated text; None where there is none.
 
         Args:
             text: what was generated, without special tokens.
-            answer_prompt: the text that announces an answer.
+            answer_prompt: the text that announces an answer; a mode that writes only the answer has none in its text.
+            source: one of `ANSWER_SOURCES`.
         """
-        if self.writes == "answer":
+        if source == "last_number":
+            numbers = [found.group() for found in NUMBER.finditer(text) if found.group()]
+            return numbers[-1] if numbers else None
+        mark = "###" if source == "hashes" else "" if self.writes == "answer" else answer_prompt.strip()
+        if source == "all" or not mark:
             return text.strip()
-        _, prompt, answer = text.rpartition(answer_prompt.strip())
-        return answer.strip() if prompt else None
+        _, found, answer = text.rpartition(mark)
+        return answer.strip() if found else None
 
 
 LATENT = AnswerMode("ccot", "latent thought", "answer")

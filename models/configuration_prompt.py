@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from transformers.activations import ACT2FN
 
+from .answer_modes import ANSWER_SOURCES
 from .mixin_base import ConfigBase
 
 # What a field of ours may hold, by its annotation: a test, and the words for it.
@@ -34,6 +35,7 @@ class PromptConfigMixin(ConfigBase):
 
     Args:
         answer_prompt_ids: tokens that announce the answer ("The answer is:"); may be empty where a family allows it.
+        answer_from: where in a generated text its answer is (`answer_modes.ANSWER_SOURCES`).
         questions_start_with_bos: the model was trained on questions after a `bos_token_id`; `generate()` adds it where
             a prompt (a chat's) comes without.
 
@@ -55,6 +57,7 @@ class PromptConfigMixin(ConfigBase):
     between: ClassVar[str] = ""
 
     answer_prompt_ids: list[int] | None = None
+    answer_from: str = "prompt"
     questions_start_with_bos: bool = False
 
     def __post_init__(self, **kwargs):
@@ -62,6 +65,7 @@ class PromptConfigMixin(ConfigBase):
         super().__post_init__(**kwargs)
         check_sizes(self)  # ... and take them under other names, too
         check_fields(self)
+        check_choice("answer_from", self.answer_from, tuple(ANSWER_SOURCES))
         if self.questions_start_with_bos and self.bos_token_id is None:
             raise ValueError("questions_start_with_bos is true, but there is no bos_token_id for them to start with")
 

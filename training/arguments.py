@@ -177,9 +177,10 @@ class EvaluationArguments:
         "When an answer is right: `number` (the default: numbers as numbers, other text as text), `text`, `math` "
         "(math-verify: fractions, units, LaTeX), or module:function of two texts, the given and the right answer.",
     )
-    answer_from: Literal["prompt", "hashes", "last_number", "all"] = option(
-        "prompt",
-        "Where in a generated text its answer is: after the answer prompt, after ####, its last number, or all of it.",
+    answer_from: Literal["prompt", "hashes", "last_number", "all"] | None = option(
+        None,
+        "Where in a generated text its answer is: after the answer prompt, after ###, its last number, or all of it. "
+        "Default: as the model's configuration says; new models have `prompt`. Saved with a model that is trained.",
     )
 
     def __post_init__(self):

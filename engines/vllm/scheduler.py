@@ -17,6 +17,22 @@ class WholeSpansMixin(Scheduler):
         # vLLM's one door for ending a chunk early; named after the models that needed it first.
         self.need_mamba_block_aligned_split = True
         self.config = self.vllm_config.model_config.hf_config
+        thinks = getattr(self.config, "latent_thought", True)
+        self.longest_wait = min(self.config.num_iterations, self.config.num_latent_tokens) if thinks else 0
+        self.waited = 0
+
+    def schedule(self, throttle_prefills: bool = False):
+        """Lets questions wait for up to T steps while more answers are written than thoughts could begin.
+
+        The passes of a thought cost about the same for one as for many, so those that begin together share them.
+        """
+        could_begin = min(self.get_request_counts()[1], self.max_num_running_reqs - len(self.running))
+        written = sum(not request.is_prefill_chunk for request in self.running)
+        waits = 0 < could_begin < written and self.waited < self.longest_wait
+        self.waited = self.waited + 1 if waits else 0
+        if waits:  # vLLM's own door for it, which is shut where more are waiting than fit
+            self.prefill_capacity_bound = False
+        return super().schedule(throttle_prefills or waits)
 
     def _mamba_block_aligned_split(self, request, num_new_tokens, num_local_tokens=0, num_external_tokens=0) -> int:
         """How many tokens of a request are computed next: 0 if its span has to wait for a step with room.

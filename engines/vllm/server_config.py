@@ -54,7 +54,7 @@ class ThoughtServerConfig(VerifyAndUpdateConfig):
                 f"{model_config.hf_config.model_type} model: leave it out"
             )
         model_config.tokenizer_mode = TOKENIZER_MODE
-        check = f"{__name__}:RequestCheck"
+        check = f"{__name__}:RequestRules"
         model_config.logits_processors = [*(model_config.logits_processors or []), check]
 
     @staticmethod
@@ -120,8 +120,9 @@ def keep_spans_whole(vllm_config, span: int) -> None:
             vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
 
 
-class RequestCheck(LogitsProcessor, LogitsProcessorV2):
-    """Refuses requests that ask for what is the server's to set; changes no logits. For both of vLLM's model runners."""
+class RequestRules(LogitsProcessor, LogitsProcessorV2):
+    """Refuses requests that ask for what is the server's to set, and keeps out of answers what the checkpoint's generation
+    configuration does (`suppress_tokens`, which vLLM does not read). For both of vLLM's model runners."""
 
     @classmethod
     def validate_params(cls, sampling_params) -> None:
@@ -130,16 +131,18 @@ class RequestCheck(LogitsProcessor, LogitsProcessorV2):
                 raise ValueError(f"{name} is set for the whole server (--hf-overrides), not per request")
 
     def __init__(self, vllm_config, *args):
-        pass
+        self.suppressed = vllm_config.model_config.try_get_generation_config().get("suppress_tokens") or []
 
     def apply(self, logits, context=None):
+        if self.suppressed:
+            logits[:, self.suppressed] = -torch.inf
         return logits
 
     def is_argmax_invariant(self) -> bool:
-        return True
+        return not self.suppressed
 
     def update_state(self, batch_update) -> None:
         pass
 
     def add_request(self, req_idx, sampling_params) -> bool:
-        return False
+        return bool(self.suppressed)

@@ -7,8 +7,8 @@ import threading
 import pytest
 from conftest import chain_model
 
-from latent_cot import tasks
-from latent_cot.analysis.comparison import COMPARISONS, comparison, read_answer, same_text
+from latent_cot import PCCoTGPT2Config, tasks
+from latent_cot.analysis.comparison import COMPARISONS, comparison, same_text
 from latent_cot.analysis.evaluation import Answers
 from latent_cot.analysis.sampled_answers import sample_metrics
 from latent_cot.answer_modes import EXPLICIT, LATENT
@@ -29,19 +29,20 @@ PROMPT = " The answer is:"
         ("10-4=-6.", None, None, "-6"),
         ("10-4", None, None, "4"),
         ("about $3.50, or 12,345.5 cents", None, None, "12,345.5"),
+        ("### -3 of 4", None, "-3 of 4", "4"),
         ("none", None, None, None),
         ("", None, None, None),
     ],
 )
 def test_read_answer(text, prompt, hashes, last_number):
-    assert read_answer(text, EXPLICIT, PROMPT) == prompt
-    assert read_answer(text, LATENT, PROMPT) == text.strip()  # all that it writes
+    assert EXPLICIT.read(text, PROMPT) == prompt
+    assert LATENT.read(text, PROMPT) == text.strip()  # all that it writes
     for mode in (EXPLICIT, LATENT):
-        assert read_answer(text, mode, PROMPT, "hashes") == hashes
-        assert read_answer(text, mode, PROMPT, "last_number") == last_number
-        assert read_answer(f" {text} ", mode, PROMPT, "all") == text
-    with pytest.raises(InputError, match="--answer_from must be one of prompt, hashes, last_number, all, got 'end'"):
-        read_answer(text, LATENT, PROMPT, "end")
+        assert mode.read(text, PROMPT, "hashes") == hashes
+        assert mode.read(text, PROMPT, "last_number") == last_number
+        assert mode.read(f" {text} ", PROMPT, "all") == text
+    with pytest.raises(ValueError, match="answer_from must be one of prompt, hashes, last_number, all, got 'end'"):
+        PCCoTGPT2Config(answer_from="end")
 
 
 SAME = [
@@ -181,6 +182,7 @@ def test_evaluation_goes_by_the_comparison(characters, tmp_path, module):
         )
 
     made = trainer(chain_model(characters), compare="my_comparison:always", answer_from="all")
+    assert made.model.config.answer_from == "all"  # where the harness reads it too
     metrics = made.predict(made.splits["test"], metric_key_prefix="test").metrics
     assert metrics["test_ccot_exact_match"] == metrics["test_cot_exact_match"] == 1.0  # a chain without a prompt too
     predictions = made.predictions("test", made.splits["test"])

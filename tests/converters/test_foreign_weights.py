@@ -361,7 +361,7 @@ def test_every_door_writes_what_follows_a_question(tmp_path):
 
 
 def test_the_command_of_a_card_reads_the_last_number(tmp_path):
-    instances = pytest.importorskip("lm_eval.api.instance")
+    pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager
 
     (tmp_path / "test.json").write_text(json.dumps([{"question": "1 + 2 =", "answer": "#### 1234"}]))
@@ -369,8 +369,5 @@ def test_the_command_of_a_card_reads_the_last_number(tmp_path):
         include_path=str(ROOT / "evals"), include_defaults=False, metadata={"data_file": str(tmp_path / "test.json")}
     )
     task = manager.load(["gsm8k_last_number"])["tasks"]["gsm8k_last_number"]
-    asked = instances.Instance("generate_until", {"question": "1 + 2 =", "answer": "1234"}, (), 0)
-    asked.resps = ["5 and 7. The answer is: 1,234."]
-    for each in task._filters:
-        each.apply([asked])
-    assert task.process_results(asked.doc, [asked.filtered_resps["last-number"]]) == {"exact_match": 1.0}
+    text = "5 and 7. The answer is: 1,234."
+    assert task.process_results({"question": "1 + 2 =", "answer": "1234"}, [text]) == {"exact_match": 1.0}

@@ -15,7 +15,6 @@ import torch
 from conftest import ROOT, make_any, question_batch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import latent_cot
 from latent_cot import tasks
 
 vllm = pytest.importorskip("vllm", reason="needs vLLM: make test-vllm", exc_type=ImportError)
@@ -31,15 +30,15 @@ WORDS = str(ROOT / "checkpoints" / "pccot-gpt2-words")
 GPT2 = {"n_embd": 64, "n_head": 2}
 ROPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 NEW = 12
-has_gain = hasattr(latent_cot.PCCoTGPT2Config(), "scale_latents")
 MODELS = {
     "gpt2": ("pccot-gpt2", GPT2),
     "gpt2, untied, projection": ("pccot-gpt2", GPT2 | {"tie_word_embeddings": False, "use_projection": True}),
     "gpt2, gain": ("pccot-gpt2", GPT2 | {"scale_latents": True}),
     "llama, tied": ("pccot-llama", ROPE | {"tie_word_embeddings": True}),
-    "llama, T = c": ("pccot-llama", ROPE | {"num_iterations": 6}),
+    "llama, T = c, gain": ("pccot-llama", ROPE | {"num_iterations": 6, "scale_latents": True}),
     "mistral, window, projection": ("pccot-mistral", ROPE | {"sliding_window": 40, "use_projection": True}),
-    "qwen3": ("pccot-qwen3", ROPE),
+    "mistral, gain": ("pccot-mistral", ROPE | {"sliding_window": None, "scale_latents": True}),
+    "qwen3, gain": ("pccot-qwen3", ROPE | {"scale_latents": True}),
     "icot-gpt2": ("icot-gpt2", GPT2),
     "icot-llama": ("icot-llama", ROPE),
 }
@@ -125,8 +124,6 @@ LENGTHS = [1, 2, 3, 5, 8, 13, 21, 27, 34, 40, 47, 55, 61, 62, 63, 64, 70, 80, 89
 def test_the_tokens_of_generate(name, engine, tmp_path):
     """From 1 token to the positions' limit; 64 tokens per batch cut questions, few blocks preempt, blocks are shared."""
     kind, changes = MODELS[name]
-    if "gain" in name and not has_gain:
-        pytest.skip("this version's models have no gain on latents")
     model, folder = save(kind, changes, tmp_path)
     questions = questions_of(LENGTHS, shared=48)
     if kind.startswith("pccot"):  # prompts that hold spans already: with other counts, and two of them
@@ -149,13 +146,25 @@ def test_the_tokens_of_generate(name, engine, tmp_path):
     assert counted or "window" in name  # a window gives its blocks back, so that none are short
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3, gain"])
 def test_compiled_and_in_large_batches(name, engine, tmp_path):
     kind, changes = MODELS[name]
     model, folder = save(kind, changes, tmp_path)
     questions = questions_of(LENGTHS)
     llm = engine(folder, skip_tokenizer_init=True, enforce_eager=False, max_num_batched_tokens=4096, max_model_len=128)
     assert answered(llm, questions) == asked(model, questions)
+
+
+def test_what_converted_models_need(engine, tmp_path):
+    """Tokens between a question and its thought, no answer prompt, and tokens that an answer may not hold."""
+    model, folder = save("pccot-gpt2", GPT2 | {"question_suffix_ids": [9], "answer_prompt_ids": []}, tmp_path)
+    questions = questions_of(LENGTHS[:8])
+    free = asked(model, questions)
+    model.generation_config.suppress_tokens = sorted({answer[0] for answer in free})
+    model.save_pretrained(folder)
+    wanted = asked(model, questions)
+    assert wanted != free
+    assert answered(engine(folder, skip_tokenizer_init=True, max_model_len=128), questions) == wanted
 
 
 def test_whole_passes_are_the_plain_twin(engine, tmp_path, monkeypatch):

@@ -288,6 +288,7 @@ def set_answer_prompt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBa
     new = tokenize_answer_prompt(PromptConfigMixin.default_answer_prompt if text is None else text, tokenizer)
     if old is not None and new != old:
         logger.warning("--answer_prompt %r replaces the checkpoint's %r", text, tokenizer.decode(old))
+        config.answer_from = "prompt"
     config.answer_prompt_ids = new
 
 

@@ -254,9 +254,8 @@ class AnswerEvaluationMixin(GeneratedAnswersMixin):
         return metrics
 
     def read(self, name: str, rows: list[list[int]]) -> Answers:
-        """Generated tokens as answers, read as `--answer_from` says."""
-        mode, source = answer_mode(self.unwrapped, name), self.evaluation.answer_from
-        return read_answers(self.unwrapped, self.processing_class, mode, rows, source=source)
+        """Generated tokens as answers."""
+        return read_answers(self.unwrapped, self.processing_class, answer_mode(self.unwrapped, name), rows)
 
     def metrics_of_samples(self, tokens: np.ndarray, golds: list[str]) -> dict[str, float]:
         """Metrics of what `sampled_tokens` gave, in the order of the data."""

@@ -41,6 +41,7 @@ from latent_cot.training.arguments import (
 )
 from latent_cot.training.checkpoints.liger import register_with_liger
 from latent_cot.training.checkpoints.loading import (
+    DEFAULT_ANSWER_PROMPT,
     extend_vocabulary,
     is_set_up,
     load_config,
@@ -136,6 +137,8 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             model, tokenizer = self.take_model(model, processing_class)
         model = self.prepare_model(model)
         self.model_type, config = model.config.model_type, model.config
+        if self.evaluation.answer_from is not None:
+            config.answer_from = self.evaluation.answer_from
 
         collator = self.make_collator(tokenizer, config)
         self.tokenize_split = partial(
@@ -237,7 +240,10 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             setattr(config, name, value)
 
     def answer_prompt(self, config: PreTrainedConfig) -> str | None:
-        return self.method.answer_prompt
+        """The flag's; a converted model writes its own by itself, and one that is trained on gets ours."""
+        prompt = self.method.answer_prompt
+        has_none = getattr(config, "answer_prompt_ids", None) == [] and "train" in self.rows
+        return DEFAULT_ANSWER_PROMPT if prompt is None and has_none else prompt
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         return model

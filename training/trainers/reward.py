@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 import latent_cot  # noqa: F401  registers the model types
-from latent_cot.analysis.comparison import Comparison, check_source, comparison, read_answer
+from latent_cot.analysis.comparison import Comparison, check_source, comparison
 from latent_cot.analysis.evaluation import Answers, answer_questions
 from latent_cot.answer_modes import EXPLICIT, LATENT
 from latent_cot.configuration_prompt import LATENTS
@@ -120,6 +120,8 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
                     "--train_only_values trains weights as they are: leave --use_peft and --weight_decay out"
                 )
             freeze_all_but_values(loaded)
+        if self.evaluation.answer_from is not None:
+            loaded.config.answer_from = self.evaluation.answer_from
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
         self.splits = {
             split: self.features_of(examples, split) for split, examples in rows.items() if examples is not None
@@ -128,7 +130,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # TRL may yet change it
             super().__init__(
                 model=loaded,
-                reward_funcs=[exact_match_by(self.same, self.evaluation.answer_from)]
+                reward_funcs=[exact_match_by(self.same, loaded.config.answer_from)]
                 + ([] if reward_function is None else [checked(reward_function)]),
                 args=args,
                 # TRL wants rows to train on even where a run only evaluates.
@@ -241,7 +243,6 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
                 questions,
                 mode=name,
                 batch_size=self.args.per_device_eval_batch_size,
-                source=self.evaluation.answer_from,
                 **self.generation_options(name, model, longest),
             )
             self.answers[name] = answers
@@ -279,11 +280,15 @@ def with_prompts(rows: Dataset) -> Dataset:
 
 
 def exact_match_by(same: Comparison, source: str):
-    """The reward of a right answer, as evaluation counts: see `analysis/comparison.py`."""
+    """The reward of a right answer, as evaluation counts: see `analysis/comparison.py`.
+
+    Args:
+        source: where in a text its answer is (`answer_modes.ANSWER_SOURCES`).
+    """
 
     def exact_match(completions: list[str], answer: list[str], **kwargs) -> list[float]:
         """1 for a right answer and 0 for another."""
-        given = [read_answer(text, LATENT, "", source) for text in completions]
+        given = [LATENT.read(text, "", source) for text in completions]
         return [float(same(one, gold)) for one, gold in zip(given, answer, strict=True)]
 
     return exact_match
