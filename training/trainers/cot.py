@@ -283,7 +283,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
         None for a backbone that is not one of ours: transformers decides.
         """
-        return getattr(config, "use_projection", False) if has_family(config) else None  # no latent, no projection
+        return getattr(config, "has_latent_weights", False) if has_family(config) else None  # there are no latents
 
     # --- training ---
 
