@@ -41,7 +41,6 @@ from latent_cot.training.arguments import (
 )
 from latent_cot.training.checkpoints.liger import register_with_liger
 from latent_cot.training.checkpoints.loading import (
-    DEFAULT_ANSWER_PROMPT,
     extend_vocabulary,
     is_set_up,
     load_config,
@@ -243,7 +242,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         """The flag's; a converted model writes its own by itself, and one that is trained on gets ours."""
         prompt = self.method.answer_prompt
         has_none = getattr(config, "answer_prompt_ids", None) == [] and "train" in self.rows
-        return DEFAULT_ANSWER_PROMPT if prompt is None and has_none else prompt
+        return config.default_answer_prompt if prompt is None and has_none else prompt
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         return model
