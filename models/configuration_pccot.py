@@ -112,6 +112,11 @@ class PCCoTConfigMixin(PromptConfigMixin):
         """The rule that `latent_update` names."""
         return UPDATES[self.latent_update]
 
+    @property
+    def has_latent_weights(self) -> bool:
+        """Whether the latents' inputs are made with weights that nothing else uses."""
+        return self.use_projection or self.scale_latents or self.latent_rule.weights is not None
+
     def describe(self) -> str:
         trained = self.num_iterations_range
         also = f" (trained with {trained[0]} to {trained[1]})" if trained else ""

@@ -307,7 +307,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         Raises:
             ValueError: if some do and some do not.
         """
-        if not latent_thought or self.config.latent_token_id is None:
+        latent = self.config.latent_token_id
+        if not latent_thought or latent is None or not (input_ids == latent).any():
             return False
         held = latents_of_spans(input_ids, self.config).any(dim=1)
         if held.any() and not held.all():

@@ -112,6 +112,7 @@ def test_every_script_and_curriculum_in_two_processes(tmp_path):
         ({"use_projection": True}, 0, None, False),
         ({"use_projection": True}, 3, None, True),
         ({"use_projection": True, "num_iterations": 0}, 0, None, True),
+        ({"scale_latents": True, "num_iterations_range": [0, 3]}, 0, None, True),
         ({"use_projection": True, "num_iterations_range": [0, 3]}, 0, None, True),
         ({"use_projection": True, "num_iterations_range": [1, 3]}, 0, None, False),
         ({}, 0, True, True),

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import CONFIG_MAPPING
 
 from latent_cot.answer_modes import AnswerMode
 from latent_cot.training.arguments import ModelArguments, StepwiseDataArguments
@@ -16,6 +15,7 @@ from latent_cot.training.checkpoints.read import read_config
 from latent_cot.training.cli import RECIPE_SUFFIXES, ArgumentParser, parse, read_entries
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.errors import InputError
+from latent_cot.training.families import stock_config
 from latent_cot.training.flags import option, whole_numbers
 from latent_cot.training.trainers.cot import CoTTrainer
 
@@ -225,9 +225,10 @@ def choose(
         plan.lines.append(("model", f"GPT-2, 2 layers of width 64 (iCoT: 4 of 96, as in its recipe), {room}"))
     elif family is not None and not pretrained:  # what other families have of it
         apply_overrides(config, model.config_overrides)
-        backbone = config.model_type.removeprefix(f"{family}-")
-        own = CONFIG_MAPPING[backbone]().to_dict()
-        plan.config = {key: value for key, value in config.to_dict().items() if key in own} | {"model_type": backbone}
+        stock = stock_config(config)
+        own = stock().to_dict()
+        plan.config = {key: value for key, value in config.to_dict().items() if key in own}
+        plan.config["model_type"] = stock.model_type
     for name, words in asked.items():
         method = methods[name]
         parser, steps = ArgumentParser(method.arguments), None

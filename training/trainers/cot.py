@@ -28,7 +28,6 @@ from transformers import (
 )
 from transformers.trainer_utils import has_length
 
-from latent_cot import PromptConfigMixin
 from latent_cot.analysis.comparison import check_source, comparison
 from latent_cot.answer_modes import DIRECT, EXPLICIT
 from latent_cot.chunked_cross_entropy import IGNORED
@@ -242,7 +241,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         """The flag's; a converted model writes its own by itself, and one that is trained on gets ours."""
         prompt = self.method.answer_prompt
         has_none = getattr(config, "answer_prompt_ids", None) == [] and "train" in self.rows
-        return PromptConfigMixin.default_answer_prompt if prompt is None and has_none else prompt
+        return config.default_answer_prompt if prompt is None and has_none else prompt
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         return model
@@ -282,7 +281,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
         None for a backbone that is not one of ours: transformers decides.
         """
-        return getattr(config, "use_projection", False) if has_family(config) else None  # no latent, no projection
+        return getattr(config, "has_latent_weights", False) if has_family(config) else None  # there are no latents
 
     # --- training ---
 

@@ -57,10 +57,10 @@ class PCCoTTrainer(CoTTrainer):
         return text
 
     def leaves_weights_unused(self, config: PreTrainedConfig) -> bool:
-        """The projection and the step decoder are idle where only the teacher is trained, the first at T = 0 too."""
+        """What makes latents, and the step decoder, are idle where only the teacher is trained, the first at T = 0 too."""
         warms_up, decodes = self.method.teacher_warmup_steps > 0, self.method.step_decoder_layers > 0
         lowest = min(config.num_iterations_range or [config.num_iterations])
-        return (config.use_projection and (warms_up or lowest == 0)) or (decodes and warms_up)
+        return (config.has_latent_weights and (warms_up or lowest == 0)) or (decodes and warms_up)
 
     def model_inputs(self, batch: dict, training: bool) -> dict:
         warming_up = training and self.state.global_step < self.method.teacher_warmup_steps

@@ -1,10 +1,10 @@
 """Each mixin of the trainers works alone with transformers' Trainer, and what it says that it needs."""
 
 import pytest
-from conftest import character_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, default_data_collator
 
 from latent_cot.training.arguments import CoTTrainingArguments, LoraArguments
+from latent_cot.training.data.small_tokenizers import character_tokenizer
 from latent_cot.training.resume.find_checkpoint import newest_first
 from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
 from latent_cot.training.trainers.saving import ModelSavingMixin
