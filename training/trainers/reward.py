@@ -103,7 +103,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         check_source(self.evaluation.answer_from)
         self.base_model_name = model.model_name_or_path
         beta, args.beta = args.beta, 0.0 if self.has_own_reference(args) else args.beta
-        loaded, tokenizer = load_trained(model)
+        loaded, tokenizer = load_trained(model, self.lora.load_in_4bit)
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
         self.splits = {
             split: self.features_of(examples, split) for split, examples in rows.items() if examples is not None
@@ -228,7 +228,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         return PredictionOutput(None, None, self.evaluate(test_dataset, metric_key_prefix=metric_key_prefix))
 
 
-def load_trained(source: ModelArguments) -> tuple:
+def load_trained(source: ModelArguments, in_4bit: bool = False) -> tuple:
     """Model and tokenizer of a checkpoint that thinks.
 
     Raises:
@@ -242,7 +242,7 @@ def load_trained(source: ModelArguments) -> tuple:
             f"run_grpo.py trains pccot models, and this is a {config.model_type}: train one with run_ccot.py"
         )
     tokenizer = load_tokenizer(source, ())
-    return load_model(source, config, tokenizer), tokenizer
+    return load_model(source, config, tokenizer, in_4bit=in_4bit), tokenizer
 
 
 def with_prompts(rows: Dataset) -> Dataset:

@@ -15,7 +15,18 @@ from latent_cot.training.errors import InputError
 RUN = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters", "--use_cpu", "--do_train"]
 RUN += ["--dataset_name", "chain", "--task_args", "train=16,validation=4,test=4", "--answer_prompt", "#"]
 RUN += ["--max_steps", "8", "--per_device_train_batch_size", "8", "--disable_tqdm", "true", "--max_cot_tokens", "4"]
-RUN += ["--learning_rate", "0", "--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "1", "--save_steps", "1"]
+RUN += [
+    "--learning_rate",
+    "0",
+    "--eval_strategy",
+    "steps",
+    "--save_strategy",
+    "steps",
+    "--eval_steps",
+    "1",
+    "--save_steps",
+    "1",
+]
 BEST = ["--load_best_model_at_end", "--early_stopping_patience", "2", "--metric_for_best_model"]
 
 
@@ -69,5 +80,7 @@ def test_a_chain_that_is_taken_away_does_not_wait_for_the_best(tmp_path):
 
 
 def test_the_test_split_chooses_nothing(tmp_path):
-    with pytest.raises(InputError, match="--metric_for_best_model test_cot_exact_match: there are loss, cot_exact_match"):
+    with pytest.raises(
+        InputError, match="--metric_for_best_model test_cot_exact_match: there are loss, cot_exact_match"
+    ):
         run_cot.main([*RUN, *BEST, "test_cot_exact_match", "--output_dir", str(tmp_path)])
