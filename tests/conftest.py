@@ -30,23 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 SHIPPED = ROOT / "checkpoints" / "pccot-gpt2-chain"
 SMALL = {"vocab_size": 40, "initializer_range": 0.12, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-THOUGHT = {
-    "bot_token_id": 36,
-    "eot_token_id": 37,
-    "latent_token_id": 38,
-    "answer_prompt_ids": [5, 6],
-    "num_latent_tokens": 6,
-    "num_iterations": 3,
-}
-ROPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-}
+THOUGHT = {"bot_token_id": 36, "eot_token_id": 37, "latent_token_id": 38, "answer_prompt_ids": [5, 6]}
+THOUGHT |= {"num_latent_tokens": 6, "num_iterations": 3}
+ROPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+ROPE |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
 LEARNED = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
 LEARNED |= {"initializer_range": 0.24}  # GPT-2 halves it in the residual projections of two layers
 LEARNED |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz.small import QUIET
 from latent_cot.training.arguments import DataArguments
 from latent_cot.training.data.rows import format_line
 from latent_cot.training.data.sources import load_splits
@@ -161,7 +162,5 @@ def is_read_or_named(file: tuple[str, bytes], options: dict) -> None:
 
 
 CASES = given(file=files(), options=OPTIONS)
-test_some_hostile_files = settings(max_examples=150, deadline=None, derandomize=True)(CASES(is_read_or_named))
-test_many_hostile_files = pytest.mark.slow(
-    settings(max_examples=10_000, deadline=None, derandomize=True)(CASES(is_read_or_named))
-)
+test_some_hostile_files = settings(max_examples=150, **QUIET)(CASES(is_read_or_named))
+test_many_hostile_files = pytest.mark.slow(settings(max_examples=10_000, **QUIET)(CASES(is_read_or_named)))

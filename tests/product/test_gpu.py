@@ -69,6 +69,7 @@ def test_tests_that_take_too_long_are_not_lost(handler, tmp_path, monkeypatch):
         return wait(process, 0.1 if timeout == 99 else timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", until_begun)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # which would take most of its time
     command = [sys.executable, "-m", "pytest", str(tmp_path / "test_a.py"), f"--junitxml={tmp_path / 'tests.xml'}"]
     before = signal.signal(signal.SIGINT, handler)
     try:

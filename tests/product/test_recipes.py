@@ -219,8 +219,8 @@ def test_what_yaml_would_read_as_something_else(tmp_path):
 def test_every_recipe_runs(path: Path, tmp_path):
     """A few steps of each, small data; tests/product/test_docs.py runs those that name the Hub or data files, on stand-ins."""
     recipe, script = read_recipe(path), script_of(path)
-    small = ["--max_steps", "2", "--output_dir", str(tmp_path), "--eval_steps", "1"]
-    small += ["--per_device_train_batch_size", "8"]
+    small = ["--max_steps", "2", "--output_dir", str(tmp_path), "--eval_steps", "2"]
+    small += ["--per_device_train_batch_size", "8", "--max_cot_tokens", "8", "--max_new_tokens", "4"]
     if recipe.get("bf16"):  # which some processors compute a thousand times slower
         small += ["--bf16", "false"]
     if path.stem.endswith("x768"):  # the same code at an eighth of the width, in an eighth of the time
