@@ -247,7 +247,7 @@ def test_what_is_refused(more, said, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    done = launch("run_grpo.py", *flags(tmp_path, "--ddp_backend", "gloo"))
+    done = launch("run_grpo.py", *flags(tmp_path, "--ddp_backend", "gloo", "--learning_rate", "1e-4"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "all_results.json").read_text())["eval_ccot_exact_match"] == 1.0
 
