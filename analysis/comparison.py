@@ -21,6 +21,15 @@ UNIT = re.compile(r"\d\s*([^\W\d_]+)\.?$")
 TIMEOUT = 2  # seconds for one comparison by math-verify
 
 
+def describe(compare: str | None, source: str) -> str:
+    """How answers are read and compared, in the words of a card."""
+    read = "" if source == "prompt" else f"Answers are read from the texts: {ANSWER_SOURCES[source]}. "
+    ways = {"text": "Answers are compared as text.", "math": "Answers are compared by math-verify."}
+    if compare in (None, "number"):
+        return f"{read}Numbers are compared as numbers."
+    return read + ways.get(str(compare), f"Answers are compared by `{compare}`.")
+
+
 def check_source(source: str | None) -> None:
     if source is not None and source not in ANSWER_SOURCES:
         raise InputError(f"--answer_from must be one of {', '.join(ANSWER_SOURCES)}, got {source!r}")

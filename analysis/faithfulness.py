@@ -25,6 +25,7 @@ from latent_cot.training.data.tokenization import tokenize
 from latent_cot.training.errors import InputError
 from latent_cot.training.families import between
 
+from .comparison import Comparison, comparison, same_answer
 from .evaluation import Answers, answer_mode, answer_questions, longest, token_budget
 from .faithfulness_report import PCCoTReport, Report, Row, majority_row, write_report
 from .icot_faithfulness import change_icot, measure_icot
@@ -41,6 +42,7 @@ class FaithfulnessArguments:
     split: Literal["train", "validation", "test"] = option("test", "The split whose questions are asked.")
     max_new_tokens: int = option(32, "Longest answer in tokens.")
     max_cot_tokens: int = option(256, "Longest answer where an iCoT model writes what is left of its chain, in tokens.")
+    compare: str | None = option(None, "When an answer is right: as in training.")
     per_device_eval_batch_size: int = option(64, "Questions that are answered together.")
     seed: int = option(0, "Of what is drawn: partners, orders, noise.")
     use_cpu: bool = option(False, "Leave an accelerator alone.")
@@ -177,6 +179,7 @@ def measure(
     max_new_tokens: int = 32,
     max_cot_tokens: int = 256,
     keep_last_step: bool = False,
+    same: Comparison = same_answer,
 ) -> Report:
     """Every intervention that applies; of latents also T and c swept, and each read as the step that it should hold.
 
@@ -185,6 +188,7 @@ def measure(
         data: their name, for the report.
         max_cot_tokens: the longest answer where an `icot-*` model writes what is left of its chain.
         keep_last_step: the model's teacher was shown the last step too.
+        same: compares an answer with the right one.
 
     Raises:
         InputError: for a model with nothing that could be changed, T = 0, or fewer than two examples.
@@ -195,11 +199,11 @@ def measure(
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     if config.between == WORDS:
         limits |= {"max_cot_tokens": max_cot_tokens}
-        return measure_icot(model, tokenizer, questions, golds, data=data, seed=seed, **limits)
+        return measure_icot(model, tokenizer, questions, golds, data=data, seed=seed, same=same, **limits)
     partner = partners(questions, golds, seed)
     thoughts, sources = think(model, tokenizer, questions, batch_size=batch_size)
     plain = answers_from(model, tokenizer, questions, None, **limits).answers
-    rows = [Row.of(AS_THEY_ARE, LABELS[AS_THEY_ARE], plain, golds)]
+    rows = [Row.of(AS_THEY_ARE, LABELS[AS_THEY_ARE], plain, golds, same=same)]
 
     latents = config.num_latent_tokens
     planned = [(name, None) for name in LABELS if name not in (AS_THEY_ARE, "removed", "shuffled" * (latents == 1))]
@@ -208,12 +212,12 @@ def measure(
         answers = answers_from(model, tokenizer, questions, changed, **limits).answers
         label = LABELS[name] if latent is None else f"latent {latent} removed"
         others = [golds[row] for row in partner] if name == "swapped" else None
-        rows.append(Row.of(name, label, answers, golds, plain=plain, others=others))
+        rows.append(Row.of(name, label, answers, golds, plain=plain, others=others, same=same))
 
     def swept(name: str, label: str, values: list[int]) -> list[Row]:
         asked = [answers_from(model, tokenizer, questions, None, **limits, **{name: value}) for value in values]
         return [
-            Row.of(f"{label}{value}", f"{label} = {value}", some.answers, golds, plain=plain)
+            Row.of(f"{label}{value}", f"{label} = {value}", some.answers, golds, plain=plain, same=same)
             for value, some in zip(values, asked, strict=True)
         ]
 
@@ -261,6 +265,7 @@ def read_steps(model, tokenizer, examples: list[dict], sources: torch.Tensor, ke
 def main(argv: list[str]) -> Report:
     """Run with command line arguments (see `--help`); prints and returns the report."""
     data, args = parse(ARGUMENTS, argv)
+    same = comparison(args.compare)
     if args.model is None:
         raise InputError("no model: latent-cot faithfulness --model MODEL --dataset_name ...")
     card = Path(args.model) / "README.md"
@@ -281,6 +286,7 @@ def main(argv: list[str]) -> Report:
         max_new_tokens=args.max_new_tokens,
         max_cot_tokens=args.max_cot_tokens,
         keep_last_step=data.keep_last_step,
+        same=same,
     )
     print(report.text())
     if args.output_dir is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from latent_cot.training.checkpoints.write import add_to_manifest
 
-from .evaluation import same_answer, wilson_interval
+from .comparison import Comparison, same_answer
+from .evaluation import wilson_interval
 from .interventions import AS_THEY_ARE
 from .plots import READING, plot_faithfulness
 
@@ -52,13 +53,14 @@ class Row:
         golds: list[str],
         plain: list[str | None] | None = None,
         others: list[str] | None = None,
+        same: Comparison = same_answer,
     ) -> "Row":
         """Exact match of answers; `plain` are those without the intervention, `others` the right ones of the partners."""
         more = {
             "same": None if plain is None else share(a == b for a, b in zip(answers, plain, strict=True)),
-            "other": None if others is None else share(map(same_answer, answers, others)),
+            "other": None if others is None else share(map(same, answers, others)),
         }
-        return cls.counted(name, label, sum(map(same_answer, answers, golds)), len(golds), **more)
+        return cls.counted(name, label, sum(map(same, answers, golds)), len(golds), **more)
 
 
 def share(found) -> float:

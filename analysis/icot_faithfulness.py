@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from latent_cot.answer_modes import INTERNALIZED, AnswerMode
 from latent_cot.training.errors import InputError
 
+from .comparison import Comparison, same_answer
 from .evaluation import Answers, answer_questions, count_new_tokens, longest, read_answers, token_budget
 from .faithfulness_report import ICoTReport, Row, majority_row
 from .interventions import AS_THEY_ARE, change_thoughts, partners
@@ -187,12 +188,14 @@ def measure_icot(
     *,
     data: str,
     seed: int = 0,
+    same: Comparison = same_answer,
     **limits,
 ) -> ICoTReport:
     """Every intervention that applies, and other numbers of fillers: none, half, as many, twice as many.
 
     Args:
         data: the questions' name, for the report.
+        same: compares an answer with the right one.
         **limits: `batch_size`, `max_new_tokens` and `max_cot_tokens` of `change_icot`.
 
     Raises:
@@ -203,7 +206,7 @@ def measure_icot(
     asked = {"golds": golds, "seed": seed, **limits}
     plain = change_icot(model, tokenizer, questions, AS_THEY_ARE, **asked).answers
     labels, left_out = LABELS[between], {"fillers": ALIKE, "steps": WRITTEN, "nothing": NOTHING}[between]
-    rows = [Row.of(AS_THEY_ARE, labels[AS_THEY_ARE], plain, golds)]
+    rows = [Row.of(AS_THEY_ARE, labels[AS_THEY_ARE], plain, golds, same=same)]
     changes = [name for name in labels if name != AS_THEY_ARE]
     if between == "steps" and model.gap_of():
         changes, left_out = ["left_out"], left_out + FREE
@@ -213,7 +216,7 @@ def measure_icot(
         if name == "other_token":
             label += f" ({tokenizer.decode([other_token(model, tokenizer, seed)])!r})"
         others = [golds[row] for row in partner] if name == "swapped" else None
-        rows.append(Row.of(name, label, answers, golds, plain=plain, others=others))
+        rows.append(Row.of(name, label, answers, golds, plain=plain, others=others, same=same))
 
     fillers = []
     if between == "fillers":
@@ -222,7 +225,7 @@ def measure_icot(
             numbers, left_out = numbers[:-1], left_out + TOO_MANY
         for number in numbers:
             answers = change_icot(model, tokenizer, questions, AS_THEY_ARE, num_fillers=number, **asked).answers
-            fillers.append(Row.of(f"fillers{number}", f"fillers = {number}", answers, golds, plain=plain))
+            fillers.append(Row.of(f"fillers{number}", f"fillers = {number}", answers, golds, plain=plain, same=same))
     return ICoTReport(
         model_type=config.model_type,
         data=data,

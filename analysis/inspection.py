@@ -15,7 +15,8 @@ from latent_cot.training.data.tokenization import tokenize
 from latent_cot.training.errors import InputError
 from latent_cot.training.families import between
 
-from .evaluation import answer_mode, answer_questions, count_new_tokens, read_answers, same_answer, token_budget
+from .comparison import Comparison, same_answer
+from .evaluation import answer_mode, answer_questions, count_new_tokens, read_answers, token_budget
 from .faithfulness import answers_from
 
 TOP = 5
@@ -98,11 +99,13 @@ def inspect(
     *,
     max_new_tokens: int = 32,
     max_cot_tokens: int = 256,
+    same: Comparison = same_answer,
 ) -> View:
     """Everything about one question.
 
     Args:
         example: `question`, and where they are known `steps` and `answer`.
+        same: compares an answer with the right one.
 
     Raises:
         InputError: for a model that cannot be inspected.
@@ -114,19 +117,19 @@ def inspect(
     answered = token_budget(model, model.answer_modes[0], length, max_new_tokens, max_cot_tokens)
     explicit = answer_questions(model, tokenizer, [question], mode=EXPLICIT.name, batch_size=1, max_new_tokens=written)
     with eager_attention(model):
-        passes = PASSES[model.config.between](model, tokenizer, example, answered)
+        passes = PASSES[model.config.between](model, tokenizer, example, answered, same)
     return View(
         question=question,
         gold=gold,
         explicit=explicit.texts[0],
-        explicit_right=right(explicit.answers[0], gold),
+        explicit_right=right(explicit.answers[0], gold, same),
         passes=passes,
         shown=min(len(passes) - 1, getattr(model.config, "num_iterations", 0)),
     )
 
 
-def right(answer: str | None, gold: str | None) -> bool | None:
-    return None if gold is None else same_answer(answer, gold)
+def right(answer: str | None, gold: str | None, same: Comparison) -> bool | None:
+    return None if gold is None else same(answer, gold)
 
 
 @contextmanager
@@ -140,7 +143,7 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def latent_passes(model, tokenizer, example: dict, max_new_tokens: int) -> list[Pass]:
+def latent_passes(model, tokenizer, example: dict, max_new_tokens: int, same: Comparison) -> list[Pass]:
     """A latent thought after 0 to c passes; what it is after more of them is the same."""
     asked = tokenizer([example["question"]], return_tensors="pt").to(model.device)
     latents = model.config.num_latent_tokens
@@ -175,7 +178,7 @@ def latent_passes(model, tokenizer, example: dict, max_new_tokens: int) -> list[
         passes.append(
             Pass(
                 answer,
-                right(answer, example.get("answer")),
+                right(answer, example.get("answer"), same),
                 places,
                 shares(attention, first - 1, first, latents),
                 question_shares(tokenizer, ids[: first - 1], attention),
@@ -195,7 +198,7 @@ def step_texts(model, tokenizer, example: dict) -> list[tuple[str | None, int | 
     return [(text, None if label == IGNORED else label) for text, label in zip(texts, labels, strict=True)]
 
 
-def written_passes(model, tokenizer, example: dict, max_new_tokens: int) -> list[Pass]:
+def written_passes(model, tokenizer, example: dict, max_new_tokens: int, same: Comparison) -> list[Pass]:
     """An iCoT model's one pass: fillers and what is left of the chain, each read as what it predicts."""
     asked = tokenizer([example["question"]], return_tensors="pt").to(model.device)
     opened = model.open_prompt(asked.input_ids, asked.attention_mask)["input_ids"][0]
@@ -221,7 +224,7 @@ def written_passes(model, tokenizer, example: dict, max_new_tokens: int) -> list
     return [
         Pass(
             answer,
-            right(answer, example.get("answer")),
+            right(answer, example.get("answer"), same),
             places,
             shares(attention, question, first, end - first),
             question_shares(tokenizer, ids[:question], attention),
@@ -288,6 +291,7 @@ def read_data(
     data: str,
     batch_size: int = 64,
     max_new_tokens: int = 32,
+    same: Comparison = same_answer,
 ) -> Readings:
     """How often latent i reads as the step it stands for, and the answer is right, for T = 0 to c.
 
@@ -315,5 +319,5 @@ def read_data(
         limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         answers = answers_from(model, tokenizer, questions, given[number], **limits).answers
         golds = [row["answer"] for row in examples]
-        readings.answers.append(sum(map(same_answer, answers, golds)) / len(golds))
+        readings.answers.append(sum(map(same, answers, golds)) / len(golds))
     return readings

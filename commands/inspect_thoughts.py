@@ -7,6 +7,7 @@ latent-cot inspect --model outputs/chain --dataset_name chain --html latents.htm
 import argparse
 from pathlib import Path
 
+from latent_cot.analysis.comparison import comparison
 from latent_cot.analysis.inspection import check_inspectable, inspect, read_data
 from latent_cot.analysis.inspection_page import render_page
 from latent_cot.configuration_prompt import LATENTS
@@ -33,7 +34,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--test_file", help="a file instead of --dataset_name")
     parser.add_argument("--max_predict_samples", type=int, default=500, help="rows of the data set's test split")
     parser.add_argument("--max_new_tokens", type=int, default=32, help="longest answer in tokens")
+    parser.add_argument("--compare", help="when an answer is right: as in training")
     args = parser.parse_args(argv)
+    same = comparison(args.compare)
     has_data = args.dataset_name is not None or args.test_file is not None
     if not args.questions and not has_data:
         raise InputError("nothing to look at: ask a question, or pass --dataset_name or --test_file")
@@ -54,9 +57,9 @@ def main(argv: list[str]) -> None:
         rows = rows or examples[:SHOWN]
         if model.config.between == LATENTS:
             readings = read_data(
-                model, tokenizer, examples, data=dataset_label(data), max_new_tokens=args.max_new_tokens
+                model, tokenizer, examples, data=dataset_label(data), max_new_tokens=args.max_new_tokens, same=same
             )
-    views = [inspect(model, tokenizer, row, max_new_tokens=args.max_new_tokens) for row in rows]
+    views = [inspect(model, tokenizer, row, max_new_tokens=args.max_new_tokens, same=same) for row in rows]
     name = Path(args.model).name if Path(args.model).is_dir() else args.model
     args.html.write_text(render_page(views, readings, name=name, config=model.config), encoding="utf-8")
     print(f"wrote {args.html}")

@@ -10,6 +10,7 @@ pip install "transformers[serving]"
 
 import argparse
 import functools
+import json
 import sys
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def answer_bad_requests():
                 raise ValueError(
                     f"the content of a message must be text or a list of parts, got {message['content']!r:.60}"
                 )
+        try:
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ValueError(f"the request holds {half!a}, half of a surrogate pair, which is no text") from None
         return await handle(self, body, *args, **kwargs)
 
     def check(model, inputs, config):

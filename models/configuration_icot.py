@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig
 
-from .configuration_prompt import MOST, WORDS, PromptConfigMixin, check_choice, check_count
+from .configuration_prompt import MOST, WORDS, PromptConfigMixin, check_apart, check_choice, check_count
 
 REMOVAL_SIDES = ("left", "right")
 FILLER_MODES = ("none", "prefilled", "written")
@@ -38,7 +38,8 @@ class ICoTConfigMixin(PromptConfigMixin):
         answer_prompt_ids, questions_start_with_bos: see `PromptConfigMixin`; the answer prompt may be empty.
 
     Raises:
-        ValueError: for an unknown side, filler mode or text format, or a count that is negative or beyond the positions.
+        ValueError: for an unknown side, filler mode or text format, a count that is negative or beyond the positions, or a filler that
+            is also another token.
     """
 
     family: ClassVar[str] = "icot"
@@ -75,6 +76,8 @@ class ICoTConfigMixin(PromptConfigMixin):
         check_count("num_fillers", self.num_fillers, 0, positions)
         if self.position_gap is not None:
             check_count("position_gap", self.position_gap, 0, positions)
+        # The separators may be each other and the end of sequence, as in published checkpoints; a filler is none of them.
+        check_apart(self, ["pause_token_id"], ("start_token_id", "ready_token_id", "eos_token_id", "pad_token_id"))
 
     def removed(self) -> str:
         """How much of the chain is gone: "all", "2 of 3", or "2" where the length of the chains is not known."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
-from .configuration_prompt import LATENTS, PromptConfigMixin, check_choice, check_count, is_number
+from .configuration_prompt import LATENTS, PromptConfigMixin, check_apart, check_choice, check_count, is_number
 from .latent_update import UPDATES, LatentUpdate
 from .losses_pccot import LOSSES
 
@@ -83,9 +83,8 @@ class PCCoTConfigMixin(PromptConfigMixin):
             elif not (is_number(weight) and weight >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, got {weight!r}")
         check_count("latents_per_step", self.latents_per_step, 1, positions)
-        held = {name: getattr(self, name) for name in self.special_tokens if getattr(self, name) is not None}
-        if len(set(held.values())) < len(held):
-            raise ValueError(f"{', '.join(held)} must be different tokens, got {list(held.values())}")
+        others = ("eos_token_id", "pad_token_id", "answer_prompt_ids", "question_suffix_ids")
+        check_apart(self, self.special_tokens, others)
 
     def check_range(self) -> None:
         """Raises ValueError for a range of T that is none, or that `num_iterations` lies outside."""

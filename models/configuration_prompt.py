@@ -1,6 +1,6 @@
 """What the configurations of every family share: how a prompt is completed before the model answers, and what is checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -100,6 +100,23 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises ValueError unless `value` is one of the known words."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def check_apart(config: PromptConfigMixin, tokens: Iterable[str], others: Iterable[str]) -> None:
+    """Raises ValueError where a token stands for two things.
+
+    Args:
+        tokens: fields that hold different tokens.
+        others: fields of a token, or of several, which may be each other's but none of `tokens`.
+    """
+    held: dict[int, str] = {}
+    for name in (*tokens, *others):
+        value = getattr(config, name, None)
+        for token in value if isinstance(value, list) else [] if value is None else [value]:
+            if (other := held.get(token, name)) != name:
+                raise ValueError(f"{other} and {name} must be different tokens, and both are {token}")
+            if name in tokens:
+                held[token] = name
 
 
 def check_fields(config: PromptConfigMixin) -> None:

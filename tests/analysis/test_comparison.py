@@ -5,11 +5,13 @@ import sys
 import threading
 
 import pytest
-from conftest import chain_model
+from conftest import chain_model, make_any
 
 from latent_cot import PCCoTGPT2Config, tasks
 from latent_cot.analysis.comparison import COMPARISONS, comparison, same_text
 from latent_cot.analysis.evaluation import Answers
+from latent_cot.analysis.faithfulness import measure
+from latent_cot.analysis.inspection import read_data
 from latent_cot.analysis.sampled_answers import sample_metrics
 from latent_cot.answer_modes import EXPLICIT, LATENT
 from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments
@@ -187,10 +189,22 @@ def test_evaluation_goes_by_the_comparison(characters, tmp_path, module):
     assert metrics["test_ccot_exact_match"] == metrics["test_cot_exact_match"] == 1.0  # a chain without a prompt too
     predictions = made.predictions("test", made.splits["test"])
     assert all(row["ccot_right"] is True and row["cot_answer"] == row["cot_text"] for row in predictions)
+    made.write_card(tmp_path, "chains")
+    said = "Answers are read from the texts: all of it. Answers are compared by `my_comparison:always`. Trained"
+    assert said in (tmp_path / "README.md").read_text()
     with pytest.raises(InputError, match="--compare must be one of"):
         trainer("not/there", compare="maths")
     with pytest.raises(InputError, match="--answer_from must be one of"):
         trainer("not/there", answer_from="end")
+
+
+def test_faithfulness_and_inspection_go_by_the_comparison(characters, module):
+    rows, model = tasks.generate("chain", "train=2,validation=1,test=3")["test"], chain_model(characters).eval()
+    given = {"data": "chains", "max_new_tokens": 1, "same": comparison("my_comparison:always")}
+    assert {row.rate for row in measure(model, characters, rows, **given).interventions} == {1.0}
+    assert set(read_data(model, characters, list(rows), **given).answers) == {1.0}
+    fillers = make_any("icot-gpt2", vocab_size=len(characters))
+    assert {row.rate for row in measure(fillers, characters, rows, **given).interventions} == {1.0}
 
 
 def test_rows_without_a_chain_train_without_one(characters, tmp_path):

@@ -183,6 +183,20 @@ def test_what_is_refused(base, tmp_path, monkeypatch):
         load_config(ModelArguments(str(tmp_path), gguf_file="other.gguf"))
 
 
+def test_a_tensor_of_another_size_is_named(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gpt2")
+    for field, size in (("context_length", 16), ("embedding_length", 8), ("head_count", 2), ("block_count", 1)):
+        getattr(writer, f"add_{field}")(size)
+    writer.add_tensor("token_embd.weight", torch.ones(10, 8).numpy())
+    writer.add_tensor("position_embd.weight", torch.ones(0).numpy())
+    for write in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{write}_to_file")()
+    writer.close()
+    file = GGUFFile(str(tmp_path), "model.gguf")
+    with pytest.raises(InputError, match=r"its tensor transformer\.wpe\.weight is of size \[0\], and .* \[16, 8\]"):
+        load_gguf(file, file.config())
+
+
 def test_what_transformers_would_pass_over_is_refused(base, monkeypatch):
     """A kind of scaling, positions of another configuration, a tensor, a first token."""
     config = load_config(source(base))

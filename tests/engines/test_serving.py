@@ -219,6 +219,7 @@ def test_server_refuses_in_one_sentence(which, answers, stream, request):
             "the content of a message must be text or a list of parts, got 5",
         ),
         ({"messages": user("")}, "at least one token"),
+        ({"messages": user("1+\ud83d=")}, r"the request holds '\ud83d', half of a surrogate pair"),
         ({"messages": user("1" * 80)}, "more than the model's 64 positions"),
         ({"max_tokens": 2000}, "2000 new tokens are asked for: more than the model's 64 positions"),
         ({"max_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),

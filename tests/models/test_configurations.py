@@ -74,12 +74,19 @@ def test_what_is_wrong_is_named(kind, field, value):
 
 def test_rules_between_fields():
     for changes, words in (
-        ({"bot_token_id": 38}, "must be different tokens"),
+        ({"bot_token_id": 38}, "bot_token_id and latent_token_id must be different tokens, and both are 38"),
+        ({"eos_token_id": 36}, "bot_token_id and eos_token_id must be different"),
+        ({"eos_token_id": [2, 37]}, "eot_token_id and eos_token_id must be different"),
+        ({"pad_token_id": 38}, "latent_token_id and pad_token_id must be different"),
+        ({"answer_prompt_ids": [1, 38]}, "latent_token_id and answer_prompt_ids must be different"),
         ({"questions_start_with_bos": True, "bos_token_id": None}, "no bos_token_id"),
         ({"n_embd": 33}, r"num_attention_heads must divide hidden_size \(33\), got 4"),
     ):
         with pytest.raises(ValueError, match=words):
             CONFIGS["gpt2"](**changes)
+    for name in ("start_token_id", "eos_token_id", "pad_token_id"):
+        with pytest.raises(ValueError, match=f"pause_token_id and {name} must be different"):
+            make_any("icot-gpt2", pause_token_id=5, **{name: 5})
     with pytest.raises(ValueError, match=r"num_key_value_heads must divide num_attention_heads \(4\), got 3"):
         CONFIGS["llama"](num_key_value_heads=3)
     with pytest.raises(ValueError, match="there is no activation 'foo'"):

@@ -9,10 +9,12 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from latent_cot import jacobi_pccot
 from latent_cot.latent_gain import embedding_scale
-from latent_cot.training.arguments import LoraArguments
+from latent_cot.training.arguments import LoraArguments, ModelArguments
+from latent_cot.training.checkpoints.loading import load_config
 from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.training.checkpoints.read import load
 from latent_cot.training.checkpoints.write import write_final_model
+from latent_cot.training.errors import InputError
 
 
 def scaled(backbone: str = "gpt2", **changes):
@@ -58,6 +60,17 @@ def test_a_pretrained_backbone_is_measured(tmp_path):
     wanted = rms(stock.transformer.wte.weight) / 5**0.5
     assert float(model.transformer.latent_gain.weight.mean().detach()) == pytest.approx(wanted, rel=1e-5)
     assert embedding_scale(stock.transformer.wte, stock.transformer.ln_f) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_trained_projection_keeps_its_size(tmp_path):
+    """A flag or an override that would change nothing is refused."""
+    chain = make_model("gpt2", use_projection=True)
+    chain.save_pretrained(tmp_path)
+    for source, settings in (({"config_overrides": "scale_latents=true"}, {}), ({}, {"scale_latents": True})):
+        with pytest.raises(
+            InputError, match="scale_latents=True: the checkpoint's projection has its size from training"
+        ):
+            load_config(ModelArguments(model_name_or_path=str(tmp_path), **source), "pccot", settings)
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):

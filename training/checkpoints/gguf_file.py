@@ -141,7 +141,15 @@ def load_gguf(file: GGUFFile, config: PreTrainedConfig, **options) -> PreTrained
     """
     with one_clear_error(str(file.path), "GGUF file"):
         stock, info = AutoModelForCausalLM.from_pretrained(
-            **file.source, config=file.config(), dtype=torch.float32, output_loading_info=True
+            **file.source,
+            config=file.config(),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named here
+        )
+    for name, there, wanted in sorted(info["mismatched_keys"]):
+        raise InputError(
+            f"{file.path}: its tensor {name} is of size {list(there)}, and the file describes a model with {list(wanted)}"
         )
     for missing in sorted(info["missing_keys"]):
         raise InputError(f"{file.path}: the file lacks the tensor {missing}")

@@ -19,6 +19,7 @@ from transformers.utils import is_flash_attn_2_available
 
 import latent_cot
 from latent_cot import PromptConfigMixin
+from latent_cot.complete_weights import NEW_PARTS
 from latent_cot.training.arguments import ModelArguments
 from latent_cot.training.data.small_tokenizers import byte_tokenizer, character_tokenizer, word_tokenizer
 from latent_cot.training.data.text_format import family_tokens, write_spaces
@@ -63,9 +64,14 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
     return read_tokenizer(name, args.model_revision, args.trust_remote_code)
 
 
-def own_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a checkpoint of ours that a run begins from with another (`--tokenizer_name`); None if there is none."""
-    if args.model_name_or_path is None or args.tokenizer_name is None or args.gguf_file is not None:
+def own_tokenizer(args: ModelArguments, given: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint of ours that a run begins from with another; None if there is none.
+
+    Args:
+        given: the other one is an object (`processing_class`) instead of `--tokenizer_name`.
+    """
+    other = given or args.tokenizer_name is not None
+    if args.model_name_or_path is None or not other or args.gguf_file is not None:
         return None
     # The checkpoint's own configuration: --config_name, which a recipe has, does not know that it was trained.
     if not is_set_up(read_config(args.model_name_or_path, args.model_revision, args.trust_remote_code)):
@@ -106,7 +112,7 @@ def load_config(
         config = read_config(source, args.model_revision, args.trust_remote_code)
     if family is not None and getattr(config, "family", None) != family:
         config = family_config(config, family)
-    trained = is_set_up(config)
+    trained, was = is_set_up(config), {name: getattr(config, name, None) for name in NEW_PARTS}
     apply_overrides(config, args.config_overrides, trained)
     overridden = {pair.partition("=")[0] for pair in (args.config_overrides or "").split(",")}
     for name, value in (new or {}).items():
@@ -119,6 +125,11 @@ def load_config(
             if trained:
                 logger.warning("--%s %s replaces the checkpoint's %s", name, value, getattr(config, name))
             setattr(config, name, value)
+    if trained and was["use_projection"] and getattr(config, "scale_latents", None) != was["scale_latents"]:
+        raise InputError(
+            f"scale_latents={config.scale_latents}: the checkpoint's projection has its size from training, so it would change "
+            "nothing; leave it out"
+        )
     if family is not None:
         type(config).from_dict(config.to_dict())  # check the values as a configuration file's
     return config

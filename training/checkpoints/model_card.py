@@ -27,6 +27,7 @@ class Card:
         base_model: the checkpoint it was fine-tuned from, if any.
         splits: the names of other data that it was evaluated on, by `SPLITS`.
         license: as its author gave it.
+        judging: how answers were read and compared.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Card:
     base_model: str | None
     splits: dict[str, str] = field(default_factory=dict)
     license: str | None = None
+    judging: str = "Numbers are compared as numbers."
 
     def data_of(self, split: str) -> str:
         return self.splits.get(split, self.task)
@@ -107,7 +109,7 @@ print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_token
 
 Trained on {card.task}{evaluated_on(card, measured)}. Answers are generated greedily, in batches of {batch_size}, on \
 {describe_hardware(device)};
-the time of an answer is that of one process. Numbers are compared as numbers. Trained from seed {seed}{describe_commit()}\
+the time of an answer is that of one process. {card.judging} Trained from seed {seed}{describe_commit()}\
 {f" by:{chr(10)}{chr(10)}```{chr(10)}{command}{chr(10)}```" if command else "."}
 {"".join(f"{chr(10)}{section}" for section in sections or [])}"""
     ModelCard(text).save(folder / "README.md")

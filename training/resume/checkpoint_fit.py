@@ -88,17 +88,35 @@ def difference(saved: dict, config: PreTrainedConfig) -> str | None:
     return None
 
 
-def check_vocabulary(own: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Raises InputError for a tokenizer that gives the tokens of a trained model other ids than the model's own does.
+def special_ids(config: PreTrainedConfig) -> dict[str, int]:
+    """The ids that a configuration holds of its family's tokens, by field."""
+    return {name: held for name in getattr(config, "special_tokens", {}) if (held := getattr(config, name)) is not None}
+
+
+def check_vocabulary(
+    own: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str | None,
+    held: dict[str, int],
+    config: PreTrainedConfig,
+) -> None:
+    """Raises InputError for a tokenizer that gives the tokens of a trained model other ids than it was trained with.
 
     Args:
-        own: the model's.
-        tokenizer: `--tokenizer_name`, with all special tokens.
+        own: the model's, where it has another one.
+        tokenizer: what the run has (`--tokenizer_name`, `processing_class`), with all special tokens.
         model: its name.
+        held: the model's `special_ids` before the tokenizer was set up.
+        config: the model's, after that.
     """
-    if (moved := moved_token(own.get_vocab(), tokenizer.get_vocab())) is not None:
+    moved = None if own is None else moved_token(own.get_vocab(), tokenizer.get_vocab())
+    for name, number in held.items():
+        if moved is None and getattr(config, name) != number:
+            moved = f"{name} is {number}, and here {getattr(config, name)}"
+    if moved is not None:
         raise InputError(
-            f"--tokenizer_name: {model} was trained with other token ids ({moved}); leave the flag out to use its own tokenizer"
+            f"--tokenizer_name: {model or 'the model'} was trained with other token ids ({moved}); leave it (processing_class) "
+            "out to use the model's own tokenizer"
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
+from latent_cot.analysis.comparison import comparison
 from latent_cot.analysis.faithfulness import measure
 from latent_cot.analysis.faithfulness_report import Report, write_report
 from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, EvaluationArguments
@@ -230,6 +231,7 @@ def measure_faithfulness(trainer: CoTTrainer, data: str) -> Report:
         max_new_tokens=trainer.evaluation.max_new_tokens,
         max_cot_tokens=trainer.evaluation.max_cot_tokens,
         keep_last_step=trainer.data.keep_last_step,
+        same=comparison(trainer.evaluation.compare),
     )
     if trainer.is_world_process_zero():
         print(report.text())

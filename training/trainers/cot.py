@@ -12,6 +12,7 @@ Here is what all of them share, which by itself trains an explicit chain of thou
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 
@@ -31,6 +32,7 @@ from transformers.trainer_utils import has_length
 from latent_cot.analysis.comparison import check_source, comparison
 from latent_cot.answer_modes import DIRECT, EXPLICIT
 from latent_cot.chunked_cross_entropy import IGNORED
+from latent_cot.complete_weights import NEW_PARTS
 from latent_cot.training.arguments import (
     DataArguments,
     EvaluationArguments,
@@ -58,7 +60,7 @@ from latent_cot.training.data.tokenization import set_special_ids, tokenize, tok
 from latent_cot.training.errors import InputError
 from latent_cot.training.families import check_family, has_family
 from latent_cot.training.method_arguments import CoTArguments
-from latent_cot.training.resume.checkpoint_fit import check_vocabulary
+from latent_cot.training.resume.checkpoint_fit import check_vocabulary, special_ids
 from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
 from latent_cot.training.step_decoder import StepDecoder
 
@@ -188,12 +190,12 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         config = load_config(source, self.family, self.configuration_settings(), self.new_settings)
         check_family(config, self.family, type(self).__name__)
         prompt = self.answer_prompt(config)
+        own = own_tokenizer(source, given=tokenizer is not None)
         if tokenizer is None:
             tokenizer = load_tokenizer(source, texts_of(train_rows, prompt))
-        own, known = own_tokenizer(source), len(tokenizer)
+        known, held = len(tokenizer), special_ids(config) if source.model_name_or_path else {}
         self.set_up(config, tokenizer)
-        if own is not None:
-            check_vocabulary(own, tokenizer, source.model_name_or_path)
+        check_vocabulary(own, tokenizer, source.model_name_or_path, held, config)
         set_seed(args.seed)
         return load_model(source, config, tokenizer, len(tokenizer) - known, self.lora.load_in_4bit), tokenizer
 
@@ -204,13 +206,18 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
     def take_model(self, model: PreTrainedModel, tokenizer) -> tuple:
         """A model that is there already, and its tokenizer."""
         check_family(model.config, self.family, type(self).__name__)
+        own = None
         if tokenizer is None:
             if not self.base_model_name:
                 raise InputError("a model without a name brings no tokenizer: pass processing_class")
             tokenizer = AutoTokenizer.from_pretrained(self.base_model_name)
-        known = len(tokenizer)
+        elif is_set_up(model.config):
+            with suppress(InputError, OSError):  # a name that is no model's
+                own = own_tokenizer(ModelArguments(model_name_or_path=self.base_model_name), given=True)
+        known, held = len(tokenizer), special_ids(model.config)
         self.apply_settings(model.config)
         self.set_up(model.config, tokenizer)
+        check_vocabulary(own, tokenizer, self.base_model_name, held, model.config)
         extend_vocabulary(model, tokenizer, len(tokenizer) - known)
         set_special_ids(model, tokenizer)
         return model, tokenizer
@@ -223,6 +230,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         """Set them in a model that is there already, with a warning where it was trained with others.
 
         Raises:
+            InputError: for one that stands for weights.
             ValueError: where they do not fit together.
         """
         settings = {
@@ -230,6 +238,10 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             for name, value in self.configuration_settings().items()
             if value is not None and value != getattr(config, name)
         }
+        for name in NEW_PARTS.keys() & settings.keys():
+            raise InputError(
+                f"{name}={settings[name]}: a model that is there already has its weights; pass its name, or a configuration with it"
+            )
         if settings:
             type(config).from_dict(config.to_dict() | settings)  # checks them
         for name, value in settings.items():

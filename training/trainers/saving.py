@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from latent_cot.analysis.comparison import describe
 from latent_cot.training.arguments import LoraArguments
 from latent_cot.training.checkpoints.hub import check_access, push
 from latent_cot.training.checkpoints.model_card import SPLITS, Card, write_card
@@ -165,9 +166,10 @@ class ModelSavingMixin:
         Args:
             task, splits, license: see `Card`.
         """
+        judging = describe(self.evaluation.compare, getattr(self.unwrapped.config, "answer_from", "prompt"))
         write_card(
             folder,
-            Card(task, self.describe_method(), self.base_model_name, splits or {}, license),
+            Card(task, self.describe_method(), self.base_model_name, splits or {}, license, judging),
             name=name or self.hub_model_id or Path(self.args.output_dir).resolve().name,
             command=command,
             seed=self.args.seed,

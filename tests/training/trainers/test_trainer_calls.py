@@ -5,14 +5,15 @@ import logging
 
 import pytest
 import torch
-from conftest import chain_model
+from conftest import SHIPPED, chain_model
 from datasets import Dataset, DatasetDict, IterableDataset
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 import run_icot
 from latent_cot import tasks
 from latent_cot.modeling_pccot import PCCoTGPT2LMHeadModel
 from latent_cot.training.arguments import CoTTrainingArguments, LatentEvaluationArguments
+from latent_cot.training.data.small_tokenizers import character_tokenizer
 from latent_cot.training.errors import InputError
 from latent_cot.training.method_arguments import CoTArguments, ICoTArguments, PCCoTArguments
 from latent_cot.training.trainers.cot import CoTTrainer
@@ -138,6 +139,23 @@ def test_a_method_that_does_not_fit_changes_nothing(make, characters):
     with pytest.raises(ValueError, match="num_iterations must lie in num_iterations_range"):
         make(model, method=PCCoTArguments(num_latent_tokens=5, num_iterations_range="4,6"))
     assert model.config.num_latent_tokens == 3
+
+
+@pytest.mark.parametrize("name", ["use_projection", "scale_latents"])
+def test_a_setting_that_adds_weights_is_not_for_a_model_object(name, make):
+    """Nothing would be there to be trained, and the saved configuration would say that it is."""
+    with pytest.raises(InputError, match=f"{name}=True: a model that is there already has its weights"):
+        make(method=PCCoTArguments(**{name: True}))
+
+
+@pytest.mark.parametrize("by", ["name", "object", "no name"])
+def test_a_tokenizer_with_other_ids(by, characters, tmp_path):
+    """It would train, and answer, as a model that is none (exact match 1.00 -> 0.69)."""
+    args, other = CoTTrainingArguments(str(tmp_path), use_cpu=True), character_tokenizer(["zyx+-*=#0123456789", "#"])
+    shipped = str(SHIPPED) if by == "name" else AutoModelForCausalLM.from_pretrained(SHIPPED)
+    model = chain_model(characters) if by == "no name" else shipped
+    with pytest.raises(InputError, match=r"was trained with other token ids .* to use the model's own tokenizer"):
+        PCCoTTrainer(model, args, train_dataset=ROWS["train"], processing_class=other)
 
 
 def test_a_model_of_another_family(characters, tmp_path):
