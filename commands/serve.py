@@ -20,6 +20,15 @@ import latent_cot
 
 from .asked_model import add_model
 
+NUMBERS = {
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "temperature",
+    "top_p",
+    "frequency_penalty",
+    "seed",
+}
 UNASKED = 1024  # the limit of new tokens that transformers' server writes into a request without one
 
 
@@ -29,7 +38,7 @@ def answer_bad_requests():
     from transformers.cli.serving import chat_completion, server, utils
 
     handler = chat_completion.ChatCompletionHandler
-    build, handle = server.build_server, handler.handle_request
+    build, handle, check_fields = server.build_server, handler.handle_request, utils.BaseHandler._validate_request
 
     @functools.wraps(build)
     def build_server(*args, **kwargs):
@@ -53,12 +62,22 @@ def answer_bad_requests():
                 raise ValueError(
                     f"the content of a message must be text or a list of parts, got {message['content']!r:.60}"
                 )
+        return await handle(self, body, *args, **kwargs)
+
+    def validate(self, body):
+        """What every kind of request has in common, before transformers reads it."""
         try:
             json.dumps(body, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start]
             raise ValueError(f"the request holds {half!a}, half of a surrogate pair, which is no text") from None
-        return await handle(self, body, *args, **kwargs)
+        for name in NUMBERS & body.keys():
+            if isinstance(body[name], list | dict):
+                raise ValueError(f"{name} must be a number, got {body[name]!r:.60}")
+        options = body.get("generation_config")
+        if options is not None and not (isinstance(options, str) and isinstance(json.loads(options), dict)):
+            raise ValueError(f"generation_config must be text, a JSON object, got {options!r:.60}")
+        return check_fields(self, body)
 
     def check(model, inputs, config):
         """Before the answer begins: later, a stream has said 200 already."""
@@ -93,6 +112,7 @@ def answer_bad_requests():
         manager.generate_streaming, manager.generate_non_streaming = generate_streaming, generate_non_streaming
 
     server.build_server, handler.handle_request = build_server, handle_request
+    utils.BaseHandler._validate_request = validate
     checking(utils.GenerateManager)
     checking(utils.CBGenerateManager)
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from latent_cot.configuration_prompt import LATENTS, WORDS
 from latent_cot.training.checkpoints.gguf_file import ROPE_FACTORS
 from latent_cot.training.checkpoints.read import load
-from latent_cot.training.data.tokenization import CHAT_TEMPLATE, starts_with_bos
+from latent_cot.training.data.tokenization import CHAT_TEMPLATE, SYSTEM_TEMPLATE, starts_with_bos
 from latent_cot.training.errors import InputError
 
 from .tokenizer import gguf_tokenizer
@@ -122,7 +122,8 @@ def write(model, tokenizer, path: Path, around: tuple[str, str], title: str) -> 
     describe_model(writer, config)
     describe_tokenizer(writer, tokenizer, config)
     ours = getattr(config, "answer_prompt_ids", None) is not None  # a stock model of run_cot.py is asked alike
-    template = CHAT_TEMPLATE if ours else tokenizer.chat_template or CHAT_TEMPLATE
+    kept = tokenizer.chat_template == SYSTEM_TEMPLATE or not ours
+    template = (tokenizer.chat_template if kept else None) or CHAT_TEMPLATE
     before, after = ("{{- " + json.dumps(text, ensure_ascii=False) + " -}}" if text else "" for text in around)
     writer.add_chat_template(before + template + after)
     dtype = model.dtype

@@ -224,6 +224,8 @@ def test_server_refuses_in_one_sentence(which, answers, stream, request):
         ({"max_tokens": 2000}, "2000 new tokens are asked for: more than the model's 64 positions"),
         ({"max_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
         ({"max_tokens": "many"}, "many"),
+        ({"max_tokens": [1]}, "max_tokens must be a number, got [1]"),
+        ({"generation_config": "[1]"}, "generation_config must be text, a JSON object, got '[1]'"),
     ):
         with pytest.raises(urllib.error.HTTPError) as refusal:
             send(f"{server}/v1/chat/completions", right | changes | {"stream": stream})

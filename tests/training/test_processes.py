@@ -115,6 +115,9 @@ def test_every_script_and_curriculum_in_two_processes(tmp_path):
         ({"scale_latents": True, "num_iterations_range": [0, 3]}, 0, None, True),
         ({"use_projection": True, "num_iterations_range": [0, 3]}, 0, None, True),
         ({"use_projection": True, "num_iterations_range": [1, 3]}, 0, None, False),
+        ({"scale_latents": True}, 0, None, False),
+        ({"scale_latents": True}, 3, None, True),
+        ({"scale_latents": True, "num_iterations_range": [0, 3]}, 0, None, True),
         ({}, 0, True, True),
         ({"use_projection": True}, 3, False, False),
     ],
@@ -134,13 +137,13 @@ def test_unused_weights_are_searched_for_only_where_there_are_some(
     assert trainer.accelerator.ddp_handler.find_unused_parameters is searches
 
 
-def test_an_explicit_chain_leaves_the_projection_unused(characters, tmp_path):
+def test_an_explicit_chain_leaves_what_makes_latents_unused(characters, tmp_path):
     args = CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     rows = tasks.generate("chain", "train=4,validation=1,test=1")["train"]
-    for projection in (True, False):
-        model = chain_model(characters, use_projection=projection)
+    for part, there in (("use_projection", True), ("scale_latents", True), ("scale_latents", False)):
+        model = chain_model(characters, **{part: there})
         trainer = CoTTrainer(model, args, train_dataset=rows, processing_class=characters, method=CoTArguments())
-        assert trainer.accelerator.ddp_handler.find_unused_parameters is projection
+        assert trainer.accelerator.ddp_handler.find_unused_parameters is there
 
 
 def test_batches_of_answers_may_stay_apart(tmp_path):

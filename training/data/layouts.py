@@ -219,6 +219,12 @@ def read_messages(layout: Layout, row: dict) -> tuple[str, str]:
     return "\n\n".join(texts[:-1]), texts[-1]
 
 
+def has_system(row: dict, layout: Layout) -> bool:
+    """Whether the question of a row, which can be read, begins with a message of the system."""
+    talk = row[layout.question[0]] if layout.name in ("messages", "prompt/completion") else None
+    return isinstance(talk, list | np.ndarray) and talk[0].get("role") == "system"
+
+
 def parse_chain(text: str, line: str) -> dict:
     """`steps #### answer` as `steps` and `answer`; `line` is what an error shows."""
     chain, mark, answer = text.rpartition("####")

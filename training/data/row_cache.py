@@ -71,8 +71,8 @@ def cached_rows(
             raise InputError(f"{where}: no rows" + (" of this part" if reading.keep else ""))
         if source() != content:
             raise InputError(f"{where}: changed while it was read")
-        if messages:
-            keep(said, messages)
+        if messages or reading.found:
+            keep(said, {"messages": messages, "found": sorted(reading.found)})
 
     try:
         found = Dataset.from_generator(examples, features=FEATURES_WITH_WINDOWS, cache_dir=str(folder), fingerprint=key)
@@ -90,13 +90,15 @@ def cached_rows(
         raise InputError(
             f"{where}: its rows in the cache are damaged ({' '.join(str(error).split())}): remove {entry}"
         ) from error
-    for level, message in json.loads(said.read_text(encoding="utf-8")) if said.exists() else ():
+    kept = json.loads(said.read_text(encoding="utf-8")) if said.exists() else {"messages": [], "found": []}
+    for level, message in kept["messages"]:
         log(level, message)
+    reading.found.update(kept["found"])
     return without_empty_windows(found)
 
 
-def keep(path: Path, messages: list[tuple[int, str]]) -> None:
-    """Keeps what is said of rows, so that a start from the cache says it too."""
+def keep(path: Path, what: dict) -> None:
+    """Keeps what is said of rows and was found in them, so that a start from the cache knows it too."""
     part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(messages), encoding="utf-8")
+    part.write_text(json.dumps(what), encoding="utf-8")
     part.replace(path)

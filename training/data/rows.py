@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from latent_cot.training.errors import InputError
 
-from .layouts import OWN, check_text, field_of, layout_of, parse_chain, read_row
+from .layouts import OWN, check_text, field_of, has_system, layout_of, parse_chain, read_row
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ FEATURES = datasets.Features(
 FEATURES_WITH_WINDOWS = datasets.Features(
     FEATURES | {"windows": datasets.List(datasets.List(datasets.Value("string")))}
 )
+SYSTEM = "system"
 NAMED = 5  # bad rows that are named; the others are counted
 RawRows = Iterable[tuple[str, object]]  # each with the place it came from; one that could not be read is its InputError
 
@@ -57,11 +58,13 @@ class Reading:
         columns: names of a user's own, by field (`layouts.columns_of`).
         with_steps: whether an example needs a chain; without one its `steps` are empty.
         keep: which examples count; all by default.
+        found: what was found on the way; holds `SYSTEM` once a question began with a system message.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
     with_steps: bool = True
     keep: Callable[[dict], bool] | None = None
+    found: set[str] = field(default_factory=set, compare=False)
 
     def key(self) -> list:
         """What the examples depend on, as JSON can write it."""
@@ -77,7 +80,7 @@ def examples_of(
     max_bad_rows: int,
     limit: int | None = None,
     report: Callable[[int, str], None] = log,
-    reading: Reading = Reading(),
+    reading: Reading | None = None,
 ) -> Iterator[dict]:
     """The first `limit` checked examples; up to `max_bad_rows` bad rows are left out and the first five named.
 
@@ -87,6 +90,7 @@ def examples_of(
     Raises:
         InputError: at the first bad row beyond.
     """
+    reading = Reading() if reading is None else reading
     named, bad, good, said = [], 0, 0, None
     for where, row in rows if limit != 0 else ():
         try:
@@ -106,6 +110,8 @@ def examples_of(
                 report(logging.INFO, said)
         if reading.keep is not None and not reading.keep(example):
             continue
+        if SYSTEM not in reading.found and has_system(row, layout_of(row, reading.columns)):
+            reading.found.add(SYSTEM)
         yield example
         good += 1
         if good == limit:

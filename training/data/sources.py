@@ -20,10 +20,11 @@ from latent_cot.training.errors import InputError
 from .files import find_files, python_rows, read_file
 from .layouts import columns_of
 from .row_cache import cached_rows, digest_of_file
-from .rows import FEATURES, FEATURES_WITH_WINDOWS, RawRows, Reading, dataset_of, examples_of, log
+from .rows import FEATURES, FEATURES_WITH_WINDOWS, SYSTEM, RawRows, Reading, dataset_of, examples_of, log
 
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
 CHECKED: WeakSet[Dataset | IterableDataset] = WeakSet()  # made here, so every row is an example
+WITH_SYSTEM: WeakSet[Dataset | IterableDataset] = WeakSet()  # a chat's system message is part of their questions
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def load_splits(
             Part(split, seed=args.split_seed, **shares) if is_cut else None,
         )
         found[split] = load_split(args, split, origin, source, files[origin], reading)
-        CHECKED.add(found[split])
+        note(found[split], reading)
     return found
 
 
@@ -226,8 +227,15 @@ def as_dataset(rows: Dataset | IterableDataset | list[dict], with_steps: bool = 
             found = cached_rows(lambda: named, lambda: rows._fingerprint, "the data set", 0, None, reading)
         else:
             found = dataset_of(list(examples_of(named, max_bad_rows=0, reading=reading)))
-    CHECKED.add(found)
+    note(found, reading)
     return found
+
+
+def note(rows: Dataset | IterableDataset, reading: Reading) -> None:
+    """Remember of rows that they are checked, and whether a system message is part of their questions."""
+    CHECKED.add(rows)
+    if SYSTEM in reading.found:
+        WITH_SYSTEM.add(rows)
 
 
 def check_stream(rows: IterableDataset, reading: Reading) -> IterableDataset:

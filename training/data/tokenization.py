@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 PAD = "[PAD]"
 SENTENCEPIECE_SPACE = "▁"
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+# The same for a model whose questions begin with a system message, as `layouts.read_messages` joins the two.
+SYSTEM_TEMPLATE = CHAT_TEMPLATE.partition("-#}\n")[2].replace(
+    "{%- for message in messages[chat.question:]",
+    '{%- if chat.question and messages[0].role == "system" -%}{{ text(messages[0].content) + "\\n\\n" }}{%- endif -%}\n'
+    "{%- for message in messages[chat.question:]",
+)
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, special_tokens: dict[str, str] | None = None) -> int:

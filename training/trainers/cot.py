@@ -54,9 +54,15 @@ from latent_cot.training.checkpoints.loading import (
 from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.training.checkpoints.sharding import prepare_sharding
 from latent_cot.training.data.collators import CoTCollator
-from latent_cot.training.data.sources import as_dataset
+from latent_cot.training.data.sources import WITH_SYSTEM, as_dataset
 from latent_cot.training.data.streaming import endless
-from latent_cot.training.data.tokenization import set_special_ids, tokenize, tokenize_split
+from latent_cot.training.data.tokenization import (
+    CHAT_TEMPLATE,
+    SYSTEM_TEMPLATE,
+    set_special_ids,
+    tokenize,
+    tokenize_split,
+)
 from latent_cot.training.errors import InputError
 from latent_cot.training.families import check_family, has_family
 from latent_cot.training.method_arguments import CoTArguments
@@ -135,6 +141,8 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         else:
             self.base_model_name = model.config._name_or_path or None
             model, tokenizer = self.take_model(model, processing_class)
+        if "train" in rows and rows["train"] in WITH_SYSTEM and tokenizer.chat_template == CHAT_TEMPLATE:
+            tokenizer.chat_template = SYSTEM_TEMPLATE
         model = self.prepare_model(model)
         self.model_type, config = model.config.model_type, model.config
         if self.evaluation.answer_from is not None:

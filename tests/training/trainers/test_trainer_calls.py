@@ -141,6 +141,23 @@ def test_a_method_that_does_not_fit_changes_nothing(make, characters):
     assert model.config.num_latent_tokens == 3
 
 
+@pytest.mark.parametrize("kind", [list, Dataset.from_list, stream], ids=["list", "Dataset", "IterableDataset"])
+def test_a_system_message_that_was_trained_stays_in_the_chat(kind, make, characters):
+    """Twice: the second time the rows of a `Dataset` are in the cache."""
+
+    def rows(*first):
+        talk = [*first, {"role": "user", "content": "1+1="}, {"role": "assistant", "content": "so 2\n#### 2"}]
+        return kind([{"messages": talk}] * 8)
+
+    system, asked = {"role": "system", "content": "3"}, {"role": "user", "content": "1+1="}
+    for _ in range(2):
+        trainer = make(train_dataset=rows(system), eval_dataset=None)
+        chat = trainer.processing_class.apply_chat_template
+        assert [chat(talk, tokenize=False) for talk in ([system, asked], [asked])] == ["3\n\n1+1=", "1+1="]
+    trainer = make(train_dataset=rows(), eval_dataset=None)
+    assert trainer.processing_class.apply_chat_template([system, asked], tokenize=False) == "1+1="
+
+
 @pytest.mark.parametrize("name", ["use_projection", "scale_latents"])
 def test_a_setting_that_adds_weights_is_not_for_a_model_object(name, make):
     """Nothing would be there to be trained, and the saved configuration would say that it is."""
