@@ -62,6 +62,9 @@ def answer_bad_requests():
                 raise ValueError(
                     f"the content of a message must be text or a list of parts, got {message['content']!r:.60}"
                 )
+            for part in message["content"] if isinstance(message.get("content"), list) else []:
+                if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+                    raise ValueError(f"each part of a message must be {{type: text, text}}, got {part!r:.60}")
         return await handle(self, body, *args, **kwargs)
 
     def validate(self, body):
@@ -74,6 +77,11 @@ def answer_bad_requests():
         for name in NUMBERS & body.keys():
             if isinstance(body[name], list | dict):
                 raise ValueError(f"{name} must be a number, got {body[name]!r:.60}")
+        stop, bias = body.get("stop") or [], body.get("logit_bias") or {}
+        if not all(isinstance(text, str) for text in (stop if isinstance(stop, list) else [stop])):
+            raise ValueError(f"stop must be text, or a list of texts, got {stop!r:.60}")
+        if not isinstance(bias, dict):
+            raise ValueError(f"logit_bias must be numbers by token id, got {bias!r:.60}")
         options = body.get("generation_config")
         if options is not None and not (isinstance(options, str) and isinstance(json.loads(options), dict)):
             raise ValueError(f"generation_config must be text, a JSON object, got {options!r:.60}")

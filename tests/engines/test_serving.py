@@ -225,6 +225,12 @@ def test_server_refuses_in_one_sentence(which, answers, stream, request):
         ({"max_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
         ({"max_tokens": "many"}, "many"),
         ({"max_tokens": [1]}, "max_tokens must be a number, got [1]"),
+        ({"stop": 5}, "stop must be text, or a list of texts, got 5"),
+        ({"logit_bias": [1]}, "logit_bias must be numbers by token id, got [1]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "each part of a message must be {type: text, text}",
+        ),
         ({"generation_config": "[1]"}, "generation_config must be text, a JSON object, got '[1]'"),
     ):
         with pytest.raises(urllib.error.HTTPError) as refusal:

@@ -27,7 +27,6 @@ from .layouts import COLUMNS, LINE_END, QUOTED_LIST, on_one_line
 from .rows import RawRows, parse_line
 
 LONGEST_LINE = 2**24  # characters; far beyond any example, so a longer line is no row
-EXACT = 2**53  # from here on not every whole number is a float
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 COMPRESSED = (".gz", ".zst", ".bz2")
 TABLES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -88,18 +87,13 @@ def read_table(path: Path) -> RawRows:
 
 
 def python_rows(held: datasets.Dataset | datasets.IterableDataset) -> Iterator[dict]:
-    """Rows of a data set in Python's types, whatever its format: classes by their names, and whole numbers in a column of
-    floats, which one null makes of a column of integers, as whole numbers."""
+    """Rows of a data set in Python's types, whatever its format, with classes by their names."""
     features = held.features or {}
     classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-    floats = [name for name, kind in features.items() if str(getattr(kind, "dtype", "")).startswith("float")]
     for row in held.with_format(None):
         for name, kind in classes.items():
             if row[name] is not None:
                 row[name] = kind.int2str(row[name]) if 0 <= row[name] < kind.num_classes else None
-        for name in floats:
-            if row[name] is not None and row[name].is_integer() and abs(row[name]) < EXACT:
-                row[name] = int(row[name])
         yield row
 
 
