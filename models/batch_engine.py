@@ -36,6 +36,21 @@ class BatchEngineMixin(ModelBase):
                 "left-padded batches"
             )
 
+    def working_manager(self):
+        """The batch manager that works with this model; None where there is none."""
+        manager = MANAGERS.get(id(self))
+        return manager if manager is not None and manager.is_running() else None
+
+    def begin_with_manager(self, manager) -> None:
+        """Note which batch manager works with this model from now on.
+
+        Raises:
+            ValueError: where another one does.
+        """
+        if self.working_manager() not in (None, manager):
+            raise ValueError("another batch manager works with this model: stop it first")
+        MANAGERS[id(self)] = manager
+
     def refuse_beside_manager(self, arguments: dict) -> None:
         """Raises ValueError for a forward pass while a batch manager works with this model.
 
@@ -47,9 +62,8 @@ class BatchEngineMixin(ModelBase):
         """
         if torch.compiler.is_compiling() or "cu_seq_lens_q" in arguments:
             return
-        manager = MANAGERS.get(id(self))
         paged = (self.config._attn_implementation or "").startswith("paged|")
-        if paged or (manager is not None and manager.is_running()):
+        if paged or self.working_manager() is not None:
             raise ValueError(
                 "a batch manager works with this model, and answers beside it would be wrong: send the questions to it, or stop it "
                 "first (manager.stop())"

@@ -15,7 +15,6 @@ from transformers.generation import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
 from transformers.generation.continuous_batching.requests import RequestState
 
-from latent_cot.batch_engine import MANAGERS
 from latent_cot.prompt_checks import check_shape, first_of
 from latent_cot.spans_pccot import find_thought_spans
 
@@ -188,13 +187,10 @@ class ThoughtBatchingManager(ContinuousBatchingManager):
         Raises:
             ValueError: where another manager works with this model.
         """
-        other = MANAGERS.get(id(self.causal_lm))
-        if other is not None and other is not self and other.is_running():
-            raise ValueError("another batch manager works with this model: stop it first")
+        self.causal_lm.begin_with_manager(self)
         if self.before is None:
             self._remember()
             self.causal_lm.eval()
-        MANAGERS[id(self.causal_lm)] = self
         super().start()
 
     def stop(self, *args, keep_for_next_session: bool = False, **kwargs) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 import datasets
+import numpy as np
 import pyarrow
 
 from latent_cot.training.errors import InputError
@@ -27,6 +28,7 @@ from .layouts import COLUMNS, LINE_END, QUOTED_LIST, on_one_line
 from .rows import RawRows, parse_line
 
 LONGEST_LINE = 2**24  # characters; far beyond any example, so a longer line is no row
+EXACT = 2**53  # from here on not every whole number is a float
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 COMPRESSED = (".gz", ".zst", ".bz2")
 TABLES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -87,14 +89,20 @@ def read_table(path: Path) -> RawRows:
 
 
 def python_rows(held: datasets.Dataset | datasets.IterableDataset) -> Iterator[dict]:
-    """Rows of a data set in Python's types, whatever its format, with classes by their names."""
+    """Rows of a data set in Python's types, whatever its format: classes by their names, and see `whole_numbers`."""
     features = held.features or {}
     classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
     for row in held.with_format(None):
         for name, kind in classes.items():
             if row[name] is not None:
                 row[name] = kind.int2str(row[name]) if 0 <= row[name] < kind.num_classes else None
-        yield row
+        yield whole_numbers(row)
+
+
+def whole_numbers(row: dict) -> dict:
+    """A row whose whole floats, which one null makes of a column of integers, are whole numbers."""
+    floats = [name for name, value in row.items() if isinstance(value, float | np.floating)]
+    return row | {name: int(row[name]) for name in floats if row[name].is_integer() and abs(row[name]) < EXACT}
 
 
 def name_failure(path: Path, rows: RawRows) -> RawRows:

@@ -27,7 +27,6 @@ FEATURES_WITH_WINDOWS = datasets.Features(
     FEATURES | {"windows": datasets.List(datasets.List(datasets.Value("string")))}
 )
 SYSTEM = "system"
-EXACT = 2**53  # from here on not every whole number is a float
 NAMED = 5  # bad rows that are named; the others are counted
 RawRows = Iterable[tuple[str, object]]  # each with the place it came from; one that could not be read is its InputError
 
@@ -200,7 +199,7 @@ def check_windows(windows: object, steps: int) -> list[list[str]]:
 
 
 def number_text(name: str, number: int | float | Decimal) -> str:
-    """A number as an answer: a whole float, which one null makes of a column of integers, as a whole number.
+    """A number as an answer.
 
     Raises:
         InputError: for NaN, infinities, and whole numbers that Python does not write out.
@@ -210,8 +209,6 @@ def number_text(name: str, number: int | float | Decimal) -> str:
         finite = math.isfinite(number)
     if not finite:
         raise InputError(f"{name!r} must be text or a finite number, found {number}")
-    if isinstance(number, float | np.floating) and number.is_integer() and abs(number) < EXACT:
-        number = int(number)
     try:
         return str(number)
     except ValueError as error:

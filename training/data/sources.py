@@ -17,7 +17,7 @@ from latent_cot import tasks
 from latent_cot.training.arguments import DataArguments
 from latent_cot.training.errors import InputError
 
-from .files import find_files, python_rows, read_file
+from .files import find_files, python_rows, read_file, whole_numbers
 from .layouts import columns_of
 from .row_cache import cached_rows, digest_of_file
 from .rows import FEATURES, FEATURES_WITH_WINDOWS, SYSTEM, RawRows, Reading, dataset_of, examples_of, log
@@ -222,7 +222,8 @@ def as_dataset(rows: Dataset | IterableDataset | list[dict], with_steps: bool = 
     if isinstance(rows, IterableDataset):
         found = check_stream(rows, reading)
     else:
-        named = ((f"row {index}", row) for index, row in enumerate(rows_of(rows)))
+        given = (whole_numbers(row) if isinstance(row, dict) else row for row in rows_of(rows))
+        named = ((f"row {index}", row) for index, row in enumerate(given))
         if isinstance(rows, Dataset) and len(rows):
             found = cached_rows(lambda: named, lambda: rows._fingerprint, "the data set", 0, None, reading)
         else:

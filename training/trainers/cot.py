@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -72,7 +73,7 @@ from latent_cot.training.step_decoder import StepDecoder
 
 from .answer_evaluation import AnswerEvaluationMixin
 from .saving import ModelSavingMixin
-from .trainer_options import REFUSED, Examples, check_options, check_rows, held_rows, own_arguments
+from .trainer_options import REFUSED, Examples, check_kinds, check_options, check_rows, held_rows, own_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         check_options(kwargs)
         self.args = args = own_arguments(args)  # what is prepared before transformers sets it reads it
         self.method, self.data = method or self.method_class(), data or self.data_class()
+        check_kinds(processing_class, self.method, self.method_class)
         self.lora, self.evaluation = lora or LoraArguments(), evaluation or EvaluationArguments()
         rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
         rows = {split: examples for split, examples in rows.items() if examples is not None}
@@ -134,8 +136,8 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         }
         self.check_metric(args)
         set_seed(args.seed)
-        if isinstance(model, str | ModelArguments):
-            source = ModelArguments(model_name_or_path=model) if isinstance(model, str) else model
+        if isinstance(model, str | Path | ModelArguments):
+            source = model if isinstance(model, ModelArguments) else ModelArguments(model_name_or_path=str(model))
             self.base_model_name = source.model_name_or_path
             model, tokenizer = self.load(source, processing_class, rows.get("train"), args)
         else:

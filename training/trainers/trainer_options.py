@@ -53,6 +53,16 @@ def own_arguments(args: TrainingArguments) -> CoTTrainingArguments:
     return args
 
 
+def check_kinds(tokenizer, method, method_class: type) -> None:
+    """Raises InputError for a tokenizer or a method of another kind than a trainer takes."""
+    if isinstance(tokenizer, str):
+        raise InputError(
+            f"processing_class must be a tokenizer, got the name {tokenizer!r}: ModelArguments(tokenizer_name=...) takes one"
+        )
+    if not isinstance(method, method_class):
+        raise InputError(f"method must be {method_class.__name__}, got {type(method).__name__}")
+
+
 def check_rows(rows: Examples, split: str) -> None:
     """Raises InputError for what holds no rows, or is a set of splits."""
     name = NAMES[split]

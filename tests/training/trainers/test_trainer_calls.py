@@ -169,10 +169,18 @@ def test_a_setting_that_adds_weights_is_not_for_a_model_object(name, make):
 def test_a_tokenizer_with_other_ids(by, characters, tmp_path):
     """It would train, and answer, as a model that is none (exact match 1.00 -> 0.69)."""
     args, other = CoTTrainingArguments(str(tmp_path), use_cpu=True), character_tokenizer(["zyx+-*=#0123456789", "#"])
-    shipped = str(SHIPPED) if by == "name" else AutoModelForCausalLM.from_pretrained(SHIPPED)
+    shipped = SHIPPED if by == "name" else AutoModelForCausalLM.from_pretrained(SHIPPED)
     model = chain_model(characters) if by == "no name" else shipped
     with pytest.raises(InputError, match=r"was trained with other token ids .* to use the model's own tokenizer"):
         PCCoTTrainer(model, args, train_dataset=ROWS["train"], processing_class=other)
+
+
+def test_things_of_another_kind_are_named(tmp_path):
+    args = CoTTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(InputError, match="processing_class must be a tokenizer, got the name 'gpt2'"):
+        PCCoTTrainer(SHIPPED, args, train_dataset=ROWS["train"], processing_class="gpt2")
+    with pytest.raises(InputError, match="method must be PCCoTArguments, got dict"):
+        PCCoTTrainer(SHIPPED, args, train_dataset=ROWS["train"], method={"num_latent_tokens": 3})
 
 
 def test_a_model_of_another_family(characters, tmp_path):
