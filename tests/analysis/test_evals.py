@@ -157,7 +157,7 @@ def stock(model: PreTrainedModel) -> GPT2LMHeadModel:
     config = GPT2Config(**{name: value for name, value in model.config.to_dict().items() if name in known})
     config.answer_prompt_ids = model.config.answer_prompt_ids
     plain = GPT2LMHeadModel(config).eval()
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "latent_gain" not in name})
     return plain
 
 
