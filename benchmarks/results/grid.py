@@ -115,6 +115,13 @@ METHODS = {
         "--teacher_warmup_steps 0",
         ablation=True,
     ),
+    "pccot-add": Method(
+        "T = c, a latent's own state added to its embedding (LOTUS' rule)",
+        "pccot",
+        "ccot",
+        overrides="latent_update=add",
+        ablation=True,
+    ),
     "pccot-narrow": Method(
         "PCCoT, T = c, `initializer_range` 0.02", "pccot", "ccot", overrides="initializer_range=0.02", ablation=True
     ),
