@@ -106,7 +106,7 @@ def tables() -> None:
         reached = [next((point[:2] for point in points if point[2] >= level), None) for level in (0.95, 0.99)]
         words = ["not reached" if at is None else f"{at[0]}, {at[1]:.0f}" for at in [*reached, points[-1]]]
         words = [f"{run['source']} {run['strength']:g}", " ".join(run["more"]), run["seed"], points[0][2], *words]
-        print("|", *(f"{word} |" for word in [*words, f"{run['test_exact_match']:.4f}"]))
+        print("|", *(f"{word} |" for word in [*words, run["test_exact_match"] or "not asked"]))
     for path in sorted(RESULTS.glob("pass_at_*.json")):
         print(json.loads(path.read_text()))
 
