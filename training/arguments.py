@@ -3,6 +3,7 @@
 Flags of the original PCCoT scripts keep their names.
 """
 
+import importlib.util
 import logging
 import math
 from dataclasses import dataclass
@@ -67,6 +68,17 @@ class LoraArguments:
     lora_modules_to_save: str = option("", "Modules to train in full beside the adapters, joined by '-'.")
     save_merged: bool = option(True, "Save the merged model beside `adapter/`.")
     save_base: bool = option(True, "Save in `adapter/` the base model too; without it, it is found by its name.")
+    load_in_4bit: bool = option(
+        False,
+        "With --use_peft, hold the frozen weights in 4 bits (NF4, by bitsandbytes) while adapters are trained; what is saved is in "
+        "the usual format.",
+    )
+
+    def __post_init__(self):
+        if self.load_in_4bit and not self.use_peft:
+            raise InputError("--load_in_4bit is for frozen weights: pass --use_peft, which trains adapters beside them")
+        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+            raise InputError("--load_in_4bit needs: pip install bitsandbytes")
 
 
 @dataclass
@@ -259,6 +271,10 @@ class CoTTrainingArguments(TrainingArguments):
     dry_run: bool = option(
         False, "Print the plan of a run (steps, positions, memory) and stop: nothing is trained or written."
     )
+    early_stopping_patience: int | None = option(
+        None,
+        "Stop after so many evaluations in a row, on validation data, that were not the best by --metric_for_best_model.",
+    )
     evaluation_strategy: str | None = option(None, "Old name of --eval_strategy.")
     overwrite_output_dir: bool = option(False, "Train into an output folder that already holds a model.")
     warmup_ratio: float | None = option(None, "Old form of --warmup_steps with a value below 1.")
@@ -291,6 +307,8 @@ class CoTTrainingArguments(TrainingArguments):
         if self.per_gpu_eval_batch_size is not None:
             moved("per_gpu_eval_batch_size", "--per_device_eval_batch_size")
             self.per_device_eval_batch_size = self.per_gpu_eval_batch_size
+        if self.early_stopping_patience is not None:
+            self.check_early_stopping(self.early_stopping_patience)
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is no device to copy to
         check_packages(self)
@@ -302,6 +320,18 @@ class CoTTrainingArguments(TrainingArguments):
         if self.dataloader_pin_memory and "non_blocking" not in asked:
             # Otherwise the copy of the next batch to the device waits for all that the device has still to do.
             self.accelerator_config.non_blocking = True
+
+    def check_early_stopping(self, patience: int) -> None:
+        """Raises InputError for a patience below 1, and where there is no best model to wait for."""
+        if patience < 1:
+            raise InputError(f"--early_stopping_patience must be at least 1, got {patience}")
+        given = {
+            "--eval_strategy steps (or epoch)": str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no",
+            "--load_best_model_at_end": self.load_best_model_at_end,
+            "--metric_for_best_model": self.metric_for_best_model is not None,
+        }
+        if missing := [flag for flag, there in given.items() if not there]:
+            raise InputError(f"--early_stopping_patience waits for a better model: pass {' and '.join(missing)} too")
 
     @property
     def n_gpu(self) -> int:

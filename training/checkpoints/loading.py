@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -187,16 +188,28 @@ def load_model(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     added: int = 0,
+    in_4bit: bool = False,
 ) -> PreTrainedModel:
     """The model of a complete configuration, its vocabulary as large as the tokenizer's.
 
     Args:
         added: how many of the tokenizer's last tokens are new.
+        in_4bit: load the linear layers of the blocks in 4 bits (bitsandbytes).
+
+    Raises:
+        InputError: where `in_4bit` or the attention that is asked for cannot be.
     """
     check_attention(args.attn_implementation)
     options = {"dtype": args.torch_dtype or "auto"}
     if args.attn_implementation is not None:
         options["attn_implementation"] = args.attn_implementation
+    if in_4bit:
+        if args.model_name_or_path is None or args.gguf_file is not None:
+            raise InputError("--load_in_4bit needs a checkpoint in --model_name_or_path, and no GGUF file")
+        dtype = getattr(torch, str(args.torch_dtype), torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
     if args.model_name_or_path is None:
         config.vocab_size = len(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id

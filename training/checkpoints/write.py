@@ -5,7 +5,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 import latent_cot
 from latent_cot.training.arguments import LoraArguments
@@ -57,12 +60,30 @@ def write_final_model(
         adapter = folder / "adapter"
         save_adapters(model, adapter, weights)  # the resized vocabulary is in the base model
         model, weights = model.unload(), None
+        if getattr(model, "is_quantized", False):
+            model = as_loaded_whole(model)
         finish_adapter_config(adapter / ADAPTER_CONFIG, model)
         write_model_files(model, tokenizer, adapter, weights=None if lora.save_base else {})
         if not lora.save_merged:
             return
         model = merge_adapter(model, adapter)
     write_model_files(model, tokenizer, folder, weights)
+
+
+def as_loaded_whole(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that was loaded in 4 bits (`--load_in_4bit`) in the usual format, with the numbers that it was trained with.
+
+    Its linear layers stay `nn.Linear`, whose matrices GPT-2's class would read as transposed ones: those are put back.
+    """
+    model = model.dequantize()
+    with torch.device("meta"):
+        usual = dict(type(model)(model.config).named_modules())
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and isinstance(usual[name], Conv1D):
+            transposed = Conv1D(layer.out_features, layer.in_features)
+            transposed.weight, transposed.bias = nn.Parameter(layer.weight.T.contiguous()), layer.bias
+            model.set_submodule(name, transposed)
+    return model
 
 
 def write_model_files(

@@ -195,7 +195,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
         if own is not None:
             check_vocabulary(own, tokenizer, source.model_name_or_path)
         set_seed(args.seed)
-        return load_model(source, config, tokenizer, len(tokenizer) - known), tokenizer
+        return load_model(source, config, tokenizer, len(tokenizer) - known, self.lora.load_in_4bit), tokenizer
 
     def set_up(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make tokenizer and configuration fit."""

@@ -109,7 +109,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         check_source(self.evaluation.answer_from)
         self.base_model_name = model.model_name_or_path
         beta, args.beta = args.beta, 0.0 if self.has_own_reference(args) else args.beta
-        loaded, tokenizer = load_trained(model)
+        loaded, tokenizer = load_trained(model, self.lora.load_in_4bit)
         if self.reward.rollout_noise == "weights" and args.gradient_checkpointing:
             raise InputError(
                 "--rollout_noise weights: leave --gradient_checkpointing out, it would compute layers without it"
@@ -256,7 +256,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         return PredictionOutput(None, None, self.evaluate(test_dataset, metric_key_prefix=metric_key_prefix))
 
 
-def load_trained(source: ModelArguments) -> tuple:
+def load_trained(source: ModelArguments, in_4bit: bool = False) -> tuple:
     """Model and tokenizer of a checkpoint that thinks.
 
     Raises:
@@ -270,7 +270,7 @@ def load_trained(source: ModelArguments) -> tuple:
             f"run_grpo.py trains {PCCOT.name} models, and this is a {config.model_type}: train one with {PCCOT.script}"
         )
     tokenizer = load_tokenizer(source, ())
-    return load_model(source, config, tokenizer), tokenizer
+    return load_model(source, config, tokenizer, in_4bit=in_4bit), tokenizer
 
 
 def with_prompts(rows: Dataset) -> Dataset:
