@@ -111,7 +111,7 @@ def run(plan: Plan, name: str, seed: int, bar: tqdm) -> dict:
     resume = "--resume_from_checkpoint=true" if whole else "--overwrite_output_dir=true"
     flags = [*plan.argv[name], f"--seed={seed}"]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("a", encoding="utf-8") as log, redirect_stdout(log), one_command():
+    with folder.with_suffix(".log").open("a", buffering=1, encoding="utf-8") as log, redirect_stdout(log), one_command():
         metrics = MAINS[method.command]([*flags, f"--output_dir={folder}", resume], watched(method.trainer, bar))
     answered = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     right = [str(int(row[f"{method.mode.name}_right"])) for row in answered if row["split"] == "test"]
