@@ -9,7 +9,6 @@ Every flag of the training commands is handed on to the methods that know it. Th
 
 import gc
 import json
-import os
 import shlex
 import statistics
 from collections.abc import Iterator
@@ -83,7 +82,7 @@ MAINS = {"train cot": train_cot.main, "train pccot": train_pccot.main, "train ic
 def main(argv: list[str]) -> Path | None:
     """Run with command line arguments (see `--help`); returns the page, or None for a plan alone."""
     plan = make_plan(argv, METHODS)
-    pending, writes = plan.pending(), os.environ.get("RANK", "0") == "0"
+    pending, writes = plan.pending(), PartialState().is_main_process
     if writes:
         print("\n".join(f"{heading:<11}{text}" for heading, text in plan.lines), flush=True)
     if plan.dry_run:
@@ -105,14 +104,20 @@ def main(argv: list[str]) -> Path | None:
 
 
 def run(plan: Plan, name: str, seed: int, bar: tqdm) -> dict:
-    """Train and measure one run, or go on with it; what its record holds. What it prints goes to a log beside it."""
+    """Train and measure one run, or go on with it; what its record holds, in the process that writes. What it prints goes to a log."""
     method, folder = METHODS[name], plan.record_of(name, seed).with_suffix("")
     whole = any(fault_of(place, decodes) is None for place in newest_first(folder) for decodes in (False, True))
     resume = "--resume_from_checkpoint=true" if whole else "--overwrite_output_dir=true"
     flags = [*plan.argv[name], f"--seed={seed}"]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("a", buffering=1, encoding="utf-8") as log, redirect_stdout(log), one_command():
+    with (
+        folder.with_suffix(".log").open("a", buffering=1, encoding="utf-8") as log,
+        redirect_stdout(log),
+        one_command(),
+    ):
         metrics = MAINS[method.command]([*flags, f"--output_dir={folder}", resume], watched(method.trainer, bar))
+    if not PartialState().is_main_process:
+        return {}
     answered = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     right = [str(int(row[f"{method.mode.name}_right"])) for row in answered if row["split"] == "test"]
     removed = [metrics.get(f"test_icot_{part}_tokens") for part in ("removed", "chain")]
@@ -155,7 +160,7 @@ class Progress(TrainerCallback):
         self.bar.update()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.bar.total -= state.max_steps - state.global_step
+        self.bar.total -= state.max_steps - state.global_step  # of a run that stopped early
 
 
 def write_page(plan: Plan, command: str) -> Path:
