@@ -78,7 +78,7 @@ def test_a_pretrained_start_and_a_recipe(monkeypatch):
     words = set(plan.argv["pccot"])
     assert {"--use_peft=True", "--learning_rate=0.003", "--metric_for_best_model=eval_ccot_exact_match"} <= words
     assert not [word for word in words if word.startswith("--num_latent_tokens")]
-    with pytest.raises(InputError, match="--methods icot cannot start from"):
+    with pytest.raises(InputError, match="--methods icot cannot train a pccot-gpt2 model"):
         make_plan([*CHAIN, "--model_name_or_path", str(SHIPPED)], compare.METHODS)
     few = ["--task_args", "operations=16,train=48,validation=8,test=8"]
     plan = make_plan(["configs/recipes/chain16_pccot_gpt2-2x64.yaml", *few], compare.METHODS)

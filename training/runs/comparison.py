@@ -15,7 +15,7 @@ from latent_cot.training.checkpoints.read import read_config
 from latent_cot.training.cli import RECIPE_SUFFIXES, ArgumentParser, parse, read_entries
 from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.errors import InputError
-from latent_cot.training.families import stock_config
+from latent_cot.training.families import check_family, stock_config
 from latent_cot.training.flags import option, whole_numbers
 from latent_cot.training.trainers.cot import CoTTrainer
 
@@ -196,9 +196,8 @@ def choose(
     pretrained, source = model.model_name_or_path is not None, model.config_name or model.model_name_or_path
     config = None if source is None else read_config(source, model.model_revision, model.trust_remote_code)
     family = getattr(config, "family", None)
-    for name in asked if pretrained else ():
-        if family not in (None, methods[name].trainer.family) and "icot" in (name, family):
-            raise InputError(f"--methods {name} cannot start from {source}, a {config.model_type}: leave one out")
+    for name in asked if pretrained and family is not None else ():
+        check_family(config, methods[name].trainer.family, f"--methods {name}")
     texts = list(texts_of(splits["train"], ""))
     prompt = "The answer is:" if pretrained or any("#" in text for text in texts) else "#"
     shared = {} if pretrained else {"answer_prompt": prompt}
