@@ -40,9 +40,11 @@ def test_a_task_documents_its_settings(task):
     parameters = inspect.signature(tasks.TASKS[task]).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     assert all(type(default) is int for default in defaults.values())
-    _, _, page = (ROOT / "docs" / "data-and-tasks.md").read_text().partition(f"\n## {task}\n")
+    before, _, page = (ROOT / "docs" / "data-and-tasks.md").read_text().partition(f"\n## {task}\n")
     page = page.partition("\n## ")[0]
-    described = {}
+    # Of all tasks the page says the sizes in one sentence.
+    assert "{train:,}, {validation:,} and {test:,}".format(**defaults) in " ".join(before.split())
+    described = {name: defaults[name] for name in ("train", "validation", "test", "seed")}
     for names, values in re.findall(r"^\| (`.+?`) \| ([\d, ]+) \| .+ \|$", page, flags=re.MULTILINE):
         described |= dict(zip(re.findall(r"`(\w+)`", names), map(int, values.split(", ")), strict=True))
     assert described == defaults
