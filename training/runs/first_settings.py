@@ -122,9 +122,9 @@ def thought_settings(facts: Facts, pretrained: bool) -> tuple[dict, str]:
     if pretrained:
         latents = max(1, min(PUBLISHED_LATENTS, PUBLISHED_PER_STEP * facts.steps))
         settings = {"num_latent_tokens": latents, "num_iterations": min(PUBLISHED_ITERATIONS, latents)}
-        return settings | {"scale_latents": False}, (
+        return settings | {"loss_delta": 1.0}, (
             f"the published T = {PUBLISHED_ITERATIONS}, and three latents per step of at most {facts.steps}, up to the published "
-            f"{PUBLISHED_LATENTS}; states fed back as they are, no step supervision"
+            f"{PUBLISHED_LATENTS}; unlike the published run, latents are scaled and steps supervised"
         )
     per_step = max(1, min(PUBLISHED_PER_STEP, facts.step, MOST_LATENTS // max(1, facts.steps)))
     latents = max(1, min(MOST_LATENTS, per_step * facts.steps))
