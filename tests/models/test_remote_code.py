@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import make_any, make_model
+from conftest import chain_model, make_any, make_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 import latent_cot
@@ -120,8 +120,7 @@ def test_scripts_run_no_code_of_a_checkpoint(tmp_path, characters, monkeypatch):
     """Code in a checkpoint's folder is not imported unless --trust_remote_code is given, not even of a known type."""
     import run_ccot
 
-    model = make_model("gpt2", vocab_size=len(characters), bos_token_id=None, pad_token_id=characters.pad_token_id)
-    model.save_pretrained(tmp_path / "model")
+    chain_model(characters, num_latent_tokens=3).save_pretrained(tmp_path / "model")
     characters.save_pretrained(tmp_path / "model")
     for source in (tmp_path / "model").glob("*.py"):
         source.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + source.read_text())
