@@ -59,7 +59,9 @@ def test_streams_and_the_batch_engine(converted):
     model.generate(**inputs, max_new_tokens=NEW, streamer=streamer)
     streamed = [token for part in streamer.parts[1:] for token in part]
     assert (streamer.parts[0], streamed) == (inputs["input_ids"][0].tolist(), wanted[0])
-    outputs = model.generate_batch(tokenizer(ASKED)["input_ids"], None, settings(max_batch_tokens=256), max_new_tokens=NEW)
+    outputs = model.generate_batch(
+        tokenizer(ASKED)["input_ids"], None, settings(max_batch_tokens=256), max_new_tokens=NEW
+    )
     assert [output.error for output in outputs.values()] == [None] * len(ASKED)
     assert [output.generated_tokens for output in outputs.values()] == wanted
 

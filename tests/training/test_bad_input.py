@@ -95,7 +95,7 @@ BAD = {
         "--answer_prompt '!' holds text that the tokenizer does not know",
     ),
     "a prefix": ("--num_iterations_ran 2,3", "unknown arguments: --num_iterations_ran"),
-    "a value alone": ("7", "unknown arguments: 7"),
+    "a value alone": ("--seed 1 7", "unknown arguments: 7"),
     "a flag that went": ("--save_safetensors", "--save_safetensors is no flag here: use nothing"),
     "another that went": ("--on-nan=skip", "--on_nan is no flag here: use nothing"),
     "a loss's weight": ("--loss_delta -1", "loss_delta must be a number of at least 0"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from latent_cot.analysis.comparison import describe
-from latent_cot.training.arguments import LoraArguments
+from latent_cot.training.arguments import EvaluationArguments, LoraArguments
 from latent_cot.training.checkpoints.hub import check_access, push
 from latent_cot.training.checkpoints.model_card import SPLITS, Card, write_card
 from latent_cot.training.checkpoints.sharding import gather_model, is_sharded, names_of_broken_weights
@@ -32,6 +32,7 @@ class ModelSavingMixin:
         hub_model_id: the repository that is pushed to, once `init_hf_repo` has asked for it.
         weights_step: the step that the present weights come from, where it is not the last one.
         describe_method: one sentence for the card.
+        evaluation: how answers are compared, for the card; None for as numbers.
     """
 
     lora: LoraArguments
@@ -39,6 +40,7 @@ class ModelSavingMixin:
     hub_model_id: str | None
     weights_step: int | None = None
     describe_method: Callable[[], str]
+    evaluation: EvaluationArguments | None = None
 
     def __init__(self, *args, **kwargs):
         refuse_other_handler(kwargs["args"])
@@ -166,7 +168,8 @@ class ModelSavingMixin:
         Args:
             task, splits, license: see `Card`.
         """
-        judging = describe(self.evaluation.compare, getattr(self.unwrapped.config, "answer_from", "prompt"))
+        compare = None if self.evaluation is None else self.evaluation.compare
+        judging = describe(compare, getattr(self.unwrapped.config, "answer_from", "prompt"))
         write_card(
             folder,
             Card(task, self.describe_method(), self.base_model_name, splits or {}, license, judging),
