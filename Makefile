@@ -37,7 +37,7 @@ $(VLLM)/installed: pyproject.toml
 demo: $(VENV)/installed ## train a small model from random weights and compare every way to answer (1 to 5 minutes)
 	$(RUN) demo.py
 
-test: $(VENV)/installed ## the tests, without the slow ones (4 minutes)
+test: $(VENV)/installed ## the tests, without the slow ones (6 minutes)
 	$(RUN) -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/installed ## all tests
