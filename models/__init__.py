@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 
 # `latent-cot --help` needs no model, which would take seconds to import.
-program, words = Path(next(iter(sys.argv), "")).stem, set(sys.argv[1:])
+only_help = Path(next(iter(sys.argv), "")).stem == "latent-cot" and set(sys.argv[1:]) <= {"-h", "--help", "train"}
 
 if __name__ == "models":
     import_module("latent_cot")
     for name in [name for name in sys.modules if name.partition(".")[0] == "latent_cot"]:
         sys.modules["models" + name.removeprefix("latent_cot")] = sys.modules[name]
-elif program != "latent-cot" or not words <= {"-h", "--help", "train"}:
+elif not only_help:
     from .registry import *  # noqa: F403
     from .registry import __all__  # noqa: F401

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from latent_cot import PromptConfigMixin
 from latent_cot.answer_modes import AnswerMode
 from latent_cot.training.arguments import ModelArguments, StepwiseDataArguments
 from latent_cot.training.checkpoints.loading import apply_overrides, load_tokenizer, texts_of
@@ -199,7 +200,7 @@ def choose(
     for name in asked if pretrained and family is not None else ():
         check_family(config, methods[name].trainer.family, f"--methods {name}")
     texts = list(texts_of(splits["train"], ""))
-    prompt = "The answer is:" if pretrained or any("#" in text for text in texts) else "#"
+    prompt = PromptConfigMixin.default_answer_prompt if pretrained or any("#" in text for text in texts) else "#"
     shared = {} if pretrained else {"answer_prompt": prompt}
     if pretrained or model.tokenizer_name is not None:
         tokenizer, why = load_tokenizer(model, [prompt, *texts]), model.tokenizer_name or "the model's"
