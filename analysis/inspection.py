@@ -144,13 +144,13 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def latent_passes(model, tokenizer, example: dict, max_new_tokens: int, same: Comparison) -> list[Pass]:
-    """A latent thought after 0 to c passes; what it is after more of them is the same."""
+    """A latent thought after every number of passes that gives another one."""
     asked = tokenizer([example["question"]], return_tensors="pt").to(model.device)
-    latents = model.config.num_latent_tokens
-    trace = model.trace_thought(**asked, num_iterations=latents)
+    latents, most = model.config.num_latent_tokens, most_passes(model.config)
+    trace = model.trace_thought(**asked, num_iterations=most)
     opened = model.open_thought(asked.input_ids, asked.attention_mask)["input_ids"]
     thoughts, steps = trace.inputs[:, 0], step_texts(model, tokenizer, example)
-    rows = asked.input_ids.expand(latents + 1, -1)
+    rows = asked.input_ids.expand(most + 1, -1)
     output = model.generate(
         rows,
         attention_mask=torch.ones_like(rows),
@@ -185,6 +185,11 @@ def latent_passes(model, tokenizer, example: dict, max_new_tokens: int, same: Co
             )
         )
     return passes
+
+
+def most_passes(config) -> int:
+    """After c passes more of them change nothing; under a rule that never settles (`LatentUpdate`) the model's T are shown."""
+    return config.num_latent_tokens if config.latent_rule.settles else config.num_iterations
 
 
 def step_texts(model, tokenizer, example: dict) -> list[tuple[str | None, int | None]]:
@@ -293,26 +298,26 @@ def read_data(
     max_new_tokens: int = 32,
     same: Comparison = same_answer,
 ) -> Readings:
-    """How often latent i reads as the step it stands for, and the answer is right, for T = 0 to c.
+    """How often latent i reads as the step it stands for, and the answer is right, for T = 0 to c (`most_passes`).
 
     Raises:
         InputError: for a model without latents.
     """
     between(model.config, LATENTS, cannot="has no latents to read across a data set")
-    latents, examples = model.config.num_latent_tokens, list(examples)
+    latents, most, examples = model.config.num_latent_tokens, most_passes(model.config), list(examples)
     steps = [step_texts(model, tokenizer, example) for example in examples]
     labels = torch.tensor([[IGNORED if label is None else label for _, label in row] for row in steps])
     found, thoughts = [], []
     for start in range(0, len(examples), batch_size):
         questions = [row["question"] for row in examples[start : start + batch_size]]
         asked = tokenizer(questions, padding=True, return_tensors="pt").to(model.device)
-        trace = model.trace_thought(**asked, num_iterations=latents)
+        trace = model.trace_thought(**asked, num_iterations=most)
         found.append(model.lm_head(trace.sources).argmax(dim=-1).cpu())
         thoughts.append(trace.inputs.cpu())
     read, given, known = torch.cat(found, dim=1), torch.cat(thoughts, dim=1), labels != IGNORED
     readings = Readings(data, len(examples))
     questions = [row["question"] for row in examples]
-    for number in range(latents + 1):
+    for number in range(most + 1):
         hits = (read[number] == labels) & known
         counts = [(int(hits[:, latent].sum()), int(known[:, latent].sum())) for latent in range(latents)]
         readings.latents.append([None if total == 0 or number == 0 else hit / total for hit, total in counts])

@@ -17,9 +17,9 @@ class ThoughtTrace:
     Args:
         inputs: `(T + 1, batch, c, hidden)`. The last entry is the thought that an answer reads: `latent_embeds` of
             `generate()`. The first is the embedding of `<latent>`, as for T = 0.
-        sources: `(T + 1, batch, c, hidden)`: the hidden states that these inputs are made of, each of the position before or its
-            own, as the rule reads (`LatentUpdate`); the output head reads them (`loss_delta`). Those of pass 0 are its inputs,
-            since nothing came before.
+        sources: `(T + 1, batch, c, hidden)`: the hidden states of the pass before in the positions before the latents, which the
+            output head reads as the tokens that latents stand for (`loss_delta`); under the rule `shift` inputs are made of
+            them. Those of pass 0 are its inputs, since nothing came before.
     """
 
     inputs: torch.Tensor
@@ -43,16 +43,20 @@ def trace_thought(backbone, input_ids: torch.Tensor, attention_mask: torch.Tenso
         raise ValueError("a thought can be traced in prompts with one thought span each, in the same columns")
     bot, latents, update = spans[0].bot, spans[0].num_latents, backbone.latent_rule
     embeds = backbone.get_input_embeddings()(input_ids)
-    inputs, sources = ([embeds[:, bot + 1 : bot + 1 + latents]] for _ in range(2))
+    inputs = [embeds[:, bot + 1 : bot + 1 + latents]]
 
     def project(states: torch.Tensor, first: int) -> torch.Tensor:
-        sources.append(states)
         projected = backbone.project(states, first)
         inputs.append(update.inputs(projected, inputs[0], inputs[-1]))
         return projected
 
     run = Passes(backbone, attention_mask, positions_from_mask(attention_mask), PrefixCache())
     update.plain(run, embeds, bot, latents, iterations, project)
+    opened = run.outputs[0][1].last_hidden_state[:, bot : bot + 1]  # before the first latent, the same in every pass
+    sources = [inputs[0]]
+    for start, output in run.outputs[: len(inputs) - 1]:
+        inside = output.last_hidden_state[:, bot + 1 - start :]
+        sources.append(torch.cat([opened, inside[:, : latents - 1]], dim=1))
     return ThoughtTrace(torch.stack(inputs), torch.stack(sources))
 
 

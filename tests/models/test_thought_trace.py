@@ -109,3 +109,18 @@ def test_a_prompt_without_a_thought_span_is_refused(gpt2):
         gpt2(inputs_embeds=torch.zeros(1, 3, 32), latent_embeds=torch.zeros(1, 6, 32))
     with pytest.raises(ValueError, match="num_iterations"):
         gpt2.trace_thought(torch.tensor([[7, 8, 9]]), num_iterations=-1)
+
+
+@pytest.mark.parametrize("rule", ["shift", "add"])
+def test_sources_are_what_step_supervision_reads(rule):
+    """The states before the latents, whichever states the rule makes inputs of: those of a whole pass over these inputs."""
+    model = make_model("gpt2", num_iterations=8, latent_update=rule)
+    ids, mask = question_batch(LENGTHS)
+    trace, (opened, real) = model.trace_thought(ids, mask), with_span(model, ids, mask)
+    bot = ids.shape[1]
+    for number in (1, 8):
+        embeds = model.get_input_embeddings()(opened)
+        embeds[:, bot + 1 : bot + 7] = trace.inputs[number - 1]
+        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+        states = model.base_model.plain_forward(inputs_embeds=embeds, attention_mask=real, position_ids=positions)[0]
+        torch.testing.assert_close(trace.sources[number], states[:, bot : bot + 6], atol=1e-4, rtol=0)
