@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+
+
+KEPT: WeakKeyDictionary[nn.Module, tuple[torch.Tensor, torch.Tensor]] = WeakKeyDictionary()  # a value matrix, its basis
 
 
 class ValueNoise:
@@ -104,6 +108,16 @@ def value_matrix(projection: Any, weight: torch.Tensor | None = None) -> torch.T
 
 @torch.no_grad()
 def basis_of(projection: nn.Module) -> torch.Tensor:
-    """The singular vectors `(out, rank)` on the side of the values, in float32 at least."""
+    """The singular vectors `(out, rank)` on the side of the values, in float32 at least; kept for as long as the weights stay."""
     matrix = value_matrix(projection)
+    made_of, basis = KEPT.get(projection, (matrix.new_empty(0), matrix))
+    where = made_of.device, made_of.dtype
+    if where != (matrix.device, matrix.dtype) or not torch.equal(made_of, matrix):  # whoever wrote weights, and however
+        basis = singular_vectors(matrix)
+        KEPT[projection] = matrix.clone(), basis
+    return basis
+
+
+def singular_vectors(matrix: torch.Tensor) -> torch.Tensor:
+    """`(out, rank)` of a matrix `(in, out)`."""
     return torch.linalg.svd(matrix.to(torch.promote_types(matrix.dtype, torch.float32)), full_matrices=False).Vh.T

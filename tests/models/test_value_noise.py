@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import make_model, question_batch
 
+from latent_cot import value_noise
 from latent_cot.jacobi_pccot import jacobi
 from latent_cot.latent_noise import seeds_of_samples
 from latent_cot.passes_pccot import Passes
@@ -16,6 +17,7 @@ from latent_cot.spans_pccot import find_thought_spans
 from latent_cot.value_noise import value_matrix, value_projections
 
 LENGTHS = [5, 3, 7, 5]
+real = value_noise.singular_vectors
 STRENGTH = 0.6
 
 
@@ -148,3 +150,15 @@ def test_what_is_refused(gpt2, options, said):
     twice.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ValueError, match="leave gradient checkpointing out"):
         twice(**twice.open_thought(ids, mask), value_noise=STRENGTH)
+
+
+def test_a_basis_is_kept_for_as_long_as_its_weights_stay(monkeypatch):
+    """Written past autograd's own counter too, and moved to another type."""
+    computed = []
+    monkeypatch.setattr(value_noise, "singular_vectors", lambda matrix: computed.append(matrix) or real(matrix))
+    projection = value_projections(make_model("gpt2").base_model)[0]
+    first = value_noise.basis_of(projection)
+    assert value_noise.basis_of(projection) is first and len(computed) == 1
+    projection.weight.data[0].mul_(3)
+    assert not torch.equal(value_noise.basis_of(projection), first) and len(computed) == 2
+    assert value_noise.basis_of(projection.double()).dtype == torch.float64
