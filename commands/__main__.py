@@ -1,5 +1,6 @@
 """`latent-cot`: one command for everything. A subcommand's module is imported when it is asked for."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -45,7 +46,14 @@ def find(words: list[str]) -> tuple[str, list[str]]:
 
 
 def main() -> None:
-    words = sys.argv[1:]
+    try:
+        call(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has read enough: `latent-cot --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at the interpreter's exit
+
+
+def call(words: list[str]) -> None:
     if not words or words[0] in HELP:
         print(usage())
         return

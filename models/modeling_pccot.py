@@ -281,7 +281,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         """Arguments of `forward` for a thought with noise.
 
         Raises:
-            ValueError: for a noise below 0, a dropout that is no probability below 1, and beams, which share one thought.
+            ValueError: for a noise below 0, a dropout that is no probability below 1, a seed that is no whole number, and
+                beams, which share one thought.
         """
         for name, value in noise.items():
             if not (is_number(value) and value >= 0):
@@ -293,6 +294,7 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         sampled: dict[str, Any] = dict(noise)
         if kwargs.get("latent_sources") is None:
             seed = int(torch.randint(2**31, ())) if seed is None else seed
+            check_count("latent_seed", seed, 0, 2**63 - 1)
             mask = kwargs.get("attention_mask")
             sampled["latent_sources"] = sources_of_rows(inputs, self._mask_of(inputs) if mask is None else mask, seed)
         several = (first_of("num_return_sequences", self._sources(generation_config, kwargs)) or 1) > 1

@@ -86,6 +86,7 @@ def test_the_size_of_the_noise():
         ({"latent_noise": float("nan")}, "latent_noise must be a number"),
         ({"latent_dropout": 1.0}, "latent_dropout must be at least 0 and below 1"),
         ({"num_beams": 2}, "need num_beams=1"),
+        ({"latent_seed": 1.5}, "latent_seed must be a whole number"),
     ],
 )
 def test_what_is_refused(gpt2, options, message):

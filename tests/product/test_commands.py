@@ -53,6 +53,11 @@ def test_help_and_what_is_no_command(monkeypatch, capsys):
             command.find(words)
 
 
+def test_a_reader_who_has_read_enough():
+    words = f"{{ sleep 1; {sys.executable} -m latent_cot.commands --help; }} | true"
+    assert subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=True).stderr == ""
+
+
 def test_help_needs_no_model():
     code = "import sys; sys.argv = ['latent-cot', 'train', '--help']; from latent_cot.commands.__main__ import main; main()"
     told = subprocess.run(
