@@ -82,7 +82,7 @@ def student_loss(step: Step) -> Read:
 @register_loss("gamma")
 def distillation(step: Step) -> torch.Tensor:
     """The student's hidden states at the answer prompt are to become the teacher's."""
-    return distillation_loss(step.prompt_states, step.cot_prompt_states, step.model.config.use_layerwise_std)[0]
+    return distillation_loss(step.prompt_states, step.cot_prompt_states, step.model.config.use_layerwise_std)
 
 
 @register_loss("delta")
@@ -108,22 +108,17 @@ def step_supervision(step: Step) -> Read | None:
     return states, labels
 
 
-def distillation_loss(
-    student: torch.Tensor, teacher: torch.Tensor, layerwise: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, layerwise: bool) -> torch.Tensor:
     """Smooth L1 between hidden states, over the teacher's standard deviation (CODI, equation 4).
 
     Args:
         student, teacher: `(layers, batch, hidden)`; no gradient reaches the teacher.
         layerwise: one standard deviation per layer instead of one for all.
-
-    Returns:
-        The loss and the teacher's overall standard deviation, two scalars.
     """
     student, teacher = student.float(), teacher.detach().float()
     loss = F.smooth_l1_loss(student, teacher, reduction="none").flatten(1)
     deviation = teacher.flatten(1).std(dim=1, keepdim=True) if layerwise else teacher.std()
-    return (loss / deviation).mean(), teacher.std()
+    return (loss / deviation).mean()
 
 
 def window_targets(window_labels: torch.Tensor, iterations: int) -> torch.Tensor:

@@ -67,11 +67,10 @@ def test_the_distillation_deviates_in_float32(device, layerwise):
     teacher = (100 + torch.randn(3, 4, 64, generator=source)).to(device, torch.bfloat16)
     student = teacher + torch.randn(3, 4, 64, generator=source).to(device, torch.bfloat16)
     with torch.autocast(device, torch.bfloat16):
-        loss, deviation = distillation_loss(student, teacher, layerwise)
+        loss = distillation_loss(student, teacher, layerwise)
     states, others = student.double(), teacher.double()
     scale = others.flatten(1).std(dim=1)[:, None, None] if layerwise else others.std()
     wanted = (F.smooth_l1_loss(states, others, reduction="none") / scale).mean()
-    assert deviation.item() == pytest.approx(others.std().item(), rel=1e-4)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
