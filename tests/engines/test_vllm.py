@@ -178,6 +178,15 @@ def test_whole_passes_are_the_plain_twin(engine, tmp_path, monkeypatch):
     assert answered(llm, questions) == asked(model, questions)
 
 
+def test_two_processes(engine, tmp_path, monkeypatch):
+    """Tensor parallel: the plugin comes to each process by its entry point."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    model, folder = save("pccot-llama", ROPE | {"num_key_value_heads": 2, "scale_latents": True}, tmp_path)
+    questions, options = questions_of(LENGTHS), {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    llm = engine(folder, skip_tokenizer_init=True, max_num_batched_tokens=64, max_model_len=128, **options)
+    assert answered(llm, questions) == asked(model, questions)
+
+
 @pytest.fixture(scope="module")
 def words():
     model = AutoModelForCausalLM.from_pretrained(WORDS, dtype=torch.float32).eval()
