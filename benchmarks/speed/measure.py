@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from latent_cot.analysis.devices import synchronize
 
@@ -117,6 +118,13 @@ def silent_stderr():
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
+
+
+def flops_of(run: Callable[[], object]) -> int:
+    """FLOPs of the matrix products and of attention in `run`, as torch counts them; lookups, norms and losses are left out."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def make_gradients(model: torch.nn.Module) -> None:

@@ -4,7 +4,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from .measure import alternate, ratio, summary
-from .report import Column, draw, panels
+from .report import Column
 from .workload import Bench
 
 NAME = "batching"
@@ -12,10 +12,10 @@ TITLE = "Many questions of mixed lengths"
 COLUMNS = [
     Column("questions", "questions"),
     Column("way", "way"),
-    Column("answers / s", "answers_per_second", "{:.2f}"),
+    Column("answers / s", "answers_per_second", "{:.2f}", plotted=True),
     Column("times as fast as the explicit chain", "over_explicit", "{:.2f}"),
 ]
-BATCHES, ENGINE, EXPLICIT = "latent, generate() in batches", "latent, continuous batching", "explicit chain, in batches"
+EXPLICIT = "explicit chain, in batches"
 
 
 def mixed_questions(bench: Bench, count: int) -> list[list[int]]:
@@ -53,8 +53,8 @@ def measure(bench: Bench) -> list[dict]:
         assert all(len(output.generated_tokens) == manager.generation_config.max_new_tokens for output in outputs)
 
     ways = {
-        BATCHES: lambda: in_batches(setting.answer),
-        ENGINE: lambda: by_engine(managers[0]),
+        "latent, generate() in batches": lambda: in_batches(setting.answer),
+        "latent, continuous batching": lambda: by_engine(managers[0]),
         EXPLICIT: lambda: in_batches(setting.cot, latent_thought=False),
         "explicit chain, continuous batching": lambda: by_engine(managers[1]),
     }
@@ -74,12 +74,3 @@ def measure(bench: Bench) -> list[dict]:
         }
         for way, own in times.items()
     ]
-
-
-def plot(rows: list[dict]):
-    figure, (axes,) = panels(1, 1, width=6.5, height=4.2)
-    colours = ["tab:blue" if "latent" in row["way"] else "tab:gray" for row in rows]
-    draw(axes, range(len(rows)), [row["answers_per_second"] for row in rows], "bar", color=colours)
-    axes.set_xticks(range(len(rows)), [row["way"].replace(", ", ",\n") for row in rows], fontsize=8)
-    axes.set(ylabel="answers per second")
-    return figure

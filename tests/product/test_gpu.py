@@ -12,7 +12,6 @@ import torch
 from conftest import ROOT
 
 from benchmarks import gpu
-from benchmarks.speed.flops import bf16_peak
 
 # What a part does: it does not end, dies, ends well, or saves a checkpoint when it is asked to end.
 BEHAVIORS = {
@@ -114,10 +113,6 @@ def test_a_report_of_tests_is_read():
     xml += '<testcase classname="a" name="three" time="1"><failure message="assert 1 == 2"/></testcase></testsuite></testsuites>'
     lines = ["1 passed", "skipped: a::two: needs flash-attn", "failure: a::three: assert 1 == 2"]
     assert gpu.figures("tests", gpu.read_tests(xml)) == lines
-
-
-def test_peaks_of_data_sheets():
-    assert bf16_peak("NVIDIA H100 80GB HBM3") == 989e12 > bf16_peak("NVIDIA H100 PCIe") and bf16_peak("x") is None
 
 
 @pytest.mark.parametrize(
