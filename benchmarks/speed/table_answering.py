@@ -1,11 +1,13 @@
 """Answers per second: latent thought, reference, explicit chain, none."""
 
+from functools import partial
+
 import torch
 
 from .measure import alternate, ratio, summary
-from .reference import Reference
+from .reference import Reference, append
 from .report import Column
-from .workload import Bench, Setting, Tokens, merged, question_batch
+from .workload import Bench, Setting, end_token_id, merged, question_batch
 
 NAME = "answering"
 TITLE = "Answering"
@@ -27,36 +29,19 @@ def latent_name(iterations: int, setting: Setting) -> str:
 def contestants(bench: Bench, ours, theirs, setting: Setting) -> dict:
     """Every way to answer; with LoRA (`ours` is a merged copy of `theirs`) only ours and the reference."""
     questions, tokens = question_batch(ours, setting), setting.answer
-    reference, end = Reference(theirs), Tokens(theirs.config.bot_token_id, setting.prompt).end
-    prompt = torch.tensor(ours.config.answer_prompt_ids, device=bench.device).expand(setting.batch, -1)
-    prompted = {
-        "input_ids": torch.cat([questions["input_ids"], prompt], dim=1),
-        "attention_mask": torch.cat([questions["attention_mask"], torch.ones_like(prompt)], dim=1),
-    }
-
-    def generate(inputs, tokens, **options):
-        @torch.inference_mode()
-        def run() -> None:
-            ours.generate(**inputs, max_new_tokens=tokens, do_sample=False, **options)
-
-        return run
-
-    def refer(count):
-        @torch.inference_mode()
-        def run() -> None:
-            reference.answer(*questions.values(), tokens, count, end)
-
-        return run
-
-    ways = {}
+    reference, end = Reference(theirs), end_token_id(theirs)
+    generate, ways = partial(ours.generate, do_sample=False), {}
     for count in (setting.iterations, setting.latents):
-        ways[latent_name(count, setting)] = generate(questions, tokens, num_iterations=count)
-        ways[f"reference, T = {count}"] = refer(count)
+        ways[latent_name(count, setting)] = partial(generate, **questions, max_new_tokens=tokens, num_iterations=count)
+        ways[f"reference, T = {count}"] = partial(reference.answer, *questions.values(), tokens, count, end)
     if ours is theirs:
-        ways[EXPLICIT] = generate(questions, setting.cot, latent_thought=False)
-        ways["no chain"] = generate(prompted, tokens, latent_thought=False)
+        ids, mask = append(*questions.values(), ours.config.answer_prompt_ids)
+        direct = {"attention_mask": mask, "max_new_tokens": tokens, "latent_thought": False}
+        ways[EXPLICIT] = partial(generate, **questions, max_new_tokens=setting.cot, latent_thought=False)
+        ways["no chain"] = partial(generate, ids, **direct)
         if bench.on_gpu and setting.batch == 1:  # there transformers compiles thought and answer
-            ways["latent, static cache, compiled"] = generate(questions, tokens, cache_implementation="static")
+            static = {"max_new_tokens": tokens, "cache_implementation": "static"}
+            ways["latent, static cache, compiled"] = partial(generate, **questions, **static)
     return ways
 
 
@@ -72,9 +57,10 @@ def measure(bench: Bench) -> list[dict]:
             if batch == 32 and not bench.on_gpu:  # two cores take over half a minute for these two
                 del ways[f"reference, T = {setting.latents}"], ways[latent_name(setting.latents, setting)]
                 patience |= {"least": 2}
-            if bench.on_gpu or batch == 1:
-                alternate(ways, bench.device, rounds=3 if bench.on_gpu else 1)  # compiles, warms up
-            times = alternate(ways, bench.device, **patience)
+            with torch.inference_mode():
+                if bench.on_gpu or batch == 1:
+                    alternate(ways, bench.device, rounds=3 if bench.on_gpu else 1)  # compiles, warms up
+                times = alternate(ways, bench.device, **patience)
             rows += [row | {"trained": "LoRA" if lora else "all", "batch": batch} for row in compare(times, setting)]
     return rows
 

@@ -80,30 +80,6 @@ class Setting:
         return replace(self, **changes)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Ids after a vocabulary of `size` words; the answer prompt and the end of sequence are words of it."""
-
-    size: int
-    prompt: int
-
-    @property
-    def special(self) -> dict:
-        names = ("bot_token_id", "eot_token_id", "latent_token_id", "pad_token_id")
-        prompt = list(range(self.prompt))
-        # Without an end-of-sequence token in the configuration every answer has its full length.
-        return {name: self.size + i for i, name in enumerate(names)} | {
-            "vocab_size": self.size + len(names),
-            "answer_prompt_ids": prompt,
-            "eos_token_id": None,
-            "bos_token_id": None,
-        }
-
-    @property
-    def end(self) -> int:
-        return self.size - 1
-
-
 @dataclass
 class Bench:
     """What every table is told; on a CPU tables leave out what two cores have no time for.
@@ -140,13 +116,20 @@ class Bench:
 
 
 def build_model(fields: dict, setting: Setting, lora: bool = False) -> PreTrainedModel:
-    """A random model with the tokens of the thought span; adapters and trained rows are random too."""
+    """A random model with the tokens of the thought span; adapters and trained rows are random too.
+
+    The answer prompt and the end of sequence (`end_token_id`) are words of its vocabulary, the first ones and the last.
+    """
     fields = dict(fields)
     model_type, size = fields.pop("model_type"), fields.pop("vocab_size")
+    names = ("bot_token_id", "eot_token_id", "latent_token_id", "pad_token_id")
+    tokens = {name: size + i for i, name in enumerate(names)} | {"vocab_size": size + len(names)}
+    # Without an end-of-sequence token in the configuration every answer has its full length.
+    tokens |= {"answer_prompt_ids": list(range(setting.prompt)), "eos_token_id": None, "bos_token_id": None}
     thought = {"num_latent_tokens": setting.latents, "num_iterations": setting.iterations}
     thought |= {"num_iterations_range": [0, setting.latents]}  # a random model is as good at every T
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **fields, **Tokens(size, setting.prompt).special, **thought)
+    config = AutoConfig.for_model(model_type, **fields, **tokens, **thought)
     model = AutoModelForCausalLM.from_config(config)
     if not lora:
         return model
@@ -160,6 +143,10 @@ def build_model(fields: dict, setting: Setting, lora: bool = False) -> PreTraine
     return model
 
 
+def end_token_id(model: PreTrainedModel) -> int:
+    return model.config.bot_token_id - 1
+
+
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model from `build_model(..., lora=True)` whose adapters are part of its weights."""
     return copy.deepcopy(model.peft_wrapper).merge_and_unload()
@@ -168,11 +155,10 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 def training_batch(model: PreTrainedModel, setting: Setting, seed: int = 0) -> dict:
     """A batch of random tokens as `PCCoTCollator` makes it, on the model's device."""
     config, device = model.config, model.device
-    words = Tokens(config.bot_token_id, setting.prompt)
-    source = torch.Generator().manual_seed(seed)
+    source, end = torch.Generator().manual_seed(seed), end_token_id(model)
 
     def draw(count: int) -> list[int]:
-        return torch.randint(setting.prompt, words.end, (count,), generator=source).tolist()
+        return torch.randint(setting.prompt, end, (count,), generator=source).tolist()
 
     def feature(row: int) -> dict:
         missing = row % 8 if setting.unequal else 0
@@ -183,7 +169,7 @@ def training_batch(model: PreTrainedModel, setting: Setting, seed: int = 0) -> d
             "answer": draw(setting.answer - 1),
         }
 
-    collator = PCCoTCollator(SimpleNamespace(eos_token_id=words.end, pad_token_id=config.pad_token_id), config)
+    collator = PCCoTCollator(SimpleNamespace(eos_token_id=end, pad_token_id=config.pad_token_id), config)
     batch = collator([feature(row) for row in range(setting.batch)])
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 

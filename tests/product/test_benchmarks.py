@@ -15,8 +15,8 @@ from benchmarks.speed.workload import (
     TINY_SHAPES,
     Bench,
     Setting,
-    Tokens,
     build_model,
+    end_token_id,
     machine,
     merged,
     question_batch,
@@ -72,8 +72,7 @@ def test_the_reference_answers_alike(shape, lora, iterations):
     setting = SMALL.but(unequal=True, answer=6)
     model = build_model(shape, setting, lora).eval()
     questions = question_batch(model, setting)
-    end = Tokens(model.config.bot_token_id, setting.prompt).end
-    expected = Reference(model).answer(*questions.values(), setting.answer, iterations, end)
+    expected = Reference(model).answer(*questions.values(), setting.answer, iterations, end_token_id(model))
     assert expected.shape == (setting.batch, setting.answer)
     for ours in (model, merged(model)) if lora else (model,):
         answers = ours.generate(**questions, max_new_tokens=setting.answer, num_iterations=iterations, do_sample=False)
