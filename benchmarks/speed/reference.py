@@ -103,10 +103,11 @@ class Reference:
 
         prompt_states = states_at(student.hidden_states, batch["kd_indices"] - eot)
         cot_prompt_states = states_at(teacher.hidden_states, batch["cot_kd_indices"])
-        parts["kd_loss"], teacher_std = distillation_loss(prompt_states, cot_prompt_states, config.use_layerwise_std)
+        parts["kd_loss"] = distillation_loss(prompt_states, cot_prompt_states, config.use_layerwise_std)
         weights = {"cot_loss": config.loss_alpha, "ccot_loss": config.loss_beta, "kd_loss": config.loss_gamma}
         loss = sum(weights[name] * part for name, part in parts.items())
-        logged = {name: part.item() for name, part in parts.items()} | {"teacher_std": teacher_std.item()}
+        logged = {name: part.item() for name, part in parts.items()}
+        logged["teacher_std"] = cot_prompt_states.float().std().item()
         return {"loss": loss, "parts": logged, "logits": logits, "cache": cache}
 
     def run(self, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None = None, **kwargs):

@@ -27,7 +27,9 @@ def mixed_questions(bench: Bench, count: int) -> list[list[int]]:
 
 def measure(bench: Bench) -> list[dict]:
     setting = bench.setting
-    model = bench.model("GPT-2 small", dtype=torch.bfloat16 if bench.on_gpu else torch.float32)
+    dtype = torch.bfloat16 if bench.on_gpu else torch.float32
+    # Nothing answers beside a batch manager: three models of the same weights.
+    model, *served = (bench.model("GPT-2 small", dtype=dtype) for _ in range(3))
     questions = mixed_questions(bench, 6 if bench.quick else 1000 if bench.on_gpu else 24)
     size, pad = 128 if bench.on_gpu else 8, model.config.pad_token_id
 
@@ -43,8 +45,10 @@ def measure(bench: Bench) -> list[dict]:
     # As a server has it: the engine runs already. (`generate_batch()` takes about a second to start and stop it.)
     settings = None if bench.on_gpu else ContinuousBatchingConfig(page_size=32, num_blocks=128, max_batch_tokens=512)
     managers = [
-        model.init_continuous_batching(GenerationConfig(do_sample=False, max_new_tokens=tokens, **options), settings)
-        for tokens, options in ((setting.answer, {}), (setting.cot, {"latent_thought": False}))
+        own.init_continuous_batching(GenerationConfig(do_sample=False, max_new_tokens=tokens, **options), settings)
+        for own, tokens, options in zip(
+            served, (setting.answer, setting.cot), ({}, {"latent_thought": False}), strict=True
+        )
     ]
 
     def by_engine(manager):
@@ -63,7 +67,7 @@ def measure(bench: Bench) -> list[dict]:
     try:
         times = alternate(ways, bench.device, **bench.patience(7))
     finally:
-        for manager in reversed(managers):  # each gives the model back the attention that it had before
+        for manager in managers:
             manager.stop(block=True)
     return [
         {
