@@ -93,7 +93,8 @@ def command_line(
         plot: that file's name in `docs/`, unless `--plot` says another; None without a plot.
         takes_flags: `runs_of` also takes `label` and `more`, flags that are handed on to the script.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=style, allow_abbrev=False)
     for name, (values, default) in axes.items():
         choices, default = list(values) or None, list(default)
         parser.add_argument(f"--{name}", nargs="+", type=type(default[0]), choices=choices, default=default)

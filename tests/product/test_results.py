@@ -164,6 +164,18 @@ def test_affine_maps_in_few_passes(row, monkeypatch):
         assert int(overrides["num_latent_tokens"]) == len(example["steps"]) - 1
 
 
+def test_sizes_of_latents():
+    """Every variant changes something else, and what is recorded of chains of four operations can be made again."""
+    commands = {name: " ".join(scale.runs_of("chain6", name, 0)[0].words) for name in scale.AXES["variants"][0]}
+    own = "num_latent_tokens=5,num_iterations=5,loss_delta=0"
+    recipe = "configs/recipes/chain6_pccot_gpt2-2x64.yaml"
+    assert commands["learned"] == f"run_ccot.py {recipe} --config_overrides {own} --seed 0"
+    assert commands["off"] == f"run_ccot.py {recipe} --scale_latents false --config_overrides {own} --seed 0"
+    assert len(set(commands.values())) == len(commands) == 16
+    recorded = {row["variant"] for row in runs.recorded("scale/chain/*/seed-*")}
+    assert recorded <= commands.keys()
+
+
 def test_tables_and_plots_of_what_is_recorded(tmp_path, capsys):
     scale.show(tmp_path / "scale.png")
     depth.show(tmp_path / "depth.png")
