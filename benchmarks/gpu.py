@@ -62,22 +62,24 @@ def command_of(name: str, folder: Path, rehearse: bool) -> list[str]:
     return [sys.executable, *words]
 
 
-def found(name: str, folder: Path) -> dict:
-    """What a part has left, ended or not."""
+def figures(name: str, folder: Path) -> list[str]:
+    """What a part has left, ended or not, in words."""
     if name == "tests":
         path = folder / "tests.xml"
-        return read_tests(path.read_text()) if path.is_file() else {}
+        return read_tests(path.read_text()) if path.is_file() else []
     if name == "speed":
-        return {path.stem: json.loads(path.read_text())["rows"] for path in sorted((folder / "speed").glob("*.json"))}
-    place = folder / name
+        tables = {path: json.loads(path.read_text())["rows"] for path in sorted((folder / "speed").glob("*.json"))}
+        return [f"{path.stem}: {len(rows)} rows, in speed/{path.name}" for path, rows in tables.items()]
+    place, lines = folder / name, []
     states = sorted(place.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
-    states += [path] if (path := place / "trainer_state.json").is_file() else []
-    state = json.loads(states[-1].read_text()) if states else {}
-    kept = {key: state.get(key) for key in ("global_step", "max_steps", "log_history")}
-    return kept | {"metrics": json.loads(path.read_text()) if (path := place / RESULTS).is_file() else {}}
+    for path in [*states, *place.glob("trainer_state.json")][-1:]:
+        state = json.loads(path.read_text())
+        lines.append(f"step {state['global_step']} of {state['max_steps']}")
+    metrics = json.loads((place / RESULTS).read_text()) if (place / RESULTS).is_file() else {}
+    return lines + [f"{key} {value:.4f}" for key, value in metrics.items() if key.endswith("exact_match")]
 
 
-def read_tests(xml: str) -> dict:
+def read_tests(xml: str) -> list[str]:
     """Of a JUnit report: how many tests passed, and what became of each of the others."""
     passed, others = 0, []
     for case in ElementTree.fromstring(xml).iter("testcase"):
@@ -88,18 +90,7 @@ def read_tests(xml: str) -> dict:
         passed += not faults
         name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
         others += [f"{fault.tag}: {name}: {(fault.get('message') or '')[:200]}" for fault in faults[:1]]
-    return {"passed": passed, "others": others}
-
-
-def figures(name: str, results: dict) -> list[str]:
-    """The main ones, in words."""
-    if name == "tests":
-        return [f"{results['passed']} passed", *results["others"]] if results else []
-    if name == "speed":
-        return [f"{table}: {len(rows)} rows, in speed/{table}.json" for table, rows in results.items()]
-    matches = {key: value for key, value in results["metrics"].items() if key.endswith("exact_match")}
-    reached = [f"step {results['global_step']} of {results['max_steps']}"] if results["global_step"] else []
-    return reached + [f"{key} {value:.4f}" for key, value in matches.items()]
+    return [f"{passed} passed", *others]
 
 
 def run_logged(command: list[str], log: Path, seconds: float, rehearse: bool, grace: float) -> int | None:
@@ -140,14 +131,14 @@ def run_part(name: str, seconds: float, folder: Path, rehearse: bool) -> dict:
         for path in stale.get(name, ()):
             path.unlink(missing_ok=True)
         code = run_logged(command_of(name, folder, rehearse), log, seconds - GRACE, rehearse, GRACE)
-        lines = log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"]
-        state = "done" if code == 0 else f"failed with exit code {code}: {lines[-1][:200]}"
+        said = log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"]
+        state = "done" if code == 0 else f"failed with exit code {code}: {said[-1][:200]}"
         state = f"out of time after {seconds - GRACE:.0f} s" if code is None else state
-    results = {} if state.startswith("not run") else found(name, folder)
-    if state == "done" and name == "tests" and not results.get("passed"):
+    lines = [] if state.startswith("not run") else figures(name, folder)
+    if state == "done" and name == "tests" and (not lines or lines[0] == "0 passed"):
         state = "failed: no test ran"
     record = {"part": name, "rehearsal": rehearse, "state": state, "seconds": round(time.monotonic() - began, 1)}
-    record |= {"figures": figures(name, results) if results else [], "results": results}
+    record |= {"figures": lines}
     partial = folder / f"{name}.partial"
     partial.write_text(json.dumps(record, indent=1) + "\n")
     partial.replace(folder / f"{name}.json")

@@ -7,13 +7,13 @@ printed are the medians and the median of the ratios.
 """
 
 import argparse
-import statistics
-import time
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import latent_cot  # noqa: F401
+import latent_cot  # noqa: F401  registers the model types
+from benchmarks.speed.measure import alternate, ratio, summary
+from latent_cot.analysis.recorded_runs import markdown_table
 
 
 def one_at_a_time(model, question: torch.Tensor, answer: int) -> torch.Tensor:
@@ -28,13 +28,7 @@ def one_at_a_time(model, question: torch.Tensor, answer: int) -> torch.Tensor:
     return torch.cat(tokens, dim=1)
 
 
-def timed(run) -> tuple[torch.Tensor, float]:
-    start = time.perf_counter()
-    with torch.inference_mode():
-        result = run()
-    return result, 1000 * (time.perf_counter() - start)
-
-
+@torch.inference_mode()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fillers", type=int, nargs="+", default=[4, 16, 64])
@@ -43,24 +37,28 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     tokens = {"start_token_id": 1, "pause_token_id": 2, "ready_token_id": 3, "answer_prompt_ids": []}
-    config = AutoConfig.for_model(
-        "icot-gpt2", **tokens, filler_mode="prefilled", num_internalized_tokens=-1, eos_token_id=None, bos_token_id=None
-    )
+    tokens |= {"eos_token_id": None, "bos_token_id": None}
+    config = AutoConfig.for_model("icot-gpt2", **tokens, filler_mode="prefilled", num_internalized_tokens=-1)
     model = AutoModelForCausalLM.from_config(config).eval()
-    question = torch.randint(10, 50_000, (1, 32))
-    print("| fillers | prefilled, ms | one at a time, ms | ratio |\n|---|---|---|---|")
+    question, cells = torch.randint(10, 50_000, (1, 32)), []
+
+    def fast():
+        return {"answer": model.generate(question, max_new_tokens=args.answer, do_sample=False)[:, question.shape[1] :]}
+
+    def slow():
+        return {"answer": one_at_a_time(model, question, args.answer)}
+
     for fillers in args.fillers:
         model.config.num_fillers = fillers
-        times = []
-        for repeat in range(args.repeats + 1):
-            slow, slow_ms = timed(lambda: one_at_a_time(model, question, args.answer))
-            fast, fast_ms = timed(lambda: model.generate(question, max_new_tokens=args.answer, do_sample=False))
-            if not torch.equal(fast[:, question.shape[1] :], slow):
-                raise SystemExit(f"{fillers} fillers: the answers differ")
-            if repeat:  # the first is warming up
-                times.append((fast_ms, slow_ms, slow_ms / fast_ms))
-        fast_ms, slow_ms, ratio = (statistics.median(column) for column in zip(*times, strict=True))
-        print(f"| {fillers} | {fast_ms:.0f} | {slow_ms:.0f} | {ratio:.2f} |")
+        alternate({"fast": fast, "slow": slow}, question.device, rounds=1)
+        times = alternate({"fast": fast, "slow": slow}, question.device, args.repeats, least=args.repeats)
+        answers = [answer for way in times.values() for answer in way["answer"]]
+        if not all(torch.equal(answer, answers[0]) for answer in answers):
+            raise SystemExit(f"{fillers} fillers: the answers differ")
+        ours, theirs = times["fast"]["seconds"], times["slow"]["seconds"]
+        milliseconds = [f"{1000 * summary(seconds)['median']:.0f}" for seconds in (ours, theirs)]
+        cells.append([str(fillers), *milliseconds, f"{ratio(theirs, ours)['median']:.2f}"])
+    print("\n".join(markdown_table(["fillers", "prefilled, ms", "one at a time, ms", "ratio"], cells)))
 
 
 if __name__ == "__main__":

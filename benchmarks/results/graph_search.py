@@ -1,4 +1,4 @@
-"""Ask a model of graph search the published questions at every T; print Markdown tables and plot: what docs/results.md shows.
+"""Ask a model of graph search the published questions at every T: a Markdown table and a plot.
 
     python -m benchmarks.results.graph_search --model outputs/graph-pccot --published prosqa_valid.json
 
@@ -7,16 +7,15 @@
 
 import argparse
 import json
-from collections import defaultdict
+import statistics
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 import run_ccot
+from latent_cot.analysis.recorded_runs import markdown_table
 from latent_cot.tasks.graph import in_symbols
 from latent_cot.training.checkpoints.read import read_config
 
-ROOT = Path(__file__).resolve().parents[2]
+from . import runs
 
 GUESS = 0.5  # there are two kinds to choose from
 
@@ -41,51 +40,41 @@ def modes_of(predictions: list[dict]) -> dict[str, str]:
     return labels | {"ccot": f"latent thought, T = {max(passes, default=-1) + 1}", "cot": "written chain"}
 
 
-def shares(predictions: list[dict], steps: list[int]) -> dict[str, dict[int | None, float]]:
-    """How many are right, by way to answer and number of steps; None is all of them."""
-    found: dict[str, dict[int | None, float]] = {}
-    for mode in modes_of(predictions):
-        right = defaultdict(list)
-        for row, number in zip(predictions, steps, strict=True):
-            for key in (number, None):
-                right[key].append(row[f"{mode}_right"])
-        found[mode] = {key: sum(values) / len(values) for key, values in right.items()}
-    return found
+def share(predictions: list[dict], steps: list[int], mode: str, number: int | None) -> float:
+    """How many questions of a number of steps are right, answered in a way; None is all of them."""
+    asked = zip(predictions, steps, strict=True)
+    return statistics.mean(row[f"{mode}_right"] for row, own in asked if number in (None, own))
 
 
 def table(predictions: list[dict], steps: list[int]) -> str:
     """Exact match by way to answer and number of steps."""
     numbers = sorted(set(steps))
-    heads = [f"{number} steps ({steps.count(number)})" for number in numbers]
-    lines = ["| answered after | " + " | ".join(["all", *heads]) + " |", "|---" * (len(heads) + 2) + "|"]
-    found = shares(predictions, steps)
-    for mode, label in modes_of(predictions).items():
-        cells = [f"{found[mode][key]:.3f}" for key in (None, *numbers)]
-        lines.append("| " + " | ".join([label, *cells]) + " |")
-    return "\n".join(lines)
+    heads = ["answered after", "all", *(f"{number} steps ({steps.count(number)})" for number in numbers)]
+    cells = [
+        [label, *(f"{share(predictions, steps, mode, number):.3f}" for number in (None, *numbers))]
+        for mode, label in modes_of(predictions).items()
+    ]
+    return "\n".join(markdown_table(heads, cells))
 
 
 def plot(predictions: list[dict], steps: list[int], path: Path) -> None:
-    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
-    axes, found = figure.subplots(), shares(predictions, steps)
     latent = [mode for mode in modes_of(predictions) if mode != "cot"]
-    for number, marker in zip(sorted(set(steps)), "osd^v", strict=False):
-        label = f"{number} steps ({steps.count(number)} questions)"
-        axes.plot(range(len(latent)), [found[mode][number] for mode in latent], marker=marker, label=label)
-    axes.axhline(found["cot"][None], linestyle="--", color="black", label="written chain, all questions")
-    axes.axhline(GUESS, linestyle=":", color="grey", label="a guess")
-    axes.set(xlabel="T", ylabel="exact match", ylim=(0, 1.03), title="graph search, published questions")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", ncols=2)
-    figure.savefig(path, dpi=120)
+    lines = {
+        f"{number} steps ({steps.count(number)} questions)": {
+            T: share(predictions, steps, mode, number) for T, mode in enumerate(latent)
+        }
+        for number in sorted(set(steps))
+    }
+    levels = {"written chain, all questions": share(predictions, steps, "cot", None), "a guess": GUESS}
+    runs.plot_lines([runs.Panel("T", lines, "graph search, published questions", levels)], path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="outputs/graph-pccot")
     parser.add_argument("--published", type=Path, required=True, help="a JSON list of rows in sentences")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "graph_search")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "graph_search.png")
+    parser.add_argument("--output_dir", type=Path, default=runs.ROOT / "outputs" / "graph_search")
+    parser.add_argument("--plot", type=Path, default=runs.DOCS / "graph_search.png")
     args = parser.parse_args()
     rows = json.loads(args.published.read_text(encoding="utf-8"))
     symbols = [in_symbols({name: row[name] for name in ("question", "steps", "answer")}) for row in rows]

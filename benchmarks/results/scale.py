@@ -1,36 +1,30 @@
-#!/usr/bin/env python
-"""Is it the size of the latents? Trains a recipe with latents of another size, and writes one JSON file per run.
+"""Is it the size of the latents? Trains a recipe without step supervision and with latents of another size; one JSON file per run.
 
     python -m benchmarks.results.scale --task chain --variants off learned start-1 --seeds 0 1 2
+    python -m benchmarks.results.scale --task affine --label twice-the-steps --seeds 2 --max_steps 6000
     python -m benchmarks.results.scale --plot docs/latent_scale.png
 
 A run whose file is already in `results/scale/` is not made again.
 """
 
-import argparse
-import json
-import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 import run_ccot
+from latent_cot.analysis.recorded_runs import markdown_table, measured_values
 from latent_cot.training import PCCoTTrainer
-from latent_cot.training.cli import read_recipe
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "results" / "scale"
-RECIPES = {
-    "chain": "chain_pccot_gpt2-2x64",
-    "chain6": "chain6_pccot_gpt2-2x64",
-    "chain16": "chain16_pccot_gpt2-2x64",
-    "affine": "affine_pccot_gpt2-2x64",
-    "permutations": "permutations_pccot_gpt2-3x128",
-    "word_problems": "word-problems_pccot_gpt2-3x128",
-}
+from . import grid, runs
+
+TASKS = ("chain", "chain6", "chain16", "affine", "permutations", "word_problems")
 EMBEDDINGS = 0.1  # their root mean square in the chain recipe at the start: its initializer_range
+GAINS = ("normalized", "scalar-0.1", "fixed-0.1", "start-0.01", "start-0.03", "start-0.3", "start-1", "start-3")
+COLUMNS = ["task", "latents", "seeds", "exact match, lowest", "highest", "written chain, lowest"]
 
 
 class Normalized(torch.nn.Module):
@@ -44,169 +38,86 @@ class Normalized(torch.nn.Module):
         return states * torch.rsqrt(states.square().mean(dim=-1, keepdim=True) + 1e-6) * self.weight
 
 
-def change(base, variant: str) -> None:
-    """Change the gain of a base model: `start-0.3`, `fixed-0.3`, `scalar-0.3`, `normalized`; as it is for the others."""
+def train(variant: str) -> None:
+    """`run_ccot.py` with another gain: one of `GAINS`, with any number."""
     kind, _, number = variant.partition("-")
-    start = float(number) if number else None
-    if kind == "normalized":
-        base.latent_gain = Normalized(float(base.latent_gain.weight.mean()))
-    elif kind == "scalar":
-        base.latent_gain.weight = torch.nn.Parameter(torch.full((1,), start))
-    elif kind in ("start", "fixed"):
-        base.latent_gain.weight.data.fill_(start)
-        base.latent_gain.weight.requires_grad_(kind == "start")
-
-
-FLAGS = {
-    "off": ["--scale_latents", "false"],
-    "learned": [],
-    "no-bot": ["--open_steps_with_bot", "false"],
-    "no-warmup": ["--teacher_warmup_steps", "0"],
-    "no-distillation": [],
-    "supervised": [],
-    "projection": [],
-    "projection-off": ["--scale_latents", "false"],
-}
-OVERRIDES = {
-    "no-distillation": {"loss_gamma": 0},
-    "projection": {"use_projection": "true"},
-    "projection-off": {"use_projection": "true"},
-    "supervised": {"loss_delta": 1},
-}
-
-
-def run_one(task: str, variant: str, seed: int, more: list[str], label: str, folder: Path) -> None:
-    """One run in this process, and its file."""
-    recipe = f"configs/recipes/{RECIPES[task]}.yaml"
-    entries = read_recipe(ROOT / recipe)
-    own = dict(pair.split("=") for pair in entries.get("config_overrides", "").split(",") if pair)
-    own |= {"loss_delta": 0} | OVERRIDES.get(variant, {})
-    overrides = ",".join(f"{name}={value}" for name, value in own.items())
 
     class Changed(PCCoTTrainer):
         def prepare_model(self, model):
-            if variant not in FLAGS:
-                change(model.base_model, variant)
+            base = model.base_model
+            if kind == "normalized":
+                base.latent_gain = Normalized(float(base.latent_gain.weight.mean()))
+            elif kind == "scalar":
+                base.latent_gain.weight = torch.nn.Parameter(torch.full((1,), float(number)))
+            else:
+                base.latent_gain.weight.data.fill_(float(number))
+                base.latent_gain.weight.requires_grad_(kind == "start")
             return model
 
-    argv = [recipe, "--config_overrides", overrides, *FLAGS.get(variant, []), *more, "--seed", str(seed)]
-    argv += ["--output_dir", str(folder), "--overwrite_output_dir", "--disable_tqdm", "true"]
-    metrics = run_ccot.main(argv, Changed)
-    logged = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    scales = [(entry["step"], entry["latent_scale"]) for entry in logged if "latent_scale" in entry]
-    curve = [(entry["step"], entry["eval_ccot_exact_match"]) for entry in logged if "eval_ccot_exact_match" in entry]
-    row = {
-        "task": task, "variant": label, "seed": seed, "command": " ".join(["python run_ccot.py", *argv[: -5]]),
-        "exact_match": metrics["test_ccot_exact_match"],
-        "low": metrics["test_ccot_exact_match_low"],
-        "high": metrics["test_ccot_exact_match_high"],
-        "explicit": metrics["test_cot_exact_match"],
-        "validation": curve,
-        "latent_scale": scales,
-        "train_seconds": metrics["train_runtime"],
-        "versions": {package: version(package) for package in ("torch", "transformers")},
-    }  # fmt: skip
-    path = RESULTS / task / label / f"seed-{seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(row, indent=1) + "\n")
-    print(task, label, seed, row["exact_match"], row["explicit"], scales[:1], scales[-1:], flush=True)
+    run_ccot.main(sys.argv[1:], Changed)
 
 
-def rows_of(task: str) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted((RESULTS / task).glob("*/seed-*.json"))]
+def runs_of(task: str, variant: str, seed: int, label: str | None = None, more: Sequence[str] = ()) -> list[runs.Run]:
+    method = grid.VARIANTS.get(variant, grid.Method())
+    recipe = grid.TASKS[task].recipes["pccot"] if task in grid.TASKS else "chain6_pccot_gpt2-2x64"
+    words = grid.command_of(recipe, replace(method, overrides=f"loss_delta=0,{method.overrides}"), seed)
+    if variant not in grid.VARIANTS:
+        words[:1] = ["-c", f"from benchmarks.results.scale import train; train({variant!r})"]
+    about = {"task": task, "variant": label or variant, "seed": seed}
+    return [runs.Run(f"scale/{task}/{label or variant}/seed-{seed}", [*words, *more], about, measured)]
 
 
-def plot(path: Path) -> None:
-    """Exact match against how large latents are beside embeddings at the start, chains of four without step supervision."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    runs = rows_of("chain")
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    starts = {"learned": 0.1} | {
-        row["variant"]: float(row["variant"][6:]) for row in runs if row["variant"].startswith("start-")
-    }
-    points = [(starts[row["variant"]] / EMBEDDINGS, row["exact_match"]) for row in runs if row["variant"] in starts]
-    axes.scatter(*zip(*points, strict=True), label="a gain, trained from there", zorder=3)
-    off = [row["exact_match"] for row in runs if row["variant"] == "off"]
-    off += [
-        json.loads(file.read_text())["exact_match"]
-        for file in (ROOT / "results/chain/pccot-unsupervised").glob("*.json")
-    ]
-    if off:
-        axes.scatter(
-            [1 / EMBEDDINGS] * len(off), off, marker="x", color="tab:red", label="states fed back as they are", zorder=3
-        )
-    direct = [json.loads(file.read_text())["exact_match"] for file in (ROOT / "results/chain/none").glob("*.json")]
-    axes.axhline(sum(direct) / len(direct), color="gray", linestyle=":", label="no chain of thought")
-    axes.set(
-        xscale="log",
-        xlabel="latents' root mean square / embeddings', at the start",
-        ylabel="exact match",
-        ylim=(0, 1.03),
-    )
-    axes.legend(loc="lower left")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def measured(metrics: dict) -> dict:
+    values = measured_values(metrics, "ccot") | {"explicit": metrics["test_cot_exact_match"]}
+    for name, key in (("validation", "eval_ccot_exact_match"), ("latent_scale", "latent_scale")):
+        values[name] = [(entry["step"], entry[key]) for entry in metrics["log_history"] if key in entry]
+    return values
 
 
 def table() -> str:
-    """All runs as a Markdown table: task, variant, seeds, exact match."""
-    lines = ["| task | latents | seeds | exact match, lowest | highest | written chain, lowest |", "|---" * 6 + "|"]
-    for task in RECIPES:
-        by_variant: dict[str, list[dict]] = {}
-        for row in rows_of(task):
-            by_variant.setdefault(row["variant"], []).append(row)
-        for variant, rows in by_variant.items():
-            matches = [row["exact_match"] for row in rows]
-            chain = min(row["explicit"] for row in rows)
-            lines.append(
-                f"| {task} | {variant} | {len(rows)} | {min(matches):.4f} | {max(matches):.4f} | {chain:.4f} |"
-            )
-    return "\n".join(lines)
+    """All runs as a Markdown table."""
+    cells: dict[tuple[str, str], list[dict]] = {}
+    for task in TASKS:
+        for row in runs.recorded(f"scale/{task}/*/seed-*"):
+            cells.setdefault((task, row["variant"]), []).append(row)
+    lines = []
+    for (task, variant), rows in cells.items():
+        matches = [row["exact_match"] for row in rows]
+        figures = (min(matches), max(matches), min(row["explicit"] for row in rows))
+        lines.append([task, variant, str(len(rows)), *(f"{figure:.4f}" for figure in figures)])
+    return "\n".join(markdown_table(COLUMNS, lines))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=RECIPES, default="chain")
-    parser.add_argument("--variants", nargs="+", default=["learned"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--label", help="the name of the row, where further flags change what is run")
-    parser.add_argument("--plot", type=Path, help="only draw the plot, into this file, and print the table")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    args, more = parser.parse_known_args()
-    if args.plot is not None:
-        plot(args.plot)
-        print(table())
-        return
-    if args.one:
-        torch.set_num_threads(1)
-        (variant,), (seed,) = args.variants, args.seeds
-        label = args.label or variant
-        run_one(args.task, variant, seed, more, label, ROOT / "outputs" / "scale" / args.task / label / f"seed-{seed}")
-        return
-    for seed in args.seeds:
-        for variant in args.variants:
-            label = args.label or variant
-            if (RESULTS / args.task / label / f"seed-{seed}.json").exists():
-                continue
-            words = [
-                sys.executable,
-                "-m",
-                "benchmarks.results.scale",
-                "--one",
-                "--task",
-                args.task,
-                "--variants",
-                variant,
-                "--seeds",
-                str(seed),
-            ]
-            subprocess.run([*words, "--label", label, *more], check=False, cwd=ROOT)
+def show(path: Path) -> None:
+    """The table; and exact match against how large latents are beside embeddings at the start, chains of four operations."""
+    print(table())
 
+    def matches(name: str) -> list[float]:
+        return [row["exact_match"] for row in runs.recorded(f"{name}/seed-*")]
+
+    starts = {"learned": EMBEDDINGS} | {name: float(name[6:]) for name in GAINS if name.startswith("start-")}
+    points = [(start / EMBEDDINGS, match) for name, start in starts.items() for match in matches(f"scale/chain/{name}")]
+    off = matches("scale/chain/off") + matches("chain/pccot-unsupervised")
+    direct = matches("chain/none")
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(*zip(*points, strict=True), label="a gain, trained from there", zorder=3)
+    axes.scatter(
+        [1 / EMBEDDINGS] * len(off), off, marker="x", color="tab:red", label="states fed back as they are", zorder=3
+    )
+    axes.axhline(sum(direct) / len(direct), color="gray", linestyle=":", label="no chain of thought")
+    axes.set(xscale="log", xlabel="latents' root mean square / embeddings', at the start")
+    axes.set(ylabel="exact match", ylim=(0, 1.03))
+    axes.legend(loc="lower left")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+AXES = {
+    "task": (TASKS, ["chain"]),
+    "variants": ([*grid.VARIANTS, *GAINS], ["learned"]),
+    "seeds": ((), [0]),
+}
 
 if __name__ == "__main__":
-    main()
+    runs.command_line(__doc__, AXES, runs_of, show, "latent_scale.png", takes_flags=True)

@@ -10,15 +10,13 @@ two to four steps are the recipe's training split, so its test split stays unsee
 import argparse
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 from latent_cot import tasks
 from latent_cot.tasks.word_sentences import template_of
 from latent_cot.training.cli import read_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
+from . import runs
 
 RECIPE = "configs/recipes/word-problems_pccot_gpt2-3x128.yaml"
 LONG, SHORT = 24_000, 10_000  # questions of two to four steps, and of one
@@ -58,19 +56,15 @@ def main():
     parser.add_argument("--output_dir", type=Path, required=True)
     folder = parser.parse_args().output_dir.resolve()
     first, last = folder / "two-to-four", folder / "pccot-gpt2-words"
-    run = [sys.executable, "run_ccot.py"]
-    subprocess.run([*run, RECIPE, "--output_dir", str(first)], cwd=ROOT, check=True)
-    files = []
-    for name, rows in mixed_rows(read_recipe(ROOT / RECIPE)["task_args"]).items():
-        path = folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        if name != "one_step":
-            files += [f"--{name}_file", str(path)]
-    model = ["--model_name_or_path", str(first), "--output_dir", str(last)]
-    subprocess.run([*run, *model, *files, *FLAGS.split()], cwd=ROOT, check=True)
-    one_step = ["--test_file", str(folder / "one_step.jsonl"), "--do_predict", "--keep_last_step", "true"]
-    asked = ["--model_name_or_path", str(last), "--output_dir", str(folder / "one-step")]
-    subprocess.run([*run, *asked, *one_step, "--max_new_tokens", "4"], cwd=ROOT, check=True)
+    runs.metrics_of(["run_ccot.py", RECIPE], first)
+    files = {name: folder / f"{name}.jsonl" for name in ("train", "validation", "test", "one_step")}
+    for name, rows in mixed_rows(read_recipe(runs.ROOT / RECIPE)["task_args"]).items():
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    one_step = files.pop("one_step")
+    given = [word for name, path in files.items() for word in (f"--{name}_file", str(path))]
+    runs.metrics_of(["run_ccot.py", "--model_name_or_path", str(first), *given, *FLAGS.split()], last)
+    asked = ["run_ccot.py", "--model_name_or_path", str(last), "--test_file", str(one_step), "--do_predict"]
+    runs.metrics_of([*asked, "--keep_last_step", "true", "--max_new_tokens", "4"], folder / "one-step")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from latent_cot.analysis.devices import synchronize
 
@@ -32,7 +33,7 @@ def keep_memory() -> bool:
 
 
 def alternate(
-    contestants: dict[str, Callable[[], dict | None]],
+    contestants: dict[str, Callable[[], object]],
     device: torch.device,
     rounds: int = 5,
     least: int = 3,
@@ -41,7 +42,7 @@ def alternate(
     """Run all contestants in turn, round by round, each round starting with another one.
 
     Args:
-        contestants: by name. What one returns, a dictionary of numbers, is collected beside its seconds.
+        contestants: by name. What one returns, if it is a dictionary, is collected beside its seconds.
         rounds: at most so many (warm up before).
         least, budget: after `least` rounds, no further round starts once so many seconds have passed.
 
@@ -58,7 +59,8 @@ def alternate(
             start = time.perf_counter()
             own = contestants[name]()
             synchronize(device)
-            for key, value in {"seconds": time.perf_counter() - start, **(own or {})}.items():
+            seconds = {"seconds": time.perf_counter() - start}
+            for key, value in (seconds | own if isinstance(own, dict) else seconds).items():
                 results[name].setdefault(key, []).append(value)
     return results
 
@@ -117,6 +119,13 @@ def silent_stderr():
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
+
+
+def flops_of(run: Callable[[], object]) -> int:
+    """FLOPs of the matrix products and of attention in `run`, as torch counts them; lookups, norms and losses are left out."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def make_gradients(model: torch.nn.Module) -> None:

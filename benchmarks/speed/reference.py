@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.activations import ACT2FN
 
+from latent_cot.distillation_pccot import states_at
 from latent_cot.jacobi_pccot import jacobi
+from latent_cot.losses_pccot import distillation_loss
 from latent_cot.positions import positions_from_mask
 from latent_cot.transformers_versions import CACHE
 
@@ -99,12 +101,13 @@ class Reference:
         if "labels" in batch:
             parts["ccot_loss"] = next_token_loss(logits, batch["labels"][:, eot:])
 
-        parts["kd_loss"], teacher_std = self.distillation(
-            student.hidden_states, batch["kd_indices"] - eot, teacher.hidden_states, batch["cot_kd_indices"]
-        )
+        prompt_states = states_at(student.hidden_states, batch["kd_indices"] - eot)
+        cot_prompt_states = states_at(teacher.hidden_states, batch["cot_kd_indices"])
+        parts["kd_loss"] = distillation_loss(prompt_states, cot_prompt_states, config.use_layerwise_std)
         weights = {"cot_loss": config.loss_alpha, "ccot_loss": config.loss_beta, "kd_loss": config.loss_gamma}
         loss = sum(weights[name] * part for name, part in parts.items())
-        logged = {name: part.item() for name, part in parts.items()} | {"teacher_std": teacher_std.item()}
+        logged = {name: part.item() for name, part in parts.items()}
+        logged["teacher_std"] = cot_prompt_states.float().std().item()
         return {"loss": loss, "parts": logged, "logits": logits, "cache": cache}
 
     def run(self, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None = None, **kwargs):
@@ -120,24 +123,6 @@ class Reference:
             **{CACHE: cache},
             **kwargs,
         )
-
-    def distillation(self, student: tuple, student_columns, teacher: tuple, teacher_columns):
-        """Smooth L1 between the hidden states at the answer prompt's last token, over the teacher's deviation.
-
-        Args:
-            student, teacher: the embeddings and each layer's output, each `(batch, length, hidden)`.
-            student_columns, teacher_columns: `(batch,)`.
-
-        Returns:
-            The loss and the deviation over all layers, two scalars.
-        """
-        rows = torch.arange(len(student_columns), device=student_columns.device)
-        student = torch.stack([layer[rows, student_columns] for layer in student[1:]]).float()
-        teacher = torch.stack([layer[rows, teacher_columns] for layer in teacher[1:]]).float().detach()
-        if not self.config.use_layerwise_std:
-            return F.smooth_l1_loss(student, teacher) / teacher.std(), teacher.std()
-        losses = [F.smooth_l1_loss(ours, theirs) / theirs.std() for ours, theirs in zip(student, teacher, strict=True)]
-        return torch.stack(losses).mean(), teacher.std()
 
     @torch.no_grad()
     def answer(

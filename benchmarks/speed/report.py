@@ -2,22 +2,17 @@
 
 import json
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from latent_cot.analysis.recorded_runs import markdown_table
 
 RECORDED = Path(__file__).resolve().parents[2] / "docs" / "performance"
 # Another machine has other seconds; ratios and bytes are to stay.
 OF_THE_MACHINE = ("seconds", "per_second", "rate")
 THRESHOLD = 0.05
-
-
-def pyplot():
-    """matplotlib without a screen; imported when something is drawn, so that tables need no matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 @dataclass(frozen=True)
@@ -27,79 +22,75 @@ class Column:
     Args:
         title: its head.
         key: of the rows.
-        form: how a number is written; a summary is written as its median with the quartiles after it.
-        factor: what numbers are multiplied by, for another unit than in the JSON.
+        form: how a figure is written, a summary as its median with the quartiles after it; "{}" for what a row is about.
+        factor: what figures are multiplied by, for another unit than in the JSON.
+        plotted: whether the plot has a panel of it.
     """
 
     title: str
     key: str
     form: str = "{}"
     factor: float = 1
+    plotted: bool = False
+
+    def figures(self, row: dict) -> list[float]:
+        """Median, and quartiles where there are any; empty if the row has no such figure."""
+        value = row.get(self.key)
+        values = [value[name] for name in ("median", "q1", "q3")] if isinstance(value, dict) else [value]
+        return [] if value is None else [one * self.factor for one in values]
 
     def cell(self, row: dict) -> str:
-        value = row.get(self.key)
-        if value is None:
-            return "–"
-        if not isinstance(value, dict):
-            return self.form.format(value if isinstance(value, (str, bool)) else value * self.factor)
-        median, low, high = (self.form.format(value[name] * self.factor) for name in ("median", "q1", "q3"))
-        return f"{median} ({low}–{high})"
+        if self.form == "{}":
+            return str(row.get(self.key, "–"))
+        texts = [self.form.format(value) for value in self.figures(row)] or ["–"]
+        return texts[0] + (f" ({texts[1]}–{texts[2]})" if texts[1:] else "")
 
 
-def markdown(columns: list[Column], rows: list[dict]) -> str:
-    lines = ["| " + " | ".join(column.title for column in columns) + " |", "|---" * len(columns) + "|"]
-    lines += ["| " + " | ".join(column.cell(row) for column in columns) + " |" for row in rows]
-    return "\n".join(lines)
+def identity(table, row: dict) -> str:
+    """What a row is about."""
+    return ", ".join(f"{column.title} {row[column.key]}" for column in table.COLUMNS if column.form == "{}")
 
 
 def write(table, rows: list[dict], facts: dict, folder: Path) -> None:
     """`<table>.json` and `<table>.png`, and the Markdown on the screen.
 
     Args:
-        table: a module with `NAME`, `TITLE`, `COLUMNS` and `plot(rows)`, which returns a figure.
+        table: a module with `NAME`, `TITLE` and `COLUMNS`.
         rows: what the table's `measure` returned.
         facts: the setting, the machine and how long it took.
         folder: of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"\n### {table.TITLE}\n\n{markdown(table.COLUMNS, rows)}\n", flush=True)
+    lines = markdown_table(
+        [column.title for column in table.COLUMNS], [[column.cell(row) for column in table.COLUMNS] for row in rows]
+    )
+    print("\n".join([f"\n### {table.TITLE}\n", *lines, ""]), flush=True)
     (folder / f"{table.NAME}.json").write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
-    figure = table.plot(rows)
+    figure = plot(table, rows)
     figure.suptitle(f"{table.TITLE} ({facts['machine']['processor']}, {facts['machine']['device']})", fontsize=10)
     figure.savefig(folder / f"{table.NAME}.png", dpi=120)
-    pyplot().close(figure)
 
 
-def panels(rows: int, columns: int, width: float = 4.5, height: float = 3.6):
-    """A figure and its axes as a list, row by row, with a light grid."""
-    figure, axes = pyplot().subplots(
-        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
-    )
-    for one in axes.flat:
-        one.grid(alpha=0.3)
-        one.set_axisbelow(True)
-    return figure, list(axes.flat)
-
-
-def draw(axes, places, values: list, how: str = "errorbar", **style) -> None:
-    """Summaries or plain numbers at `places`: `errorbar` (points and a line) or `bar`, with quartiles as whiskers."""
-    middle = [value["median"] if isinstance(value, dict) else value for value in values]
-    spread = [
-        [m - value["q1"] if isinstance(value, dict) else 0 for m, value in zip(middle, values, strict=True)],
-        [value["q3"] - m if isinstance(value, dict) else 0 for m, value in zip(middle, values, strict=True)],
-    ]
-    options = {"marker": "o", "markersize": 4} if how == "errorbar" else {"error_kw": {"linewidth": 1}}
-    getattr(axes, how)(places, middle, yerr=spread, capsize=2, **(options | style))
-
-
-# --- what moved ---
+def plot(table, rows: list[dict]) -> Figure:
+    """A panel per figure, a bar per row, with the quartiles as whiskers."""
+    shown = [column for column in table.COLUMNS if column.plotted]
+    figure = Figure(figsize=(4 + 3 * len(shown), 1.2 + 0.28 * len(rows)), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        values = [(column.figures(row) or [nan]) * 3 for row in rows]
+        whiskers = [[value[0] - value[1] for value in values], [value[2] - value[0] for value in values]]
+        axes.barh([identity(table, row) for row in rows], [value[0] for value in values], xerr=whiskers, capsize=2)
+        axes.set_title(column.title, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.axes[0].invert_yaxis()
+    return figure
 
 
 def moved(table, rows: list[dict], facts: dict, folder: Path = RECORDED) -> list[str]:
     """One line for every figure that moved by more than 5 %, and for every row that is only in one of the two runs.
 
     Args:
-        table: a module with `NAME` and `COLUMNS`; a row is known again by what its columns write as it is.
+        table: a module with `NAME` and `COLUMNS`; a row is known again by what it is about.
         rows: what was measured now.
         facts: the setting and the machine of this run.
         folder: of the recorded runs.
@@ -110,48 +101,21 @@ def moved(table, rows: list[dict], facts: dict, folder: Path = RECORDED) -> list
     recorded = json.loads(path.read_text())
     if recorded["quick"] != facts["quick"] or recorded["setting"] != facts["setting"]:
         return ["the recorded run has another setting: nothing to compare"]
-    same_machine = all(
-        recorded["machine"][name] == facts["machine"][name] for name in ("processor", "threads", "torch")
-    )
+    same_machine = all(recorded["machine"][one] == facts["machine"][one] for one in ("processor", "threads", "torch"))
     before, now = ({identity(table, row): row for row in run} for run in (recorded["rows"], rows))
-    lines = [f"{', '.join(key)}: not in the recorded run" for key in now if key not in before]
-    lines += [f"{', '.join(key)}: only in the recorded run" for key in before if key not in now]
+    lines = [f"{key}: not in the recorded run" for key in now.keys() - before.keys()]
+    lines += [f"{key}: only in the recorded run" for key in before.keys() - now.keys()]
     for key in now.keys() & before.keys():
-        for column in figures(table, same_machine):
-            line = compare(column, before[key].get(column.key), now[key].get(column.key))
-            if line:
-                lines.append(f"{', '.join(key)}: {line}")
+        for column in table.COLUMNS:
+            old, new = column.figures(before[key]), column.figures(now[key])
+            of_machine = column.key.endswith(OF_THE_MACHINE) and not same_machine
+            if column.form == "{}" or of_machine or not old or not new:
+                continue
+            change = new[0] / old[0] - 1
+            if abs(change) > THRESHOLD:
+                within = len(old) == 3 and old[1] <= new[0] <= old[2]
+                figure = f"{column.title} {column.form.format(old[0])} -> {column.form.format(new[0])}"
+                lines.append(f"{key}: {figure} ({change:+.0%}{', within the recorded quartiles' if within else ''})")
     if not same_machine:
         lines.append("(another machine or torch than the recorded run's: seconds are not compared)")
     return sorted(lines)
-
-
-def identity(table, row: dict) -> tuple[str, ...]:
-    """What a row is about."""
-    return tuple(
-        f"{column.title} {row[column.key]}" for column in table.COLUMNS if column.form == "{}" and column.key in row
-    )
-
-
-def figures(table, same_machine: bool) -> list[Column]:
-    """The columns that hold figures to compare."""
-    return [
-        column
-        for column in table.COLUMNS
-        if column.form != "{}" and (same_machine or not column.key.endswith(OF_THE_MACHINE))
-    ]
-
-
-def compare(column: Column, before: dict | float | None, now: dict | float | None) -> str | None:
-    """One line, where the median moved by more than the threshold."""
-    if before is None or now is None:
-        return None if before is now else f"{column.title} is only in one of the runs"
-    old, new = (value["median"] if isinstance(value, dict) else value for value in (before, now))
-    change = new / old - 1 if old else float(new != old)
-    if abs(change) <= THRESHOLD:
-        return None
-    within = isinstance(before, dict) and before["q1"] <= new <= before["q3"]
-    return (
-        f"{column.title} {column.form.format(old * column.factor)} -> {column.form.format(new * column.factor)} "
-        f"({change:+.0%}{', within the recorded quartiles' if within else ''})"
-    )

@@ -2,7 +2,7 @@
 
 from .measure import MIB, alternate, make_gradients, peak_memory, ratio, summary
 from .reference import Reference
-from .report import Column, draw, panels
+from .report import Column
 from .workload import SHAPES, Bench, Setting, training_batch
 
 NAME = "training"
@@ -15,10 +15,10 @@ COLUMNS = [
     Column("questions", "questions"),
     Column("ours, s", "ours_seconds", "{:.3f}"),
     Column("reference, s", "reference_seconds", "{:.3f}"),
-    Column("times as fast", "speedup", "{:.2f}"),
+    Column("times as fast", "speedup", "{:.2f}", plotted=True),
     Column("ours, MiB", "ours_bytes", "{:.0f}", 1 / MIB),
     Column("reference, MiB", "reference_bytes", "{:.0f}", 1 / MIB),
-    Column("reference / ours", "memory_ratio", "{:.2f}"),
+    Column("reference / ours", "memory_ratio", "{:.2f}", plotted=True),
     Column("ours checkpointed, MiB", "checkpointed_bytes", "{:.0f}", 1 / MIB),
 ]
 
@@ -27,7 +27,7 @@ def settings(bench: Bench, shape: str, lora: bool) -> list[Setting]:
     """The rows of one model; to end in minutes, most are of one example."""
     standard = bench.setting
     rows = [standard.but(iterations=count) for count in sorted({0, 3, 6, standard.latents})]
-    if not bench.whole:
+    if not bench.on_gpu:
         in_full = [standard] if lora or shape != "GPT-2 small" else [standard, rows[-1]]
         rows = [row if row in in_full else row.but(batch=1) for row in rows]
     elif shape == "GPT-2 small" and not lora:
@@ -62,11 +62,11 @@ def measure(bench: Bench) -> list[dict]:
             for _ in range(3 if bench.on_gpu else 0):
                 alternate(steps, bench.device, rounds=1)
             held = {name: peak_memory(step, bench.device) for name, step in steps.items()}  # warms up, too
-            if setting == bench.setting or bench.whole:
+            if setting == bench.setting or bench.on_gpu:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
                 held["checkpointed"] = peak_memory(steps["ours"], bench.device)
                 model.gradient_checkpointing_disable()
-            times = alternate(steps, bench.device, **bench.patience(5 if bench.whole else 3))
+            times = alternate(steps, bench.device, **bench.patience(5 if bench.on_gpu else 3))
             ours, theirs = times["ours"]["seconds"], times["reference"]["seconds"]
             rows.append(
                 {
@@ -86,22 +86,3 @@ def measure(bench: Bench) -> list[dict]:
             )
         del model
     return rows
-
-
-def plot(rows: list[dict]):
-    figure, (speed, memory) = panels(1, 2, width=5.5)
-    rows = [row for row in rows if row["questions"] == "equal"]
-    series = list(dict.fromkeys((row["shape"], row["trained"]) for row in rows))
-    for index, (shape, trained) in enumerate(series):
-        own = [row for row in rows if (row["shape"], row["trained"]) == (shape, trained)]
-        width = 0.8 / len(series)
-        places = [place + (index - (len(series) - 1) / 2) * width for place in range(len(own))]
-        label = shape + (", LoRA" if trained == "LoRA" else "")
-        draw(speed, places, [row["speedup"] for row in own], "bar", width=width, label=label)
-        draw(memory, places, [row["memory_ratio"] for row in own], "bar", width=width, label=label)
-    for axes, title in ((speed, "times as fast as the reference"), (memory, "reference's peak memory over ours")):
-        axes.set_xticks(range(len(own)), [f"T = {row['iterations']}" for row in own])
-        axes.set(ylabel=title)
-        axes.axhline(1, color="black", linewidth=0.8)
-    speed.legend(fontsize=8)
-    return figure

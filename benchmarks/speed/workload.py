@@ -4,8 +4,9 @@ import copy
 import datetime
 import os
 import platform
+import re
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,45 +80,19 @@ class Setting:
         return replace(self, **changes)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Ids after a vocabulary of `size` words; the answer prompt and the end of sequence are words of it."""
-
-    size: int
-    prompt: int
-
-    @property
-    def special(self) -> dict:
-        names = ("bot_token_id", "eot_token_id", "latent_token_id", "pad_token_id")
-        prompt = list(range(self.prompt))
-        # Without an end-of-sequence token in the configuration every answer has its full length.
-        return {name: self.size + i for i, name in enumerate(names)} | {
-            "vocab_size": self.size + len(names),
-            "answer_prompt_ids": prompt,
-            "eos_token_id": None,
-            "bos_token_id": None,
-        }
-
-    @property
-    def end(self) -> int:
-        return self.size - 1
-
-
 @dataclass
 class Bench:
-    """What every table is told.
+    """What every table is told; on a CPU tables leave out what two cores have no time for.
 
     Args:
         device: where it runs.
         setting: the standard one.
         quick: only show that it works: tiny models, two rounds.
-        whole: leave nothing out; otherwise two cores need to be done in ten minutes.
     """
 
     device: torch.device
     setting: Setting
     quick: bool = False
-    whole: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -133,7 +108,7 @@ class Bench:
         """Arguments of `alternate`: how many rounds, and when fewer must do."""
         if self.quick:
             return {"rounds": 2, "least": 2}
-        return {"rounds": rounds, "least": 3, "budget": 60.0 if self.whole else 5.0}
+        return {"rounds": rounds, "least": 3, "budget": 60.0 if self.on_gpu else 5.0}
 
     def autocast(self):
         """bf16 on a GPU, with weights in float32; plain float32 on a CPU."""
@@ -141,13 +116,20 @@ class Bench:
 
 
 def build_model(fields: dict, setting: Setting, lora: bool = False) -> PreTrainedModel:
-    """A random model with the tokens of the thought span; adapters and trained rows are random too."""
+    """A random model with the tokens of the thought span; adapters and trained rows are random too.
+
+    The answer prompt and the end of sequence (`end_token_id`) are words of its vocabulary, the first ones and the last.
+    """
     fields = dict(fields)
     model_type, size = fields.pop("model_type"), fields.pop("vocab_size")
+    names = ("bot_token_id", "eot_token_id", "latent_token_id", "pad_token_id")
+    tokens = {name: size + i for i, name in enumerate(names)} | {"vocab_size": size + len(names)}
+    # Without an end-of-sequence token in the configuration every answer has its full length.
+    tokens |= {"answer_prompt_ids": list(range(setting.prompt)), "eos_token_id": None, "bos_token_id": None}
     thought = {"num_latent_tokens": setting.latents, "num_iterations": setting.iterations}
     thought |= {"num_iterations_range": [0, setting.latents]}  # a random model is as good at every T
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **fields, **Tokens(size, setting.prompt).special, **thought)
+    config = AutoConfig.for_model(model_type, **fields, **tokens, **thought)
     model = AutoModelForCausalLM.from_config(config)
     if not lora:
         return model
@@ -161,6 +143,10 @@ def build_model(fields: dict, setting: Setting, lora: bool = False) -> PreTraine
     return model
 
 
+def end_token_id(model: PreTrainedModel) -> int:
+    return model.config.bot_token_id - 1
+
+
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model from `build_model(..., lora=True)` whose adapters are part of its weights."""
     return copy.deepcopy(model.peft_wrapper).merge_and_unload()
@@ -169,11 +155,10 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 def training_batch(model: PreTrainedModel, setting: Setting, seed: int = 0) -> dict:
     """A batch of random tokens as `PCCoTCollator` makes it, on the model's device."""
     config, device = model.config, model.device
-    words = Tokens(config.bot_token_id, setting.prompt)
-    source = torch.Generator().manual_seed(seed)
+    source, end = torch.Generator().manual_seed(seed), end_token_id(model)
 
     def draw(count: int) -> list[int]:
-        return torch.randint(setting.prompt, words.end, (count,), generator=source).tolist()
+        return torch.randint(setting.prompt, end, (count,), generator=source).tolist()
 
     def feature(row: int) -> dict:
         missing = row % 8 if setting.unequal else 0
@@ -184,7 +169,7 @@ def training_batch(model: PreTrainedModel, setting: Setting, seed: int = 0) -> d
             "answer": draw(setting.answer - 1),
         }
 
-    collator = PCCoTCollator(SimpleNamespace(eos_token_id=words.end, pad_token_id=config.pad_token_id), config)
+    collator = PCCoTCollator(SimpleNamespace(eos_token_id=end, pad_token_id=config.pad_token_id), config)
     batch = collator([feature(row) for row in range(setting.batch)])
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
@@ -204,7 +189,7 @@ def machine(device: torch.device) -> dict:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    record |= {name: installed(name) for name in ("torch", "transformers", "peft")}
+    record |= {name: version(name) for name in ("torch", "transformers", "peft")}
     if device.type == "cuda":
         record |= {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
         record |= {"training": "autocast to bf16, weights in float32", "answering": "weights in bf16"}
@@ -213,16 +198,7 @@ def machine(device: torch.device) -> dict:
     return record
 
 
-def installed(package: str) -> str | None:
-    """A package's version."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def processor_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = re.findall(r"^model name\s*: (.+)$", info.read_text() if info.exists() else "", flags=re.MULTILINE)
     return names[0] if names else platform.processor() or platform.machine()

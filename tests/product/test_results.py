@@ -1,18 +1,34 @@
-"""The comparison of methods (`make results`): commands, files, and the tables of docs/results.md."""
+"""The comparisons of docs/results.md: commands, records, tables and plots."""
 
 import json
+from dataclasses import replace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHIPPED
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_ccot
 import run_cot
-from benchmarks.results import depth, grid
+from benchmarks.results import depth, grid, reward, runs, scale, sweep, tolerance
 from latent_cot import tasks
-from latent_cot.training.arguments import DataArguments
+from latent_cot.training.arguments import DataArguments, ModelArguments
 from latent_cot.training.cli import parse, read_recipe
+from latent_cot.training.flags import pairs
 
 SIZES = ("max_steps", "per_device_train_batch_size", "task_args", "dataset_name")
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def arguments_of(words: list[str]) -> tuple[ModelArguments, DataArguments]:
+    """What a command line of a training says, which is read as the script reads it."""
+    script, *argv = words
+    parsed = parse({"run_ccot.py": run_ccot, "run_cot.py": run_cot}[script].ARGUMENTS, [*argv, "--output_dir", "x"])
+    return parsed[0], next(one for one in parsed if isinstance(one, DataArguments))
+
+
+def first_row(data: DataArguments) -> dict:
+    few = "train=3,validation=1,test=1"
+    return tasks.generate(data.dataset_name, f"{data.task_args.rpartition(',train=')[0]},{few}")["train"][0]
 
 
 @pytest.mark.parametrize("task", grid.TASKS)
@@ -25,24 +41,30 @@ def test_methods_of_a_task_see_the_same_examples(task):
     assert all(sizes[0][name] == value for name, value in sizes[1].items() if name != "model_type")
 
 
-def test_a_method_that_changes_nothing_is_not_run():
+@pytest.mark.parametrize("task", grid.TASKS)
+def test_no_method_of_a_task_repeats_another(task):
     """c = 3 of the chain of four is T = 3 already, and word problems have blocks of latents by themselves."""
-    three, blocks = grid.METHODS["pccot-T3"], grid.METHODS["pccot-blocks"]
-    assert not grid.applies(grid.TASKS["chain"], three) and grid.applies(grid.TASKS["chain16"], three)
-    assert not grid.applies(grid.TASKS["word_problems"], blocks) and grid.applies(grid.TASKS["chain"], blocks)
+    made = {name: run.words for name in grid.EVERY for run in grid.runs_of(task, name, 0)}
+    recipes = {recipe for recipe in grid.TASKS[task].recipes.values()}
+    assert {words[1] for words in made.values()} == {f"configs/recipes/{recipe}.yaml" for recipe in recipes}
+    assert len(set(map(tuple, made.values()))) == len(made)
+    settings = read_recipe(ROOT / made["pccot"][1])
+    config = json.loads((ROOT / settings["config_name"]).read_text()) | pairs(settings.get("config_overrides"))
+    assert ("pccot-T3" in made) == (str(config["num_iterations"]) != "3")
+    assert ("pccot-blocks" in made) == ("pccot-range" in made) == (int(config.get("latents_per_step", 1)) == 1)
 
 
 def test_the_page_has_the_tables_of_the_files():
-    text = grid.PAGE.read_text(encoding="utf-8")
     for task in grid.TASKS:
-        assert grid.table(task) in text
-        assert (f"### {grid.TASKS[task].title}\n" in text) == any(grid.rows_of(task).values())
-    written = text.partition(grid.BEGIN)[2].partition(grid.END)[0]
+        assert grid.table(task) in PAGE
+        assert (f"### {grid.TASKS[task].title}\n" in PAGE) == bool(runs.recorded(f"{task}/*/seed-*"))
+    written = PAGE.partition(grid.BEGIN)[2].partition(grid.END)[0]
     assert written.count("|---") and "|  |" not in written
+    assert depth.tables() in PAGE
 
 
 def test_what_was_not_run_is_not_in_a_table(monkeypatch, tmp_path):
-    monkeypatch.setattr(grid, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
     assert grid.table("chain") == ""
     row = {"exact_match": 0.5, "train_seconds": 1, "ms_per_answer_in_batches": 1.0, "new_tokens": 2}
     (tmp_path / "chain" / "icot").mkdir(parents=True)
@@ -53,31 +75,31 @@ def test_what_was_not_run_is_not_in_a_table(monkeypatch, tmp_path):
 
 
 def test_a_file_holds_what_its_command_gives():
-    files = sorted(grid.RESULTS.glob("*/*/seed-*.json"))
+    files = [path for task in grid.TASKS for path in runs.RESULTS.glob(f"{task}/*/seed-*.json")]
     assert files
     for path in files:
         row = json.loads(path.read_text())
-        assert path.parts[-3:] == (row["task"], row["method"], f"seed-{row['seed']}.json")
-        command = grid.command_of(grid.TASKS[row["task"]], grid.METHODS[row["method"]], row["seed"])
-        assert row["command"].split()[1:] == command and row["low"] <= row["exact_match"] <= row["high"]
+        (run,) = grid.runs_of(row["task"], row["method"], row["seed"])
+        assert path == runs.RESULTS / f"{run.name}.json" and row.items() >= run.about.items()
+        assert row["command"].split()[1:] == run.words and row["low"] <= row["exact_match"] <= row["high"]
+    for path in runs.RESULTS.glob("depth/*/*.json"):
+        row = json.loads(path.read_text())
+        made = {run.name: run for run in depth.runs_of(row["form"], row["steps"])}
+        run = made[path.relative_to(runs.RESULTS).with_suffix("").as_posix()]
+        assert row["command"].split()[1:] == run.words and row.items() >= run.about.items()
 
 
 @pytest.mark.slow
 def test_a_run_writes_its_file_and_is_not_made_again(monkeypatch, tmp_path):
     page = tmp_path / "results.md"
     page.write_text(f"# Results\n\n{grid.BEGIN}\n{grid.END}\n\nmore\n")
-    monkeypatch.setattr(grid, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(grid, "PAGE", page)
     method = grid.METHODS["pccot-range"]
     few = "--max_steps 2 --teacher_warmup_steps 1 --task_args train=64,validation=4,test=8 --use_cpu"
-    monkeypatch.setitem(
-        grid.METHODS,
-        "pccot-range",
-        grid.Method(method.label, "pccot", "ccot", f"{method.flags} {few}", method.overrides),
-    )
-    argv = ["grid.py", "--task", "chain", "--methods", "pccot-range", "--seeds", "3", "--output_dir", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", argv)
-    grid.main()
+    monkeypatch.setitem(grid.EVERY, "pccot-range", replace(method, flags=f"{method.flags} {few}"))
+    argv = ["--task", "chain", "--methods", "pccot-range", "--seeds", "3", "--output_dir", str(tmp_path)]
+    runs.command_line("", grid.AXES, grid.runs_of, grid.write_tables, argv=argv)
     path = tmp_path / "results" / "chain" / "pccot-range" / "seed-3.json"
     row = json.loads(path.read_text())
     assert row["seed"] == 3 and 0 <= row["exact_match"] <= 1 and row["recipe"].endswith("chain_pccot_gpt2-2x64.yaml")
@@ -87,35 +109,89 @@ def test_a_run_writes_its_file_and_is_not_made_again(monkeypatch, tmp_path):
     assert f"| {method.label} | `chain_pccot_gpt2-2x64` | 1 | {row['exact_match']:.4f}" in text
     assert "| iCoT |" not in text and text.endswith("\n\nmore\n")
     written = path.stat().st_mtime_ns
-    grid.main()
+    runs.command_line("", grid.AXES, grid.runs_of, grid.write_tables, argv=argv)
     assert path.stat().st_mtime_ns == written
 
 
-# --- how deep ---
+@pytest.mark.slow
+def test_a_run_on_the_model_of_another_and_with_another_gain(monkeypatch, tmp_path):
+    """A sampled thought of an early model; a gain that is started elsewhere, whose size is in the record."""
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(sweep.SWEEPS["noise"], "stops", [2, 2, 2])
+    few = "--teacher_warmup_steps 1 --use_cpu --per_device_train_batch_size 4 --task_args train=64,validation=4,test=8"
+    (run,) = sweep.runs_of("noise", "noise 0.3", 0)
+    early = replace(run.after, words=[*run.after.words, *few.split()])
+    asked = [*run.words, "--task_args", "operations=4,train=1,validation=4,test=4"]
+    runs.record(replace(run, words=asked, after=early), tmp_path)
+    (row,) = runs.recorded("noise/*/seed-*")
+    assert row["row"] == "noise 0.3" and row["pass@1"] <= row["pass@16"] and row["distinct answers"] >= 1
+    sweep.show("noise", tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").stat().st_size > 5000
+
+    (run,) = scale.runs_of("chain", "fixed-0.3", 0, "few", [*few.split(), "--max_steps", "2", "--logging_steps", "1"])
+    runs.record(run, tmp_path)
+    (row,) = runs.recorded("scale/chain/few/seed-0")
+    assert row["variant"] == "few" and row["latent_scale"][-1][1] == pytest.approx(3, rel=0.3)
+
+
+# --- what each asks ---
 
 
 @pytest.mark.parametrize("name", depth.FORMS)
 @pytest.mark.parametrize("steps", depth.STEPS)
 def test_a_training_of_a_depth(name, steps, monkeypatch):
-    """Its arguments are read; every intermediate result has its latents, and the longest sequence has room."""
+    """Every intermediate result has its latents, and the longest sequence has room."""
     monkeypatch.chdir(ROOT)
-    form = depth.FORMS[name]
-    script, *argv = depth.command_of(form, steps, form.passes(steps)[-1])
-    arguments = {"run_ccot.py": run_ccot.ARGUMENTS, "run_cot.py": run_cot.ARGUMENTS}[script]
-    parsed = parse(arguments, [*argv, "--output_dir", "outputs/x"])
-    model, data = parsed[0], next(one for one in parsed if isinstance(one, DataArguments))
-    overrides = grid.pairs(model.config_overrides)
-    settings = data.task_args.replace("train=40000", "train=3,validation=1,test=1")
-    row = tasks.generate("chain", settings)["train"][0]
+    model, data = arguments_of(depth.runs_of(name, steps)[0].words)
+    overrides, row = pairs(model.config_overrides), first_row(data)
     latents = int(overrides.get("num_latent_tokens", 0))
-    assert len(row["steps"]) == steps + 1 and latents == steps * form.per_step * form.thinks
+    assert len(row["steps"]) == steps + 1 and latents == steps * {"none": 0, "blocks": 2}.get(name, 1)
     assert int(overrides["n_positions"]) >= len(row["question"]) + max(latents, steps) + 8
 
 
-def test_the_page_has_the_table_of_depths():
-    assert depth.tables() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for path in depth.RESULTS.glob("*/*.json"):
-        row = json.loads(path.read_text())
-        passes = max(map(int, row["exact_match"]))
-        assert path == depth.path_of(row["form"], row["steps"], passes)
-        assert row["command"].split()[1:] == depth.command_of(depth.FORMS[row["form"]], row["steps"], passes)
+@pytest.mark.parametrize("row", sweep.SWEEPS["log_depth"]["rows"])
+def test_affine_maps_in_few_passes(row, monkeypatch):
+    """A row's name says what its command does; c holds all before the answer."""
+    monkeypatch.chdir(ROOT)
+    (run,) = sweep.runs_of("log_depth", row, 0)
+    model, data = arguments_of(run.words)
+    example, overrides = first_row(data), pairs(model.config_overrides)
+    assert ("windows" in example) == row.startswith("windows")
+    assert f"{len(example['steps'])} maps mod {pairs(data.task_args)['modulus']}" in row
+    assert (overrides["n_layer"], overrides["n_embd"]) == ("3", "128")
+    if "T = " in row:
+        assert row.endswith(f"T = {overrides['num_iterations']}")
+        assert int(overrides["num_latent_tokens"]) == len(example["steps"]) - 1
+
+
+def test_sizes_of_latents():
+    """Every variant changes something else, and what is recorded of chains of four operations can be made again."""
+    commands = {name: " ".join(scale.runs_of("chain6", name, 0)[0].words) for name in scale.AXES["variants"][0]}
+    own = "num_latent_tokens=5,num_iterations=5,loss_delta=0"
+    recipe = "configs/recipes/chain6_pccot_gpt2-2x64.yaml"
+    assert commands["learned"] == f"run_ccot.py {recipe} --config_overrides {own} --seed 0"
+    assert commands["off"] == f"run_ccot.py {recipe} --scale_latents false --config_overrides {own} --seed 0"
+    assert len(set(commands.values())) == len(commands) == 16
+    recorded = {row["variant"] for row in runs.recorded("scale/chain/*/seed-*")}
+    assert recorded <= commands.keys()
+
+
+def test_tables_and_plots_of_what_is_recorded(tmp_path, capsys):
+    scale.show(tmp_path / "scale.png")
+    depth.show(tmp_path / "depth.png")
+    reward.show()
+    printed = capsys.readouterr().out
+    assert (
+        depth.tables() in printed
+        and "| temperature 2 |  | 0 | 0.616 | 75, 65 | 200, 169 | 200, 169 | 0.9935 |" in printed
+    )
+    assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in ("scale", "depth"))
+
+
+def test_what_a_tolerance_saves():
+    """On the shipped checkpoint: nothing as long as the answers stay right, and a pass at 3."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED).eval(), AutoTokenizer.from_pretrained(SHIPPED)
+    examples = tasks.generate("chain", "operations=4,train=1,validation=1,test=20")["test"]
+    found = {value: tolerance.measure(model, tokenizer, examples, value) for value in (None, 0.1, 3)}
+    assert found[None] == found[0.1] and {passes for _, passes, _ in found[None]} == {3}
+    assert all(right for *_, right in found[None]) and max(passes for _, passes, _ in found[3]) == 2

@@ -11,15 +11,12 @@ from conftest import CONFIGS, ROOT, make_model, question_batch, with_span
 from torch.nn import functional as F
 
 import run_ccot
-import run_cot
-from benchmarks.results import log_depth
 from latent_cot import tasks
 from latent_cot.jacobi_pccot import jacobi
 from latent_cot.losses_pccot import window_targets
 from latent_cot.spans_pccot import ThoughtSpan
 from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.arguments import DataArguments
-from latent_cot.training.cli import parse
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.data.rows import check_row
 from latent_cot.training.data.sources import as_dataset, load_splits
@@ -331,18 +328,3 @@ def test_a_data_set_of_rows_keeps_its_windows():
     found = as_dataset(rows)
     assert list(found) == [ROW, PLAIN | {"windows": None}] and as_dataset(found) is found
     assert "windows" not in as_dataset([PLAIN, PLAIN]).features
-
-
-@pytest.mark.parametrize("name", log_depth.RUNS)
-def test_the_trainings_of_the_experiment(name, monkeypatch):
-    """Their arguments are read; with and without windows questions and steps are the same; c holds all before the answer."""
-    monkeypatch.chdir(ROOT)
-    run = log_depth.RUNS[name]
-    script, *argv = run.command
-    arguments = {"run_ccot.py": run_ccot.ARGUMENTS, "run_cot.py": run_cot.ARGUMENTS}[script]
-    model, *_, args = parse(arguments, [*argv, "--output_dir", "outputs/x"])
-    settings = run.command[run.command.index("--task_args") + 1].replace("100000", "3,validation=1,test=1")
-    row = tasks.generate("affine", settings)["train"][0]
-    assert len(row["steps"]) == run.maps and ("windows" in row) == run.windows and args.max_steps == run.steps
-    if run.iterations is not None:
-        assert f"num_latent_tokens={run.maps - 1},num_iterations={run.iterations}," in model.config_overrides
