@@ -52,11 +52,11 @@ def trace_thought(backbone, input_ids: torch.Tensor, attention_mask: torch.Tenso
 
     run = Passes(backbone, attention_mask, positions_from_mask(attention_mask), PrefixCache())
     update.plain(run, embeds, bot, latents, iterations, project)
-    opened = run.outputs[0][1].last_hidden_state[:, bot : bot + 1]  # before the first latent, the same in every pass
+    passes = [(start, output[0]) for start, output in run.outputs]  # first columns, and last hidden states from there on
+    opened = passes[0][1][:, bot : bot + 1]  # before the first latent, the same in every pass
     sources = [inputs[0]]
-    for start, output in run.outputs[: len(inputs) - 1]:
-        inside = output.last_hidden_state[:, bot + 1 - start :]
-        sources.append(torch.cat([opened, inside[:, : latents - 1]], dim=1))
+    for start, states in passes[: len(inputs) - 1]:
+        sources.append(torch.cat([opened, states[:, bot + 1 - start :][:, : latents - 1]], dim=1))
     return ThoughtTrace(torch.stack(inputs), torch.stack(sources))
 
 
