@@ -36,7 +36,7 @@ class Method:
 
     Args:
         label: in the table.
-        recipe: which of a task's recipes it starts from: "cot", "pccot" or "icot".
+        recipe: which of a task's recipes it starts from: "cot", "pccot", "pccot-add" or "icot".
         mode: the answer mode that is measured (`models/answer_modes.py`).
         flags: added to the recipe.
         overrides: of the configuration, added to the recipe's own.
@@ -81,7 +81,7 @@ def command_of(recipe: str, method: Method, seed: int) -> list[str]:
     latents = int(settings.get("num_latent_tokens", 0))
     sizes = {"c": latents, "twice": 2 * latents}
     overrides = own | pairs(method.overrides.format(**sizes))
-    command = [SCRIPTS[method.recipe], path, *method.flags.format(**sizes).split()]
+    command = [SCRIPTS[method.recipe.removesuffix("-add")], path, *method.flags.format(**sizes).split()]
     if overrides != own:
         command += ["--config_overrides", joined(overrides)]
     return [*command, "--seed", str(seed)]
