@@ -8,24 +8,14 @@ from functools import partial
 from itertools import accumulate
 from math import gcd
 
-from .drawing import draw_splits
+from .drawing import Draw
 from .windows import windows_of
 
 Map = tuple[int, int]  # slope and shift
 
 
-def splits(
-    maps: int = 8,
-    modulus: int = 7,
-    values: int = 1,
-    first: int = 0,
-    windows: int = 0,
-    train: int = 40_000,
-    validation: int = 500,
-    test: int = 2_000,
-    seed: int = 0,
-) -> dict[str, list[dict]]:
-    """Train, validation and test, which share no question.
+def drawer(maps: int = 8, modulus: int = 7, values: int = 1, first: int = 0, windows: int = 0) -> Draw:
+    """What draws an example; raises ValueError for a setting out of range.
 
     Args:
         maps: per question. Their slopes have an inverse, so that no map forgets what came before it.
@@ -34,11 +24,6 @@ def splits(
             far, from the second on.
         first: 1 for steps that begin with the first map itself (without values).
         windows: 1 for steps that do, and what each of them stands for after each pass (`windows_of`, without values).
-        train, validation, test: examples per split.
-        seed: of the random numbers.
-
-    Raises:
-        ValueError: for a setting out of range, or if there are not enough different questions.
     """
     if values not in (0, 1) or maps < 2 - values or modulus < 2:
         raise ValueError("affine: values must be 0 or 1, maps at least 1 (2 without values) and modulus at least 2")
@@ -52,7 +37,7 @@ def splits(
             return applied_example(source.randrange(modulus), drawn, modulus)
         return composed_example(drawn, modulus, bool(first), bool(windows))
 
-    return draw_splits("affine", draw, train, validation, test, seed)
+    return draw
 
 
 def applied_example(value: int, maps: list[Map], modulus: int) -> dict:
@@ -65,7 +50,7 @@ def applied_example(value: int, maps: list[Map], modulus: int) -> dict:
 
 
 def composed_example(maps: list[Map], modulus: int, first: bool, windows: bool) -> dict:
-    """The maps composed; the last step is the answer. See `splits` for `first` and `windows`."""
+    """The maps composed; the last step is the answer. See `drawer` for `first` and `windows`."""
     composed = partial(compose, modulus=modulus)
     steps = [written(each) for each in accumulate(maps, composed)][0 if first or windows else 1 :]
     example = {"question": " ".join(map(written, maps)), "steps": steps, "answer": steps[-1]}

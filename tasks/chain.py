@@ -3,22 +3,13 @@
 import random
 from math import gcd
 
-from .drawing import draw_splits
+from .drawing import Draw
 
 OPERATORS = "+-*"
 
 
-def splits(
-    operations: int = 4,
-    modulus: int = 10,
-    min_operations: int = 0,
-    invertible: int = 0,
-    train: int = 40_000,
-    validation: int = 500,
-    test: int = 2_000,
-    seed: int = 0,
-) -> dict[str, list[dict]]:
-    """Train, validation and test, which share no question.
+def drawer(operations: int = 4, modulus: int = 10, min_operations: int = 0, invertible: int = 0) -> Draw:
+    """What draws an example; raises ValueError for a setting out of range.
 
     Args:
         operations: operators per question.
@@ -27,29 +18,21 @@ def splits(
             are new questions; 0 for `operations` in every question.
         invertible: 1 to multiply only by digits that share no factor with the modulus (without a modulus: not by 0), so
             that no operation forgets what came before it.
-        train, validation, test: examples per split.
-        seed: of the random numbers.
-
-    Raises:
-        ValueError: for a setting out of range, or if there are not enough different questions.
     """
     if operations < 1 or modulus < 0:
         raise ValueError("chain: operations must be at least 1 and modulus at least 0")
     if not 0 <= min_operations <= operations or invertible not in (0, 1):
         raise ValueError("chain: min_operations must be from 0 to operations, and invertible 0 or 1")
     factors = [digit for digit in range(10) if not invertible or gcd(digit, modulus) == 1 or (not modulus and digit)]
-    wanted = train + validation + test
-    if wanted > 10 * (20 + len(factors)) ** operations // 2:
-        raise ValueError(f"chain: {wanted} examples are more than half of all questions with {operations} operations")
 
-    def draw_one(source: random.Random) -> dict:
+    def draw(source: random.Random) -> dict:
         count = source.randint(min_operations, operations) if min_operations else operations
-        return draw(source, count, modulus, factors)
+        return example_of(source, count, modulus, factors)
 
-    return draw_splits("chain", draw_one, train, validation, test, seed)
+    return draw
 
 
-def draw(source: random.Random, operations: int, modulus: int, factors: list[int]) -> dict:
+def example_of(source: random.Random, operations: int, modulus: int, factors: list[int]) -> dict:
     """One example; the last step is the answer."""
     value = source.randrange(10)
     question, steps = str(value), []

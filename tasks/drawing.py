@@ -3,29 +3,20 @@
 import random
 from collections.abc import Callable, Hashable
 
+Draw = Callable[[random.Random], dict]  # one example of `question`, `steps` and `answer`, from these random numbers alone
 PATIENCE = 1_000  # draws in a row that give no new question
 
 
+def question_of(example: dict) -> str:
+    return example["question"]
+
+
 def draw_splits(
-    task: str,
-    draw: Callable[[random.Random], dict],
-    train: int,
-    validation: int,
-    test: int,
-    seed: int,
-    key: Callable[[dict], Hashable] = lambda example: example["question"],
+    task: str, draw: Draw, train: int, validation: int, test: int, seed: int, key: Callable[[dict], Hashable]
 ) -> dict[str, list[dict]]:
-    """Train, validation and test of examples that all differ; the test split is drawn first.
+    """Train, validation and test of examples whose keys all differ; the test split is drawn first.
 
-    Args:
-        task: its name, for errors.
-        draw: one example of `question`, `steps` and `answer`, from these random numbers alone.
-        train, validation, test: examples per split.
-        seed: of the random numbers.
-        key: of an example; two with the same are the same, and only the first is taken.
-
-    Raises:
-        ValueError: for a negative size, or if there are not enough different questions.
+    Raises ValueError, with the task's name, for a negative size, or if there are not enough different questions.
     """
     if min(train, validation, test) < 0:
         raise ValueError(f"{task}: train, validation and test must be at least 0")

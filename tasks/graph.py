@@ -17,7 +17,7 @@ import re
 from collections import defaultdict
 from itertools import pairwise
 
-from .drawing import draw_splits
+from .drawing import Draw
 
 # fmt: off
 NAMES = [
@@ -37,29 +37,14 @@ FAMILY = (1, 2)  # of what descends from node 0 and from node 1, the two persons
 Edges = list[tuple[int, int]]
 
 
-def splits(
-    nodes: int = 28,
-    min_nodes: int = 0,
-    min_steps: int = 3,
-    max_steps: int = 6,
-    symbols: int = 0,
-    train: int = 18_000,
-    validation: int = 300,
-    test: int = 500,
-    seed: int = 0,
-) -> dict[str, list[dict]]:
-    """Train, validation and test, which share no question.
+def drawer(nodes: int = 28, min_nodes: int = 0, min_steps: int = 3, max_steps: int = 6, symbols: int = 0) -> Draw:
+    """What draws an example; raises ValueError for a setting out of range, when it draws also for paths that hardly ever are.
 
     Args:
         nodes: persons and kinds, of which those without any fact are left out; 6 to 40.
         min_nodes: with it, a graph has from so many nodes to `nodes`.
         min_steps, max_steps: the shortest path to the answer has from so many to so many facts.
         symbols: 1 for pairs of words in place of sentences; see `in_symbols`.
-        train, validation, test: examples per split.
-        seed: of the random numbers.
-
-    Raises:
-        ValueError: for a setting out of range, or if there are not enough different questions.
     """
     if symbols not in (0, 1):
         raise ValueError(f"graph: symbols must be 0 or 1, got {symbols}")
@@ -76,7 +61,7 @@ def splits(
                 return in_symbols(example) if symbols else example
         raise ValueError(f"graph: {nodes} nodes hardly ever give paths of {min_steps} to {max_steps} facts")
 
-    return draw_splits("graph", draw, train, validation, test, seed)
+    return draw
 
 
 def try_to_draw(source: random.Random, nodes: int, min_steps: int, max_steps: int) -> dict | None:

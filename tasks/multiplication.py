@@ -9,39 +9,27 @@ but the first and the last the running sum in brackets:
 import random
 from pathlib import Path
 
+from .drawing import Draw
+
 PUBLISHED = Path(__file__).resolve().parent / "published_operands.txt"
 
 
-def splits(
-    digits: int = 4, train: int = 100_000, validation: int = 500, test: int = 1_000, seed: int = 0
-) -> dict[str, list[dict]]:
-    """Train, validation and test, which share no pair of operands, nor any pair of the published validation files.
+def drawer(digits: int = 4) -> Draw:
+    """What draws an example, of no pair of the published validation files; raises ValueError for a setting out of range.
 
     Args:
         digits: of each operand; the first is never 0.
-        train, validation, test: examples a split.
-        seed: of the random numbers.
-
-    Raises:
-        ValueError: if there are not enough pairs.
     """
-    if digits < 1 or min(train, validation, test) < 0:
-        raise ValueError("multiplication: digits must be at least 1, and no split smaller than 0")
-    low, high = 10 ** (digits - 1), 10**digits
-    wanted, seen = train + validation + test, published_pairs()
-    if wanted > (high - low) ** 2 * 3 // 4:
-        raise ValueError(f"multiplication: {wanted} examples are too many for {digits} x {digits} digits")
-    source, examples = random.Random(seed), []
-    while len(examples) < wanted:
-        pair = source.randrange(low, high), source.randrange(low, high)
-        if pair not in seen:
-            seen.add(pair)
-            examples.append(example_of(*pair))
-    return {
-        "test": examples[:test],
-        "validation": examples[test : test + validation],
-        "train": examples[test + validation :],
-    }
+    if digits < 1:
+        raise ValueError("multiplication: digits must be at least 1")
+    low, high, published = 10 ** (digits - 1), 10**digits, published_pairs()
+
+    def draw(source: random.Random) -> dict:
+        while (pair := (source.randrange(low, high), source.randrange(low, high))) in published:
+            pass
+        return example_of(*pair)
+
+    return draw
 
 
 def published_pairs() -> set[tuple[int, int]]:

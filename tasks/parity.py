@@ -2,30 +2,17 @@
 
 import random
 
-from .drawing import draw_splits
+from .drawing import Draw
 
 
-def splits(
-    bits: int = 20,
-    relevant: int = 8,
-    places: int = 0,
-    train: int = 40_000,
-    validation: int = 500,
-    test: int = 2_000,
-    seed: int = 0,
-) -> dict[str, list[dict]]:
-    """Train, validation and test, which share no question.
+def drawer(bits: int = 20, relevant: int = 8, places: int = 0) -> Draw:
+    """What draws an example; raises ValueError for a setting out of range.
 
     Args:
         bits: per question.
         relevant: bits whose parity is asked for. They stand at the same places in every question, and no question says
             where; 0 for all bits.
         places: seed of the places of the relevant bits.
-        train, validation, test: examples per split.
-        seed: of the random numbers.
-
-    Raises:
-        ValueError: for a setting out of range, or if there are not enough different questions.
     """
     if bits < 1 or not 0 <= relevant <= bits:
         raise ValueError("parity: bits must be at least 1, and relevant from 0 to bits")
@@ -38,7 +25,7 @@ def splits(
             steps.append(str(parity))
         return {"question": question, "steps": steps, "answer": steps[-1]}
 
-    return draw_splits("parity", draw, train, validation, test, seed)
+    return draw
 
 
 def relevant_places(bits: int, relevant: int, seed: int) -> list[int]:

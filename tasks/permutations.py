@@ -7,22 +7,12 @@ on. A step is the arrangement of 12345 after one more permutation, which is thei
 import random
 from itertools import accumulate, combinations, permutations
 
-from .drawing import draw_splits
+from .drawing import Draw
 from .windows import windows_of
 
 
-def splits(
-    items: int = 5,
-    length: int = 8,
-    swaps: int = 0,
-    first: int = 0,
-    windows: int = 0,
-    train: int = 40_000,
-    validation: int = 500,
-    test: int = 2_000,
-    seed: int = 0,
-) -> dict[str, list[dict]]:
-    """Train, validation and test, which share no question.
+def drawer(items: int = 5, length: int = 8, swaps: int = 0, first: int = 0, windows: int = 0) -> Draw:
+    """What draws an example; raises ValueError for a setting out of range.
 
     Args:
         items: that are permuted, 2 to 9; 5 for the group S5.
@@ -30,11 +20,6 @@ def splits(
         swaps: 1 for permutations that exchange two items each; 0 for any.
         first: 1 for steps that begin with the first permutation itself.
         windows: 1 for steps that do, and what each of them stands for after each pass (`windows_of`).
-        train, validation, test: examples per split.
-        seed: of the random numbers.
-
-    Raises:
-        ValueError: for a setting out of range, or if there are not enough different questions.
     """
     if not 2 <= items <= 9 or length < 2 or swaps not in (0, 1):
         raise ValueError("permutations: items must be from 2 to 9, length at least 2, and swaps 0 or 1")
@@ -47,7 +32,7 @@ def splits(
     def draw(source: random.Random) -> dict:
         return example_of(source.choices(words, k=length), bool(first), bool(windows))
 
-    return draw_splits("permutations", draw, train, validation, test, seed)
+    return draw
 
 
 def exchanged(word: str, one: int, other: int) -> str:
@@ -57,7 +42,7 @@ def exchanged(word: str, one: int, other: int) -> str:
 
 
 def example_of(words: list[str], first: bool, windows: bool) -> dict:
-    """The permutations applied in their order; the last step is the answer. See `splits` for `first` and `windows`."""
+    """The permutations applied in their order; the last step is the answer. See `drawer` for `first` and `windows`."""
     steps = list(accumulate(words, compose))[0 if first or windows else 1 :]
     example = {"question": " ".join(words), "steps": steps, "answer": steps[-1]}
     return example | ({"windows": windows_of(words, compose)} if windows else {})

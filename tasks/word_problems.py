@@ -6,7 +6,6 @@ Step `3 * 2 = 6`, answer 6. Every step needs the one before it. Sentences that d
 import random
 from dataclasses import dataclass
 
-from .drawing import draw_splits
 from .word_sentences import NAMES, QUESTIONS, THINGS, TIMES, VERBS, template_of, wordings_of, write
 
 LARGEST_CHANGE = 9  # in "9 more"
@@ -33,38 +32,8 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of `splits`, without those of the splits."""
-
-    steps: int
-    min_steps: int
-    names: int
-    things: int
-    verbs: int
-    wordings: int
-    distractors: int
-    shuffled: int
-    largest: int
-    step_form: int
-
-
-def splits(
-    steps: int = 6,
-    min_steps: int = 2,
-    names: int = 40,
-    things: int = 24,
-    verbs: int = 8,
-    wordings: int = 3,
-    distractors: int = 2,
-    shuffled: int = 1,
-    largest: int = 50,
-    step_form: int = 1,
-    train: int = 60_000,
-    validation: int = 500,
-    test: int = 2_000,
-    seed: int = 0,
-) -> dict[str, list[dict]]:
-    """Train, validation and test; no two questions differ in names and things alone.
+class WordProblems:
+    """Draws an example; no two questions of a data set differ in names and things alone.
 
     Args:
         steps, min_steps: a question has from `min_steps` to `steps` steps, each number equally often.
@@ -77,70 +46,65 @@ def splits(
         largest: number in a question, in its steps and as its answer.
         step_form: 0 for the result alone, 1 for an equation, 2 for the name before the equation, 3 for name and result,
             4 for name, second number of the equation and result.
-        train, validation, test: examples per split.
-        seed: of the random numbers.
-
-    Raises:
-        ValueError: for a setting out of range, or if there are not enough different questions.
     """
-    settings = Settings(steps, min_steps, names, things, verbs, wordings, distractors, shuffled, largest, step_form)
-    check(settings)
-    return draw_splits(
-        "word_problems",
-        lambda source: draw(source, settings),
-        train,
-        validation,
-        test,
-        seed,
-        key=lambda example: template_of(example["question"]),
-    )
+
+    steps: int = 6
+    min_steps: int = 2
+    names: int = 40
+    things: int = 24
+    verbs: int = 8
+    wordings: int = 3
+    distractors: int = 2
+    shuffled: int = 1
+    largest: int = 50
+    step_form: int = 1
+
+    def __post_init__(self):
+        """Raises ValueError for a setting out of range."""
+        ranges = {
+            "min_steps": (1, self.steps),
+            "distractors": (0, len(NAMES)),
+            "names": (self.steps + self.distractors + 1, len(NAMES)),
+            "things": (1, len(THINGS)),
+            "verbs": (1, len(VERBS)),
+            "wordings": (1, 3),
+            "shuffled": (0, 1),
+            "largest": (10, 1_000),
+            "step_form": (0, 4),
+        }
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"word_problems: {name} must be from {low} to {high}")
+
+    def __call__(self, source: random.Random) -> dict:
+        """One example."""
+        problem = Problem(source, self)
+        steps = source.randint(self.min_steps, self.steps)
+        asked = source.choice(list(QUESTIONS)[: self.wordings])
+        while len(problem.steps) < steps - 1:
+            problem.add_step()
+        others = problem.comparable(asked)
+        if others:
+            people = problem.compare(asked, source.choice(others))
+        else:
+            asked = "one"
+            problem.add_step()
+            people = {"b": list(problem.known)[-1]}
+        facts = problem.facts
+        for fact in problem.distractors(source.randint(0, self.distractors)):
+            facts.insert(source.randint(0, len(facts)), fact)
+        if self.shuffled:
+            source.shuffle(facts)
+        question = say(source, self, facts, QUESTIONS[asked], people)
+        return {"question": question, "steps": problem.steps, "answer": problem.answer}
 
 
-def check(settings: Settings):
-    """Raises ValueError for a setting out of range."""
-    needed = settings.steps + settings.distractors + 1
-    for name, low, high in [
-        ("min_steps", 1, settings.steps),
-        ("distractors", 0, len(NAMES)),
-        ("names", needed, len(NAMES)),
-        ("things", 1, len(THINGS)),
-        ("verbs", 1, len(VERBS)),
-        ("wordings", 1, 3),
-        ("shuffled", 0, 1),
-        ("largest", 10, 1_000),
-        ("step_form", 0, 4),
-    ]:
-        if not low <= getattr(settings, name) <= high:
-            raise ValueError(f"word_problems: {name} must be from {low} to {high}")
+def template(example: dict) -> str:
+    """What two questions that differ in names and things alone have in common."""
+    return template_of(example["question"])
 
 
-def draw(source: random.Random, settings: Settings) -> dict:
-    """One example."""
-    problem = Problem(source, settings)
-    steps = source.randint(settings.min_steps, settings.steps)
-    asked = source.choice(list(QUESTIONS)[: settings.wordings])
-    while len(problem.steps) < steps - 1:
-        problem.add_step()
-    others = problem.comparable(asked)
-    if others:
-        people = problem.compare(asked, source.choice(others))
-    else:
-        asked = "one"
-        problem.add_step()
-        people = {"b": list(problem.known)[-1]}
-    facts = problem.facts
-    for fact in problem.distractors(source.randint(0, settings.distractors)):
-        facts.insert(source.randint(0, len(facts)), fact)
-    if settings.shuffled:
-        source.shuffle(facts)
-    return {
-        "question": say(source, settings, facts, QUESTIONS[asked], people),
-        "steps": problem.steps,
-        "answer": problem.answer,
-    }
-
-
-def say(source: random.Random, settings: Settings, facts: list[Fact], question: str, people: dict[str, str]) -> str:
+def say(source: random.Random, settings: WordProblems, facts: list[Fact], question: str, people: dict[str, str]) -> str:
     """The facts and the question in English."""
     things = source.sample(THINGS[: settings.things], min(2, settings.things))
     verb = source.choice(VERBS[: settings.verbs])
@@ -156,7 +120,7 @@ def say(source: random.Random, settings: Settings, facts: list[Fact], question: 
 class Problem:
     """A problem that grows: facts, the numbers that follow from them, and the steps that work these out."""
 
-    def __init__(self, source: random.Random, settings: Settings):
+    def __init__(self, source: random.Random, settings: WordProblems):
         self.source, self.settings = source, settings
         self.unused = source.sample(NAMES[: settings.names], settings.steps + settings.distractors + 1)
         self.known: dict[str, int] = {}  # everybody who matters, in the order of the steps
