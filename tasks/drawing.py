@@ -3,7 +3,9 @@
 import random
 from collections.abc import Callable, Hashable
 
-Draw = Callable[[random.Random], dict]  # one example of `question`, `steps` and `answer`, from these random numbers alone
+Draw = Callable[
+    [random.Random], dict
+]  # one example of `question`, `steps` and `answer`, from these random numbers alone
 PATIENCE = 1_000  # draws in a row that give no new question
 
 

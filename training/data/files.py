@@ -13,7 +13,6 @@ import csv
 import glob
 import io
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -29,7 +28,6 @@ from .rows import RawRows, parse_line
 
 LONGEST_LINE = 2**24  # characters; far beyond any example, so a longer line is no row
 EXACT = 2**53  # from here on not every whole number is a float
-JSON_SPACE = re.compile(r"[ \t\n\r]*")
 COMPRESSED = (".gz", ".zst", ".bz2")
 TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 
@@ -140,7 +138,7 @@ def read_json(path: Path) -> RawRows:
         InputError: where a list is not JSON: what comes after cannot be told apart.
     """
     with open_text(path) as file:
-        text = file.read(4096)
+        text = ""
         while not text.strip() and (more := file.read(4096)):
             text += more
         is_list = text.lstrip().startswith("[")
@@ -148,24 +146,16 @@ def read_json(path: Path) -> RawRows:
     if not is_list:
         yield from read_jsonl(path)
         return
-    index, place = 0, skip_space(text, text.index("[") + 1)
-    more = not text.startswith("]", place)
-    while more:
-        try:
-            row, end = DECODER.raw_decode(text, place)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: not JSON: {json_problem(error)} (row {index})") from error
-        yield f"{path}, row {index}", not_utf8(text[place:end]) or row
-        place = skip_space(text, end)
-        more = text.startswith(",", place)
-        if not more and not text.startswith("]", place):
-            error = json.JSONDecodeError("Expecting ',' delimiter", text, place)
-            raise InputError(f"{path}: not JSON: {error} (after row {index})")
-        if more:
-            index, place = index + 1, skip_space(text, place + 1)
-    rest = skip_space(text, place + 1)
-    if rest < len(text):
-        raise InputError(f"{path}: not JSON: {json.JSONDecodeError('text after the list', text, rest)}")
+    try:
+        rows = DECODER.decode(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {json_problem(error)}") from error
+    is_utf8 = not_utf8(text) is None
+    for index, row in enumerate(rows):
+        yield (
+            f"{path}, row {index}",
+            row if is_utf8 else not_utf8(json.dumps(row, ensure_ascii=False, default=str)) or row,
+        )
 
 
 def read_csv(path: Path) -> RawRows:
@@ -289,13 +279,11 @@ def parse_json(text: str) -> object:
     try:
         return DECODER.decode(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"not JSON ({json_problem(error, short=True)})") from error
+        raise InputError(f"not JSON ({json_problem(error)})") from error
 
 
-def json_problem(error: Exception, short: bool = False) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return f"{error.msg}, column {error.colno}" if short else str(error)
+def json_problem(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def one_object(pairs: list[tuple[str, object]]) -> dict:
@@ -312,10 +300,6 @@ def whole_number(text: str) -> int | InputError:
         return int(text)
     except ValueError:  # beyond some thousand digits Python refuses
         return InputError(f"is a number of {len(text):,} digits")
-
-
-def skip_space(text: str, place: int) -> int:
-    return JSON_SPACE.match(text, place).end()
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=one_object, parse_int=whole_number)

@@ -5,8 +5,9 @@ Sources: a task of `tasks/`, a name on the Hub, a folder of `save_to_disk`, or f
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from weakref import WeakSet
 
@@ -133,7 +134,10 @@ def load_split(
     if source is None and files is None:
         raise InputError(f"no {split} data: pass --{origin}_file")
     if split == "train" and args.streaming:
-        return stream(args, limit, reading)
+        found = checked_stream(partial(training_rows, args), args.max_bad_rows, limit, reading)
+        if found is None:
+            raise InputError(f"{files or f'{args.dataset_name}, split train'}: no rows")
+        return found
     if source is None:
         where, piece = files, getattr(args, f"{origin}_split") or ""
         paths = find_files(files)
@@ -146,10 +150,10 @@ def load_split(
         )
         if not cut:
             return found
-        found = part_of(found, piece, {piece.partition("[")[0]: found})
+        found = part_of(found, piece)
         return found if limit is None else found.select(range(min(limit, len(found))))
     where, held = piece_of(args, origin, source)
-    rows = ((f"{where}, row {index}", row) for index, row in enumerate(rows_of(held)))
+    rows = numbered(held, f"{where}, ")
     if isinstance(held, Dataset):
         return cached_rows(lambda: rows, lambda: held._fingerprint, where, args.max_bad_rows, limit, reading)
     examples = list(examples_of(rows, args.max_bad_rows, limit, reading=reading))
@@ -158,20 +162,16 @@ def load_split(
     return dataset_of(examples)
 
 
-def rows_of(held: Iterable[dict]) -> Iterable[dict]:
-    return python_rows(held) if isinstance(held, Dataset | IterableDataset) else held
-
-
 def piece_of(args: DataArguments, split: str, source: dict[str, Iterable[dict]]) -> tuple[str, Iterable[dict]]:
     """What an error calls a split of a data set, and its rows, or those of a part of it (`train[:100]`)."""
     name = find_split(args, split, source)
     asked = getattr(args, f"{split}_split") or ""
     if "[" not in asked:
         return f"{args.dataset_name}, split {name}", source[name]
-    return f"{args.dataset_name}, split {asked}", part_of(source[name], asked, source)
+    return f"{args.dataset_name}, split {asked}", part_of(source[name], asked)
 
 
-def part_of(held: Iterable[dict], spec: str, source: dict[str, Iterable[dict]]) -> Iterable[dict]:
+def part_of(held: Iterable[dict], spec: str) -> Iterable[dict]:
     """Rows of a split as `datasets` writes a part of it: `train[:100]`, `train[10%:20%]`.
 
     Raises:
@@ -220,14 +220,12 @@ def as_dataset(rows: Dataset | IterableDataset | list[dict], with_steps: bool = 
         return rows
     reading = Reading(with_steps=with_steps)
     if isinstance(rows, IterableDataset):
-        found = check_stream(rows, reading)
+        found = checked_stream(partial(numbered, rows), 0, None, reading) or rows
+    elif isinstance(rows, Dataset) and len(rows):
+        found = cached_rows(lambda: numbered(rows), lambda: rows._fingerprint, "the data set", 0, None, reading)
     else:
-        given = (whole_numbers(row) if isinstance(row, dict) else row for row in rows_of(rows))
-        named = ((f"row {index}", row) for index, row in enumerate(given))
-        if isinstance(rows, Dataset) and len(rows):
-            found = cached_rows(lambda: named, lambda: rows._fingerprint, "the data set", 0, None, reading)
-        else:
-            found = dataset_of(list(examples_of(named, max_bad_rows=0, reading=reading)))
+        given = (whole_numbers(row) if isinstance(row, dict) else row for row in rows)
+        found = dataset_of(list(examples_of(numbered(given), max_bad_rows=0, reading=reading)))
     note(found, reading)
     return found
 
@@ -239,72 +237,55 @@ def note(rows: Dataset | IterableDataset, reading: Reading) -> None:
         WITH_SYSTEM.add(rows)
 
 
-def check_stream(rows: IterableDataset, reading: Reading) -> IterableDataset:
-    """A stream that is checked as it is read; its first row says whether there are `windows`."""
-    named = ((f"row {index}", row) for index, row in enumerate(python_rows(rows)))
-    first = next(examples_of(named, max_bad_rows=0, reading=reading), {})
-    return IterableDataset.from_generator(
-        checked_alike,
-        gen_kwargs={"rows": rows, "reading": reading, "windows": "windows" in first},
-        features=FEATURES_WITH_WINDOWS if "windows" in first else FEATURES,
-    )
+def numbered(rows: Iterable, where: str = "") -> RawRows:
+    """Rows, each with what an error calls it."""
+    rows = python_rows(rows) if isinstance(rows, Dataset | IterableDataset) else rows
+    return ((f"{where}row {index}", row) for index, row in enumerate(rows))
 
 
-def checked_alike(rows: IterableDataset, reading: Reading, windows: bool) -> Iterator[dict]:
-    named = ((f"row {index}", row) for index, row in enumerate(python_rows(rows)))
-    yield from alike(examples_of(named, 0, None, say_nothing_of_layouts, reading), windows)
+def training_rows(args: DataArguments) -> RawRows:
+    """The raw rows of the training split, read as they come."""
+    if args.dataset_name is not None:
+        where, held = piece_of(args, "train", open_dataset(args))
+        return numbered(held, f"{where}, ")
+    if "[" in (args.train_split or ""):
+        raise InputError(f"--streaming: {args.train_split!r} needs the length of the data; use --max_train_samples")
+    files = [read_file(path) for path in find_files(args.train_file)]
+    return (row for file in files for row in file)
 
 
-def stream(args: DataArguments, limit: int | None, reading: Reading) -> IterableDataset:
-    """The training split, row by row, without holding it in memory."""
-    where, rows = raw_rows(args)
-    first = next(examples_of(rows, args.max_bad_rows, limit, reading=reading), None)
+def checked_stream(
+    open_rows: Callable[[], RawRows], max_bad_rows: int, limit: int | None, reading: Reading
+) -> IterableDataset | None:
+    """Rows that are checked as they are read, again in each pass; None where there is none.
+
+    Args:
+        open_rows: gives them from the first one on.
+        max_bad_rows, limit, reading: of `examples_of`.
+    """
+    first = next(examples_of(open_rows(), max_bad_rows, limit, reading=reading), None)
     if first is None:
-        raise InputError(f"{where}: no rows")
+        return None
     windows = "windows" in first
-    options = {"args": args, "limit": limit, "reading": reading, "windows": windows}
+    options = {"rows": open_rows, "max_bad_rows": max_bad_rows, "limit": limit, "reading": reading, "windows": windows}
     features = FEATURES_WITH_WINDOWS if windows else FEATURES
-    return IterableDataset.from_generator(stream_alike, gen_kwargs=options, features=features)
+    return IterableDataset.from_generator(one_pass, gen_kwargs=options, features=features)
 
 
-def raw_rows(args: DataArguments) -> tuple[str, RawRows]:
-    """The training split's name for errors, and its raw rows."""
-    if args.dataset_name is None:
-        if "[" in (args.train_split or ""):
-            raise InputError(f"--streaming: {args.train_split!r} needs the length of the data; use --max_train_samples")
-        files = [read_file(path) for path in find_files(args.train_file)]
-        return args.train_file, (row for file in files for row in file)
-    where, held = piece_of(args, "train", open_dataset(args))
-    return where, ((f"{where}, row {index}", row) for index, row in enumerate(rows_of(held)))
+def one_pass(rows: Callable[[], RawRows], windows: bool, **options) -> Iterator[dict]:
+    """The examples of `checked_stream`, all of one form: with `windows` or without, as the first."""
+    for example in examples_of(rows(), report=say_nothing_of_layouts, **options):
+        if "windows" in example and not windows:
+            raise InputError(
+                "--streaming: a row of the training data has 'windows' and the first has none; put one that has first"
+            )
+        yield {"windows": None} | example if windows else example
 
 
 def say_nothing_of_layouts(level: int, message: str) -> None:
     """Of a stream that is read again and again: its layout was said before."""
     if level > logging.INFO:
         log(level, message)
-
-
-def stream_alike(args: DataArguments, limit: int | None, reading: Reading, windows: bool) -> Iterator[dict]:
-    """The rows of `stream`."""
-    _, rows = raw_rows(args)
-    yield from alike(examples_of(rows, args.max_bad_rows, limit, say_nothing_of_layouts, reading), windows)
-
-
-def alike(examples: Iterable[dict], windows: bool) -> Iterator[dict]:
-    """Examples, all of one form.
-
-    Args:
-        windows: whether the first example has `windows`.
-
-    Raises:
-        InputError: for one with `windows` where the first has none.
-    """
-    for example in examples:
-        if "windows" in example and not windows:
-            raise InputError(
-                "--streaming: a row of the training data has 'windows' and the first has none; put one that has first"
-            )
-        yield {"windows": None} | example if windows else example
 
 
 def open_dataset(args: DataArguments) -> dict[str, Iterable[dict]]:
