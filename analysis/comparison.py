@@ -68,8 +68,7 @@ def same_value(given: str | None, gold: str) -> bool:
     Two answers with different units differ; a unit of only one, and words around a number, are left aside. A text with several numbers side
     by side (`5 5 6 0`) is text, because math-verify would read one of them.
 
-    Raises:
-        InputError: if math-verify is not installed.
+    Raises InputError if math-verify is not installed.
     """
     if given is None:
         return False
@@ -110,12 +109,10 @@ COMPARISONS: dict[str, Comparison] = {"number": same_answer, "text": same_text, 
 
 
 def comparison(name: str | None = None) -> Comparison:
-    """What `--compare` names: one of `COMPARISONS`, or `module:function` of two texts, the answer that was given and the
-    right one; without an answer it is not called. A module in the current folder is found too.
-
-    Raises:
-        InputError: for a function that is not there, math-verify that is not installed, and a comparison that gives
-            anything but true or false.
+    """What `--compare` names: one of `COMPARISONS`, or `module:function` of two texts, the answer that was given and
+    the right one; without an answer it is not called. A module in the current folder is found too. Raises InputError
+    for a function that is not there, math-verify that is not installed, and a comparison that gives anything but true
+    or false.
     """
     if name is None:
         return same_answer
@@ -137,10 +134,8 @@ def comparison(name: str | None = None) -> Comparison:
 
 
 def load_function(flag: str, name: str) -> Callable:
-    """The function that a flag names as `module:function`; modules of the current folder are found too.
-
-    Raises:
-        InputError: if there is none.
+    """The function that a flag names as `module:function`; modules of the current folder are found too. Raises
+    InputError if there is none.
     """
     module, _, function = name.partition(":")
     try:

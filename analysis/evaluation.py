@@ -85,10 +85,8 @@ def timed_generate(model, input_ids, attention_mask, **kwargs) -> tuple[torch.Te
 
 
 def answer_mode(model, name: str) -> AnswerMode:
-    """A mode as this model is asked for it; a stock backbone writes its chain, or the answer prompt, by itself.
-
-    Raises:
-        InputError: for a mode that the model does not have.
+    """A mode as this model is asked for it; a stock backbone writes its chain, or the answer prompt, by itself. Raises
+    InputError for a mode that the model does not have.
     """
     modes = getattr(model, "answer_modes", (EXPLICIT, DIRECT))
     found = mode_named(name, modes)

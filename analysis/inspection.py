@@ -101,14 +101,11 @@ def inspect(
     max_cot_tokens: int = 256,
     same: Comparison = same_answer,
 ) -> View:
-    """Everything about one question.
+    """Everything about one question. Raises InputError for a model that cannot be inspected.
 
     Args:
         example: `question`, and where they are known `steps` and `answer`.
         same: compares an answer with the right one.
-
-    Raises:
-        InputError: for a model that cannot be inspected.
     """
     check_inspectable(model)
     question, gold = example["question"], example.get("answer")
@@ -298,10 +295,8 @@ def read_data(
     max_new_tokens: int = 32,
     same: Comparison = same_answer,
 ) -> Readings:
-    """How often latent i reads as the step it stands for, and the answer is right, for T = 0 to c (`most_passes`).
-
-    Raises:
-        InputError: for a model without latents.
+    """How often latent i reads as the step it stands for, and the answer is right, for T = 0 to c (`most_passes`). Raises
+    InputError for a model without latents.
     """
     between(model.config, LATENTS, cannot="has no latents to read across a data set")
     latents, most, examples = model.config.num_latent_tokens, most_passes(model.config), list(examples)

@@ -81,8 +81,7 @@ def partners(questions: list[str], golds: list[str] | None = None, seed: int = 0
     With `golds`, partners have another right answer wherever no answer is that of more than half of the questions: rows
     are sorted by answer and moved on by the size of the largest group, which leads out of every group.
 
-    Raises:
-        InputError: for fewer than two different questions.
+    Raises InputError for fewer than two different questions.
     """
     total = len(questions)
     if len(set(questions)) < 2:

@@ -31,10 +31,8 @@ def usage(group: str = "") -> str:
 
 
 def find(words: list[str]) -> tuple[str, list[str]]:
-    """The subcommand that a command line begins with, and the arguments after it.
-
-    Raises:
-        SystemExit: for one that is none, with one line.
+    """The subcommand that a command line begins with, and the arguments after it. Raises SystemExit for one that is
+    none, with one line.
     """
     for count in (1, 2):
         name = " ".join(words[:count])

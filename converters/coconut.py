@@ -26,10 +26,8 @@ TOKENS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
 
 
 def convert_coconut(source: Source, base_model: str | None = None) -> Converted:
-    """Read a checkpoint of Coconut, or of SIM-CoT on Coconut, as one of ours.
-
-    Raises:
-        InputError: for one that does not fit.
+    """Read a checkpoint of Coconut, or of SIM-CoT on Coconut, as one of ours. Raises InputError for one that does not
+    fit.
     """
     weights, ledger = take(source, "Coconut", COPIED, LEFT_OUT)
     check_head(source, weights)

@@ -34,10 +34,8 @@ BASES = {
 
 
 def convert_codi(source: Source, base_model: str | None = None) -> Converted:
-    """Read a checkpoint of CODI, or of SIM-CoT on CODI, as one of ours.
-
-    Raises:
-        InputError: for one that does not fit, or whose base model is not known.
+    """Read a checkpoint of CODI, or of SIM-CoT on CODI, as one of ours. Raises InputError for one that does not fit, or
+    whose base model is not known.
     """
     family = "SIM-CoT on CODI (arXiv 2509.20317)" if source.has("decoder.") else "CODI (arXiv 2502.21074)"
     if "prj.3.weight" not in source.weights:

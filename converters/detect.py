@@ -121,11 +121,7 @@ def refuse(source: Source) -> None:
 
 
 def family_of(source: Source) -> str:
-    """The name of a source's family in `FAMILIES`.
-
-    Raises:
-        InputError: if there is none, or files do not tell.
-    """
+    """The name of a source's family in `FAMILIES`. Raises InputError if there is none, or files do not tell."""
     found = next((name for name, family in FAMILIES.items() if family.is_it(source)), None)
     if found is not None:
         return found

@@ -104,11 +104,7 @@ def open_source(name: str, revision: str = "main", read: bool = True) -> Source:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights.
-
-    Raises:
-        InputError: where there are none, or several that could.
-    """
+    """The files that hold a folder's weights. Raises InputError where there are none, or several that could."""
     for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
         if index.is_file():
             named = {str(file) for file in read_object(index).get("weight_map", {}).values()}
@@ -138,10 +134,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a file, by name; no code in it is run.
-
-    Raises:
-        InputError: for a damaged file, one that holds anything but tensors by name, or one that is a pickle with code.
+    """The tensors in a file, by name; no code in it is run. Raises InputError for a damaged file, one that holds
+    anything but tensors by name, or one that is a pickle with code.
     """
     if path.suffix == ".safetensors":
         try:

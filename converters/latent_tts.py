@@ -38,11 +38,7 @@ def is_latent_tts(source: Source) -> bool:
 
 
 def convert_latent_tts(source: Source, base_model: str | None = None) -> Converted:
-    """Read a checkpoint of LatentTTS or SVP as one of ours.
-
-    Raises:
-        InputError: for one that does not fit.
-    """
+    """Read a checkpoint of LatentTTS or SVP as one of ours. Raises InputError for one that does not fit."""
     if base_model is not None:
         raise InputError(f"{source.name}: holds its own configuration and tokenizer: leave --base_model out")
     projects = bool(source.fields.get("projector"))

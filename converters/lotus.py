@@ -28,13 +28,10 @@ BLOCKS = {"gpt2": 13, "llama": 25}  # latents for each of six steps
 
 
 def convert_lotus(source: Source, base_model: str | None = None) -> Converted:
-    """Read a checkpoint of LOTUS as one of ours.
+    """Read a checkpoint of LOTUS as one of ours. Raises InputError for one that does not fit.
 
     Args:
         base_model: whose configuration and tokenizer a training checkpoint takes.
-
-    Raises:
-        InputError: for one that does not fit.
     """
     trained = source.has(*TRAINED)
     if trained and base_model is None:

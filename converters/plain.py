@@ -101,10 +101,8 @@ class Converted:
 
 
 def write_converted(source: Source, converted: Converted, out: Path) -> None:
-    """Write the checkpoint; a run that fails leaves none.
-
-    Raises:
-        InputError: for a missing tensor, one with no place, of another shape, or with numbers that are not finite.
+    """Write the checkpoint; a run that fails leaves none. Raises InputError for a missing tensor, one with no place, of
+    another shape, or with numbers that are not finite.
     """
     weights, ledger, tokenizer = converted.weights, converted.ledger, converted.tokenizer
     with torch.device("meta"):

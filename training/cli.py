@@ -201,8 +201,7 @@ def read_entries(path: Path) -> dict[str, tuple]:
 
     The text of a list or mapping is one of texts.
 
-    Raises:
-        InputError: if it is missing, cannot be read, or holds anything but arguments, each once and with a value.
+    Raises InputError if it is missing, cannot be read, or holds anything but arguments, each once and with a value.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -249,10 +248,8 @@ def from_json(value):
 
 
 def checked(part, name: str = "") -> tuple:
-    """The value and the text of an entry, a list and a mapping by their parts.
-
-    Raises:
-        InputError: for a part that is null, a date or the like, or in a mapping twice.
+    """The value and the text of an entry, a list and a mapping by their parts. Raises InputError for a part that is
+    null, a date or the like, or in a mapping twice.
     """
     if isinstance(part, Pairs):
         names = [name for name, _ in part]

@@ -57,10 +57,8 @@ def setting(text: str):
 
 
 def whole_numbers(name: str, text: str, count: int | None = None) -> list[int]:
-    """The numbers of a flag such as `1,3,6`.
-
-    Raises:
-        InputError: if they are not whole numbers of at least 0, or not `count` of them, or given twice.
+    """The numbers of a flag such as `1,3,6`. Raises InputError if they are not whole numbers of at least 0, or not
+    `count` of them, or given twice.
     """
     numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
     if len(numbers) != text.count(",") + 1 or count not in (None, len(numbers)) or len(set(numbers)) < len(numbers):

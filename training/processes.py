@@ -23,11 +23,9 @@ def check_packages(args: TrainingArguments) -> None:
 
 
 def check_launch(args: TrainingArguments) -> None:
-    """Refuse a launch that would quietly be another one than was asked for.
-
-    Raises:
-        InputError: for `--fsdp` on a CPU, where nothing would be sharded, or without training, and where `accelerate launch` was to start several
-            processes and started one.
+    """Refuse a launch that would quietly be another one than was asked for. Raises InputError for `--fsdp` on a CPU,
+    where nothing would be sharded, or without training, and where `accelerate launch` was to start several processes
+    and started one.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     flag = "--fsdp" if args.fsdp else "--use_fsdp" if launched else None

@@ -92,10 +92,8 @@ def expect_none(module: nn.Module, incompatible) -> None:
 
 
 def attach_step_decoder(model: PreTrainedModel, layers: int) -> StepDecoder:
-    """Make a decoder and a part of a model, which may have adapters.
-
-    Raises:
-        InputError: for a configuration that gives it no loss, or steps without latents of their own.
+    """Make a decoder and a part of a model, which may have adapters. Raises InputError for a configuration that gives
+    it no loss, or steps without latents of their own.
     """
     config = model.config
     if not config.loss_delta:
@@ -131,11 +129,7 @@ def save_step_decoder(decoder: StepDecoder, checkpoint: Path) -> None:
 
 
 def load_step_decoder(decoder: StepDecoder, checkpoint: Path) -> None:
-    """Read the weights of a checkpoint.
-
-    Raises:
-        InputError: where they are damaged, or those of another decoder.
-    """
+    """Read the weights of a checkpoint. Raises InputError where they are damaged, or those of another decoder."""
     path = checkpoint / STEP_DECODER
     try:
         decoder.load_state_dict(load_file(path))

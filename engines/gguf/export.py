@@ -88,10 +88,8 @@ def check_model(model: PreTrainedModel, name: str) -> None:
 
 
 def prompt_around(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """The texts before and after a question that make llama.cpp see what `generate()` makes the model see.
-
-    Raises:
-        InputError: for an answer prompt whose text is not its tokens.
+    """The texts before and after a question that make llama.cpp see what `generate()` makes the model see. Raises
+    InputError for an answer prompt whose text is not its tokens.
     """
     config = model.config
     if not hasattr(model, "suffix_ids"):

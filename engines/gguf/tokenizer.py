@@ -46,13 +46,10 @@ class GGUFTokenizer:
 
 
 def gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> GGUFTokenizer:
-    """A tokenizer as llama.cpp has to be told of it.
+    """A tokenizer as llama.cpp has to be told of it. Raises InputError for a tokenizer that GGUF cannot express.
 
     Args:
         rows: the model's vocabulary; ids beyond the tokenizer's are marked as unused.
-
-    Raises:
-        InputError: for a tokenizer that GGUF cannot express.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     kind, pre = content["model"]["type"], content["pre_tokenizer"] or {}

@@ -18,10 +18,8 @@ def backbone_of(config: PreTrainedConfig) -> str:
 
 
 def gguf_names(model: PreTrainedModel) -> dict[str, str]:
-    """GGUF's name of each of a model's weights, but for an output head that is the embeddings.
-
-    Raises:
-        InputError: for a weight that GGUF has no name for.
+    """GGUF's name of each of a model's weights, but for an output head that is the embeddings. Raises InputError for a
+    weight that GGUF has no name for.
     """
     import gguf
 

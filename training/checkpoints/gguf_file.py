@@ -84,10 +84,8 @@ class GGUFFile:
         return next(iter(named), ROPE_FACTORS if ROPE_FACTORS in self.tensors else None)
 
     def config(self) -> PreTrainedConfig:
-        """The backbone's configuration, as if its positions were not scaled.
-
-        Raises:
-            InputError: for a file that transformers cannot read.
+        """The backbone's configuration, as if its positions were not scaled. Raises InputError for a file that
+        transformers cannot read.
         """
         with one_clear_error(str(self.path), "GGUF file"):
             config = AutoConfig.from_pretrained(**self.source)
@@ -116,11 +114,7 @@ class GGUFFile:
 
 
 def gguf_config(file: GGUFFile) -> PreTrainedConfig:
-    """The backbone's configuration.
-
-    Raises:
-        InputError: for scaled positions, of which a file holds only the factors.
-    """
+    """The backbone's configuration. Raises InputError for scaled positions, of which a file holds only the factors."""
     if scaling := file.scaling():
         raise InputError(
             f"{file.path}: its positions are scaled ({scaling}), which a GGUF file does not describe; pass the model's own "
@@ -191,11 +185,7 @@ def check_positions(model: PreTrainedModel, file: GGUFFile) -> None:
 
 
 def load_gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerBase:
-    """The file's tokenizer.
-
-    Raises:
-        InputError: for a kind that transformers would read as another.
-    """
+    """The file's tokenizer. Raises InputError for a kind that transformers would read as another."""
     kind, pre = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.pre", "default")
     with_bos = file.field("tokenizer.ggml.add_bos_token", pre == "llama-bpe")
     advice = "pass --tokenizer_name with the model's own"

@@ -24,8 +24,7 @@ def check_access(args: TrainingArguments) -> str:
 
     Returns its name as the Hub spells it: `user/name`.
 
-    Raises:
-        InputError: without a token, for one that may not write there, for a bad name, and without a connection.
+    Raises InputError without a token, for one that may not write there, for a bad name, and without a connection.
     """
     name, token = args.hub_model_id or Path(args.output_dir).resolve().name, None
     try:
@@ -46,9 +45,8 @@ def push(folder: str | Path, repo_id: str, args: TrainingArguments, message: str
 
     Returns the address of the commit; of the latest one if the repository already holds the same files.
 
-    Raises:
-        InputError: when the Hub refuses, the connection is lost or a file contains the token; with the command that
-            pushes again.
+    Raises InputError when the Hub refuses, the connection is lost or a file contains the token; with the command that
+    pushes again.
     """
     folder, token = Path(folder), None
     try:
@@ -71,10 +69,8 @@ def push(folder: str | Path, repo_id: str, args: TrainingArguments, message: str
 
 
 def files_to_push(folder: Path, token: str) -> list[str]:
-    """The files of a model, as its manifest names them, relative to its folder.
-
-    Raises:
-        InputError: if there is no manifest, or the token is in one of them.
+    """The files of a model, as its manifest names them, relative to its folder. Raises InputError if there is no
+    manifest, or the token is in one of them.
     """
     names = present_files(folder)
     if not names:
@@ -90,10 +86,8 @@ def present_files(folder: Path) -> list[str]:
 
 
 def find_token(args: TrainingArguments) -> str:
-    """The token of `--hub_token`, of the environment variable HF_TOKEN, or of `hf auth login`.
-
-    Raises:
-        InputError: if there is none, or if it cannot be one.
+    """The token of `--hub_token`, of the environment variable HF_TOKEN, or of `hf auth login`. Raises InputError if
+    there is none, or if it cannot be one.
     """
     token = (args.hub_token or get_token() or "").strip()
     if not token:

@@ -9,10 +9,8 @@ from latent_cot.training.families import stock_config
 
 
 def register_with_liger(config: PreTrainedConfig) -> None:
-    """Register a model type of ours with liger-kernel, under its backbone's entry.
-
-    Raises:
-        InputError: where it has no kernels for that backbone.
+    """Register a model type of ours with liger-kernel, under its backbone's entry. Raises InputError where it has no
+    kernels for that backbone.
     """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as known
 

@@ -136,10 +136,8 @@ def load_config(
 
 
 def family_config(config: PreTrainedConfig, family: str) -> PreTrainedConfig:
-    """A family's configuration of a backbone's.
-
-    Raises:
-        InputError: for a backbone that has none, and a model of another family.
+    """A family's configuration of a backbone's. Raises InputError for a backbone that has none, and a model of another
+    family.
     """
     if hasattr(config, "family"):
         check_family(config, family, "this command")
@@ -333,10 +331,8 @@ def reinitialize(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def extend_positions(model: PreTrainedModel, positions: int) -> None:
-    """Make GPT-2's table of positions at least so long; new rows start as copies of the last one.
-
-    Raises:
-        InputError: for a model without such a table, if it is too short.
+    """Make GPT-2's table of positions at least so long; new rows start as copies of the last one. Raises InputError for
+    a model without such a table, if it is too short.
     """
     if positions <= model.config.max_position_embeddings:
         return

@@ -160,10 +160,8 @@ def finish_adapter_config(path: Path, base: PreTrainedModel) -> None:
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the LoRA weights of a folder merged into its own.
-
-    Raises:
-        InputError: for a damaged adapter, or one that does not fit this model.
+    """The model with the LoRA weights of a folder merged into its own. Raises InputError for a damaged adapter, or one
+    that does not fit this model.
     """
     from peft import LoraConfig, PeftModel
 

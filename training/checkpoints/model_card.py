@@ -143,10 +143,8 @@ def replace_section(card: Path, section: str) -> None:
 
 
 def measured_modes(metrics: dict) -> list[tuple[str, str]]:
-    """The splits and answer modes that metrics are about.
-
-    Raises:
-        KeyError: for a mode that `models/answer_modes.py` does not describe.
+    """The splits and answer modes that metrics are about. Raises KeyError for a mode that `models/answer_modes.py` does
+    not describe.
     """
     found = []
     for split in SPLITS:

@@ -68,11 +68,7 @@ def read_config(name: str, revision: str = "main", trust_remote_code: bool = Fal
 
 
 def read_object(path: Path) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """The object in a JSON file. Raises InputError if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -83,11 +79,7 @@ def read_object(path: Path) -> dict:
 
 
 def read_tokenizer(name: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer.
-
-    Raises:
-        InputError: for a damaged one.
-    """
+    """A checkpoint's tokenizer. Raises InputError for a damaged one."""
     with one_clear_error(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         tokenizer("1")  # what a damaged file lacks may show only now
@@ -145,10 +137,8 @@ def load_weights(
 
 
 def read_weights(name: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained`, which for a stock model fills what is missing with random numbers.
-
-    Raises:
-        InputError: instead.
+    """`AutoModelForCausalLM.from_pretrained`, which for a stock model fills what is missing with random numbers. Raises
+    InputError, instead.
     """
     with one_clear_error(name, "weights"):
         model, info = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **options)
@@ -201,10 +191,8 @@ def base_beside(adapter: Path, fields: dict) -> str:
 def base_tokenizer(
     name: str, config: PreTrainedConfig, revision: str, base_model: str | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of adapters that were saved without one: their base model's, with the family's tokens.
-
-    Raises:
-        InputError: if it gives them other ids than the configuration.
+    """The tokenizer of adapters that were saved without one: their base model's, with the family's tokens. Raises
+    InputError if it gives them other ids than the configuration.
     """
     adapter = find_file(name, ADAPTER_CONFIG, revision)
     tokenizer = read_tokenizer(base_model or base_beside(adapter, read_object(adapter)))

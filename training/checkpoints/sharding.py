@@ -82,8 +82,7 @@ def options_in_step(options: dict, accelerator: Accelerator) -> dict:
 
     transformers goes on until all are done; here no process runs beyond the positions of another one's longer questions.
 
-    Raises:
-        InputError: for an iteration that ends when it has settled, at another pass in each process.
+    Raises InputError for an iteration that ends when it has settled, at another pass in each process.
     """
     if options.get("latent_tolerance") is not None:
         raise InputError("--latent_tolerance: sharded processes cannot end an iteration on their own; leave it out")
@@ -92,11 +91,9 @@ def options_in_step(options: dict, accelerator: Accelerator) -> dict:
 
 
 def prepare_sharding(model: nn.Module, accelerator: Accelerator) -> None:
-    """Before accelerate shards a model: refuse what would not end well, and shard what it cannot.
-
-    Raises:
-        InputError: for FSDP1, and for LoRA with tied embeddings together with `cpu_ram_efficient_loading`, with which
-            accelerate reads the weights only later.
+    """Before accelerate shards a model: refuse what would not end well, and shard what it cannot. Raises InputError for
+    FSDP1, and for LoRA with tied embeddings together with `cpu_ram_efficient_loading`, with which accelerate reads the
+    weights only later.
     """
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:

@@ -146,8 +146,7 @@ def model_files(folder: Path) -> set[str]:
 
     Where there is none, a folder with our `example.py` holds a model from before there were manifests.
 
-    Raises:
-        InputError: for a damaged manifest, or one that names anything outside its folder.
+    Raises InputError for a damaged manifest, or one that names anything outside its folder.
     """
     path = folder / MANIFEST
     if path.is_file():

@@ -33,10 +33,8 @@ TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 def find_files(names: str) -> list[Path]:
-    """The files that a flag names: paths and patterns (`data/*.jsonl`), joined by commas.
-
-    Raises:
-        InputError: for a pattern without a file, and for a file that is named twice.
+    """The files that a flag names: paths and patterns (`data/*.jsonl`), joined by commas. Raises InputError for a
+    pattern without a file, and for a file that is named twice.
     """
     if Path(names).is_file():  # whatever stands in its name
         return [Path(names)]
@@ -53,10 +51,8 @@ def find_files(names: str) -> list[Path]:
 
 
 def read_file(path: Path) -> RawRows:
-    """Raw rows of a file, each with the place it came from; a row that cannot be read is its `InputError`.
-
-    Raises:
-        InputError: for a file that is not there, cannot be opened, or cannot be read on.
+    """Raw rows of a file, each with the place it came from; a row that cannot be read is its `InputError`. Raises
+    InputError for a file that is not there, cannot be opened, or cannot be read on.
     """
     readers = {".json": read_json, ".jsonl": read_jsonl, ".csv": read_csv, ".txt": read_text}
     if not path.is_file():
@@ -132,10 +128,8 @@ def read_rows(path: Path, parse: Callable[[str], object]) -> RawRows:
 
 
 def read_json(path: Path) -> RawRows:
-    """A JSON list of objects (or, as data sets are often published, one object a line).
-
-    Raises:
-        InputError: where a list is not JSON: what comes after cannot be told apart.
+    """A JSON list of objects (or, as data sets are often published, one object a line). Raises InputError where a list
+    is not JSON: what comes after cannot be told apart.
     """
     with open_text(path) as file:
         text = ""
@@ -159,11 +153,8 @@ def read_json(path: Path) -> RawRows:
 
 
 def read_csv(path: Path) -> RawRows:
-    """Columns by their names; `steps` is a JSON list, or one step a line, and `windows` a JSON list of lists. A row is named
-    by its first line.
-
-    Raises:
-        InputError: for a header that cannot be read or has a column twice.
+    """Columns by their names; `steps` is a JSON list, or one step a line, and `windows` a JSON list of lists. A row is
+    named by its first line. Raises InputError for a header that cannot be read or has a column twice.
     """
     csv.field_size_limit(LONGEST_LINE)  # the module's own limit is 131,072 characters
     unreadable: list[InputError] = []  # lines of the present record
@@ -271,10 +262,8 @@ def not_utf8(text: str) -> InputError | None:
 
 
 def parse_json(text: str) -> object:
-    """A JSON value; what stands in it twice, or cannot be held, is an `InputError` in its place.
-
-    Raises:
-        InputError: if it is not JSON.
+    """A JSON value; what stands in it twice, or cannot be held, is an `InputError` in its place. Raises InputError if
+    it is not JSON.
     """
     try:
         return DECODER.decode(text)

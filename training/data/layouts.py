@@ -81,11 +81,7 @@ COLUMNS = {"windows", *CHAINS, *(name for one in LAYOUTS for name in (*one.quest
 
 
 def columns_of(text: str | None) -> dict[str, str]:
-    """`question=query,steps=cot` as a dictionary.
-
-    Raises:
-        InputError: for anything else.
-    """
+    """`question=query,steps=cot` as a dictionary. Raises InputError for anything else."""
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     columns = {field.strip(): name.strip() for field, _, name in pairs}
     if len(columns) < len(pairs) or not columns.keys() <= set(FIELDS) or not all(columns.values()):
@@ -119,10 +115,8 @@ def layout_for(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> 
 
 
 def read_row(row: dict, layout: Layout) -> tuple[str, list[str] | None, object]:
-    """Question, steps (None where there is no chain) and answer of a row.
-
-    Raises:
-        InputError: saying what is wrong with it.
+    """Question, steps (None where there is no chain) and answer of a row. Raises InputError, saying what is wrong with
+    it.
     """
     talks = isinstance(row.get("prompt"), list | np.ndarray) and layout.name == "prompt/completion"
     if talks or layout.name == "messages":
@@ -167,10 +161,8 @@ def split_answer(layout: Layout, text: str) -> tuple[list[str] | None, str]:
 
 
 def split_chain(text: str) -> list[str]:
-    """A written chain as steps: a JSON list, equations alone, or one step per line.
-
-    Raises:
-        InputError: for a list as Python prints it, which would be one wrong step.
+    """A written chain as steps: a JSON list, equations alone, or one step per line. Raises InputError for a list as
+    Python prints it, which would be one wrong step.
     """
     if text.lstrip().startswith("["):
         try:
@@ -193,9 +185,7 @@ def lines_of(text: str) -> list[str]:
 
 def read_messages(layout: Layout, row: dict) -> tuple[str, str]:
     """Question and answer of a conversation; a system message stands before the question, as the chat template puts it.
-
-    Raises:
-        InputError: for anything but one question and its answer.
+    Raises InputError for anything but one question and its answer.
     """
     messages = []
     for name in dict.fromkeys((*layout.question, layout.answer)):
@@ -253,10 +243,8 @@ def field_of(row: dict, name: str) -> object:
 
 
 def check_text(name: str, text: object) -> str:
-    """Text that tokenizers and Arrow can hold.
-
-    Raises:
-        InputError: for anything else, for half a surrogate pair, and for NUL, which is no text (a file in UTF-16 has it).
+    """Text that tokenizers and Arrow can hold. Raises InputError for anything else, for half a surrogate pair, and for
+    NUL, which is no text (a file in UTF-16 has it).
     """
     if not isinstance(text, str):
         raise InputError(f"{name!r} must be text, found {type(text).__name__}")

@@ -36,8 +36,7 @@ def parse_line(line: str) -> dict:
 
     The first `||` ends the question, and what follows the last `####` is the answer.
 
-    Raises:
-        InputError: for a line without `||` or `####`.
+    Raises InputError for a line without `||` or `####`.
     """
     question, bar, rest = line.partition("||")
     if not bar:
@@ -140,14 +139,11 @@ def dataset_of(examples: list[dict]) -> Dataset:
 
 
 def check_row(row: object, with_steps: bool = True, columns: dict[str, str] | None = None) -> dict:
-    """A row as an example.
+    """A row as an example. Raises InputError, saying what is wrong with it.
 
     Args:
         with_steps: whether it needs a chain.
         columns: see `Reading`.
-
-    Raises:
-        InputError: saying what is wrong with it.
     """
     if isinstance(row, InputError):
         raise row
@@ -183,9 +179,7 @@ def check_row(row: object, with_steps: bool = True, columns: dict[str, str] | No
 
 def check_windows(windows: object, steps: int) -> list[list[str]]:
     """What each latent stands for after each pass: a list over passes, pass 0 first, of a text per step ("" for none).
-
-    Raises:
-        InputError: for anything else.
+    Raises InputError for anything else.
     """
     windows = windows.tolist() if isinstance(windows, np.ndarray) else windows
     if not isinstance(windows, list | tuple) or not windows:
@@ -199,11 +193,7 @@ def check_windows(windows: object, steps: int) -> list[list[str]]:
 
 
 def number_text(name: str, number: int | float | Decimal) -> str:
-    """A number as an answer.
-
-    Raises:
-        InputError: for NaN, infinities, and whole numbers that Python does not write out.
-    """
+    """A number as an answer. Raises InputError for NaN, infinities, and whole numbers that Python does not write out."""
     finite = number.is_finite() if isinstance(number, Decimal) else True
     if isinstance(number, float | np.floating):
         finite = math.isfinite(number)

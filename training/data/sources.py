@@ -101,10 +101,8 @@ def load_splits(
 
 
 def share_of(args: DataArguments, split: str) -> float:
-    """The share of the training data that a flag cuts off for a split; 0 where it names a split, or none.
-
-    Raises:
-        InputError: for a number that is no share.
+    """The share of the training data that a flag cuts off for a split; 0 where it names a split, or none. Raises
+    InputError for a number that is no share.
     """
     asked = getattr(args, f"{split}_split")
     try:
@@ -172,10 +170,8 @@ def piece_of(args: DataArguments, split: str, source: dict[str, Iterable[dict]])
 
 
 def part_of(held: Iterable[dict], spec: str) -> Iterable[dict]:
-    """Rows of a split as `datasets` writes a part of it: `train[:100]`, `train[10%:20%]`.
-
-    Raises:
-        InputError: for another form, or a stream, whose length is not known.
+    """Rows of a split as `datasets` writes a part of it: `train[:100]`, `train[10%:20%]`. Raises InputError for another
+    form, or a stream, whose length is not known.
     """
     name = spec.partition("[")[0]
     if isinstance(held, IterableDataset):
@@ -192,10 +188,8 @@ def part_of(held: Iterable[dict], spec: str) -> Iterable[dict]:
 
 
 def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
-    """The name of a split in a data set: the one that a flag gives, or the first usual one that is there.
-
-    Raises:
-        InputError: if there is none.
+    """The name of a split in a data set: the one that a flag gives, or the first usual one that is there. Raises
+    InputError if there is none.
     """
     asked, names = getattr(args, f"{split}_split"), list(source)
     usual = ALIASES[split] if asked is None else (asked.partition("[")[0],)

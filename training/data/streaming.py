@@ -24,11 +24,7 @@ def endless(rows: IterableDataset, buffer_size: int, seed: int) -> IterableDatas
 
 
 def passes(rows: IterableDataset) -> Iterator[dict]:
-    """See `endless`.
-
-    Raises:
-        InputError: for a pass without a row, or with more or fewer rows than the first.
-    """
+    """See `endless`. Raises InputError for a pass without a row, or with more or fewer rows than the first."""
     first = None
     for number in count():
         rows.set_epoch(number)

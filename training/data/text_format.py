@@ -47,10 +47,8 @@ def is_of_the_fork(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def write_spaces(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Have a tokenizer put a space before every text and after a question, in place; it is saved so.
-
-    Raises:
-        InputError: for a tokenizer without a token for a space at the end of a text.
+    """Have a tokenizer put a space before every text and after a question, in place; it is saved so. Raises InputError
+    for a tokenizer without a token for a space at the end of a text.
     """
     word, spaced = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("1", f"1{SPACE}"))
     space = spaced[len(word) :]

@@ -111,11 +111,7 @@ def without_leading_space(ids: list[int], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def tokenize_answer_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the answer prompt.
-
-    Raises:
-        InputError: if there are none, or only space.
-    """
+    """Ids of the answer prompt. Raises InputError if there are none, or only space."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if not ids or not text.strip():
         raise InputError(f"--answer_prompt {text!r} is empty; an answer is recognised by the text before it")

@@ -192,10 +192,8 @@ class ResumableTrainingMixin:
         super().log(logs, *args, **kwargs)
 
     def check_finite(self, logs: dict[str, float]) -> None:
-        """Stop at the first logged loss that is no number: what came after would look trained and be nothing.
-
-        Raises:
-            FloatingPointError: naming the step, the loss and its parts, and the last checkpoint.
+        """Stop at the first logged loss that is no number: what came after would look trained and be nothing. Raises
+        FloatingPointError, naming the step, the loss and its parts, and the last checkpoint.
         """
         broken = [name for name in LOSSES if not math.isfinite(logs.get(name, 0.0))]
         if broken:

@@ -15,10 +15,8 @@ _held: dict[Path, int] = {}  # by this process: how often it asked
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """While this lasts, no other run writes into the folder; a process may ask again for what it holds.
-
-    Raises:
-        InputError: if another run writes there: one of a process that lives, or of another host.
+    """While this lasts, no other run writes into the folder; a process may ask again for what it holds. Raises
+    InputError if another run writes there: one of a process that lives, or of another host.
     """
     path = folder.resolve() / LOCK
     if path not in _held:
@@ -56,9 +54,7 @@ def take(path: Path) -> None:
 
 def refuse_held(folder: Path) -> str | None:
     """What a dead process left in the lock file of a folder; None if there is no lock file, or it is this process's.
-
-    Raises:
-        InputError: if another run holds it.
+    Raises InputError if another run holds it.
     """
     path = folder.resolve() / LOCK
     if path in _held:

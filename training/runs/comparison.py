@@ -83,10 +83,8 @@ class Plan:
         return [(seed, name) for seed in self.seeds for name in self.argv if not self.record_of(name, seed).is_file()]
 
     def keep(self) -> None:
-        """Write down what the folder's runs have in common.
-
-        Raises:
-            InputError: where runs of other data or settings are in it.
+        """Write down what the folder's runs have in common. Raises InputError where runs of other data or settings are
+        in it.
         """
         path, kept = self.folder / "plan.json", {"data": self.digest, "flags": {}}
         if path.is_file():

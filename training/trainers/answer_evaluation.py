@@ -45,10 +45,8 @@ class GeneratedAnswersMixin:
     answers: dict[str, Answers]
 
     def check_metric(self, args) -> None:
-        """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give.
-
-        Raises:
-            InputError: naming those that there are.
+        """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give. Raises InputError,
+        naming those that there are.
         """
         known = ["loss", *(f"{mode}_{name}" for mode in self.mode_names for name in METRICS)]
         asked = (args.metric_for_best_model or "loss").removeprefix("eval_")
@@ -82,10 +80,8 @@ class GeneratedAnswersMixin:
         return rows
 
     def features_of(self, rows: Examples, split: str) -> Dataset:
-        """What evaluation reads of rows of `question`, `steps` and `answer`; of features, the features.
-
-        Raises:
-            InputError: for what is no rows, or none.
+        """What evaluation reads of rows of `question`, `steps` and `answer`; of features, the features. Raises
+        InputError for what is no rows, or none.
         """
         if isinstance(rows, Dataset) and "question_text" in rows.column_names:
             return rows

@@ -69,10 +69,8 @@ class FillerSchedule:
 
 
 def removal_schedule(method: ICoTArguments, args: CoTTrainingArguments) -> RemovalSchedule:
-    """The removal schedule of the arguments.
-
-    Raises:
-        InputError: for a limit that is no number, a gate without evaluation, or a flag that the schedule would not read.
+    """The removal schedule of the arguments. Raises InputError for a limit that is no number, a gate without
+    evaluation, or a flag that the schedule would not read.
     """
     try:
         beyond = float(method.remove_all_when_remove_beyond)
@@ -106,11 +104,7 @@ def removal_schedule(method: ICoTArguments, args: CoTTrainingArguments) -> Remov
 
 
 def filler_schedule(method: ICoTArguments, steps: int) -> FillerSchedule:
-    """The filler schedule of the arguments, for a run of `steps`.
-
-    Raises:
-        InputError: for a rate or ratio that cannot be.
-    """
+    """The filler schedule of the arguments, for a run of `steps`. Raises InputError for a rate or ratio that cannot be."""
     if not 0 <= method.switch_from_n_rate <= 100:
         raise InputError(f"--switch_from_n_rate must be a percentage, 0 to 100, got {method.switch_from_n_rate}")
     if not method.switch_token_ratio > 0:
@@ -128,11 +122,8 @@ def filler_schedule(method: ICoTArguments, steps: int) -> FillerSchedule:
 
 
 def check_schedule(schedule: RemovalSchedule, smoothing: float, steps: int, steps_per_epoch: int, longest: int) -> None:
-    """Refuse what cannot work.
-
-    Raises:
-        InputError: for a smoothing of at most 0, negative rates, or a schedule that does not take the longest chain
-            away within the run.
+    """Refuse what cannot work. Raises InputError for a smoothing of at most 0, negative rates, or a schedule that does
+    not take the longest chain away within the run.
     """
     if not smoothing > 0:
         raise InputError(f"--removal_smoothing_lambda must be above 0 (inf for none), got {smoothing}")

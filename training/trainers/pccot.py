@@ -101,10 +101,9 @@ def check_losses(config: PreTrainedConfig) -> None:
 
 @torch.no_grad()
 def check_output_head(model: PreTrainedModel) -> None:
-    """Compare what `forward` gives for one row without a thought with the output head of its states, which the losses use.
-
-    Raises:
-        InputError: where `forward` does more, such as scaling or capping the logits: the losses would be of another model.
+    """Compare what `forward` gives for one row without a thought with the output head of its states, which the losses
+    use. Raises InputError where `forward` does more, such as scaling or capping the logits: the losses would be of
+    another model.
     """
     model, states = causal_model(model), []
     head = model.get_output_embeddings()

@@ -147,11 +147,8 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
             self.ref_model = self.make_reference()
 
     def has_own_reference(self, args: RewardTrainingArguments) -> bool:
-        """Whether `--beta` compares with a copy of the model, which thinks as the model does. With adapters the reference is
-        the model without them.
-
-        Raises:
-            InputError: where a copy cannot be made.
+        """Whether `--beta` compares with a copy of the model, which thinks as the model does. With adapters the
+        reference is the model without them. Raises InputError where a copy cannot be made.
         """
         if args.beta == 0.0 or self.lora.use_peft:
             return False
@@ -257,10 +254,8 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
 
 
 def load_trained(source: ModelArguments, in_4bit: bool = False) -> tuple:
-    """Model and tokenizer of a checkpoint that thinks.
-
-    Raises:
-        InputError: for anything else: a reward only strengthens what a model does already.
+    """Model and tokenizer of a checkpoint that thinks. Raises InputError for anything else: a reward only strengthens
+    what a model does already.
     """
     if source.model_name_or_path is None:
         raise InputError("run_grpo.py goes on with a trained model: pass --model_name_or_path (see run_ccot.py)")
@@ -299,8 +294,7 @@ def checked(function: Callable) -> Callable:
 
     None says that the function is not about an answer.
 
-    Raises:
-        InputError: in training, at the first batch with a reward that is no finite number, or without any.
+    Raises InputError in training, at the first batch with a reward that is no finite number, or without any.
     """
     name = getattr(function, "__name__", type(function).__name__)
 

@@ -21,10 +21,8 @@ REFUSED = {
 
 
 def check_options(options: dict) -> None:
-    """Take the refused options of transformers' Trainer out of `options`, where they are None.
-
-    Raises:
-        InputError: for one that is not.
+    """Take the refused options of transformers' Trainer out of `options`, where they are None. Raises InputError for
+    one that is not.
     """
     for name, reason in REFUSED.items():
         if options.pop(name, None) is not None:
@@ -32,10 +30,8 @@ def check_options(options: dict) -> None:
 
 
 def own_arguments(args: TrainingArguments) -> CoTTrainingArguments:
-    """transformers' own arguments as ours, with the settings that the trainers need.
-
-    Raises:
-        InputError: for something else, and for arguments that the trainers would not follow.
+    """transformers' own arguments as ours, with the settings that the trainers need. Raises InputError for something
+    else, and for arguments that the trainers would not follow.
     """
     if not isinstance(args, TrainingArguments):
         raise InputError(f"args must be CoTTrainingArguments, got {type(args).__name__}")
