@@ -14,10 +14,8 @@ from latent_cot.training.data.collators import CoTCollator
 from latent_cot.training.data.tokenization import column
 from latent_cot.training.errors import InputError
 
-from .comparison import Comparison, as_number, same_answer
+from .comparison import Comparison, same_answer
 from .devices import synchronize
-
-__all__ = ["as_number", "same_answer"]  # of `comparison.py`, for who looks for them here
 
 logger = logging.getLogger(__name__)
 

@@ -33,6 +33,7 @@ from latent_cot.answer_modes import DIRECT, EXPLICIT, INTERNALIZED, LATENT
 from latent_cot.training.errors import Interrupted
 from latent_cot.training.resume.find_checkpoint import fault_of, newest_first
 from latent_cot.training.runs.comparison import Method, Plan, make_plan
+from latent_cot.training.runs.script import run_script
 from latent_cot.training.runs.stages import public_path, remove_checkpoints
 from latent_cot.training.trainers.cot import CoTTrainer
 from latent_cot.training.trainers.icot import ICoTTrainer
@@ -76,7 +77,6 @@ Each record (`METHOD/seed-N.json`) holds its command, which answers were right, 
 To cite: latent-cot {version}, `latent-cot compare`, data {digest}.
 """
 COLUMNS = ["method", "seeds", "exact match, mean", "95 % interval", "range", "training, s", "tokens"]
-MAINS = {"train cot": train_cot.main, "train pccot": train_pccot.main, "train icot": train_icot.main}
 
 
 def main(argv: list[str]) -> Path | None:
@@ -115,7 +115,8 @@ def run(plan: Plan, name: str, seed: int, bar: tqdm) -> dict:
         redirect_stdout(log),
         one_command(),
     ):
-        metrics = MAINS[method.command]([*flags, f"--output_dir={folder}", resume], watched(method.trainer, bar))
+        argv = [*flags, f"--output_dir={folder}", resume]
+        metrics = run_script(method.arguments, watched(method.trainer, bar), argv)
     if not PartialState().is_main_process:
         return {}
     answered = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -10,10 +10,8 @@ evaluation, read by the letter, would ask with two latents; the last stage was t
 """
 
 import torch
-from transformers import AutoConfig
 
-from latent_cot.training.checkpoints.checks import one_clear_error
-from latent_cot.training.checkpoints.read import read_tokenizer
+from latent_cot.training.checkpoints.read import read_config, read_tokenizer
 from latent_cot.training.errors import InputError
 
 from .foreign import Source, take
@@ -32,8 +30,7 @@ def convert_coconut(source: Source, base_model: str | None = None) -> Converted:
     weights, ledger = take(source, "Coconut", COPIED, LEFT_OUT)
     check_head(source, weights)
     base_model = base_model or BASE
-    with one_clear_error(base_model, "configuration"):
-        base = AutoConfig.from_pretrained(base_model)
+    base = read_config(base_model)
     tokenizer = read_tokenizer(base_model)
     config = thinking_config(
         base,

@@ -10,10 +10,7 @@ state before it; then comes `<eot>`, and the model writes "The answer is: N" unt
     left out    LEFT_OUT: what explains latents in SIM-CoT's training, and a stray of CODI's
 """
 
-from transformers import AutoConfig
-
-from latent_cot.training.checkpoints.checks import one_clear_error
-from latent_cot.training.checkpoints.read import read_tokenizer
+from latent_cot.training.checkpoints.read import read_config, read_tokenizer
 from latent_cot.training.data.tokenization import PAD
 from latent_cot.training.errors import InputError
 
@@ -44,8 +41,7 @@ def convert_codi(source: Source, base_model: str | None = None) -> Converted:
     base_model = base_model or BASES.get(width)
     if base_model is None:
         raise InputError(f"{source.name}: no base model of the width {width} is known; name it: --base_model")
-    with one_clear_error(base_model, "configuration"):
-        base = AutoConfig.from_pretrained(base_model)
+    base = read_config(base_model)
     prefix = "transformer" if base.model_type == "gpt2" else "model"
     projection = {"prj.1.": "prj.0.", "prj.3.": "prj.2.", "prj.ln.": "prj.3."}
     copied = dict.fromkeys(BACKBONE, "") | {key: f"{prefix}.{ours}" for key, ours in projection.items()}
@@ -67,9 +63,7 @@ def convert_codi(source: Source, base_model: str | None = None) -> Converted:
     )
     ids = (config.pad_token_id, config.bot_token_id, config.eot_token_id)
     if ids != (pad, pad + 1, pad + 2):
-        raise InputError(
-            f"{base_model}: CODI's tokens follow a vocabulary of {pad}, and this tokenizer numbers them {ids}"
-        )
+        raise InputError(f"{base_model}: CODI's tokens should get the ids from {pad} on, and get {ids}")
     for name in (f"{prefix}.wte.weight", f"{prefix}.embed_tokens.weight", "lm_head.weight"):
         if name in weights and len(weights[name]) != pad + 3:
             raise InputError(

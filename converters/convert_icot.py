@@ -76,9 +76,7 @@ def load_fork(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a checkpoint of the fork, which is one of transformers'."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not is_of_the_fork(tokenizer):
-        raise InputError(
-            f"{folder}: no 'base_model' in config.json, and no token <|start|>, <|pause|> and <|ready|> either"
-        )
+        raise InputError(f"{folder}: no 'base_model' in config.json, and no tokens <|start|>, <|pause|>, <|ready|>")
     config = family_config(AutoConfig.from_pretrained(folder), ICOT.name)
     set_up_text_format(config, tokenizer, "fork")
     config.filler_mode = "written"

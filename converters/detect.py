@@ -105,9 +105,7 @@ def convert(
     for key in found.weights:
         parts = [part for part in key.split(".") if part.startswith(GATES) and not part.startswith("gate_")]
         if parts:
-            raise InputError(
-                f"{source}: not read, since {key} is of a gate that ends its thoughts at a length of their own"
-            )
+            raise InputError(f"{source}: not read, since {key} is of a gate that ends its thoughts by itself")
     name = family or family_of(found)
     logger.info("%s: %s", source, name)
     write_converted(found, FAMILIES[name].convert(found, base_model), out)

@@ -127,9 +127,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not files:
         raise InputError(f"{folder}: no weights in it (*.safetensors, *.bin, *.pt, *.pth, checkpoint_*)")
     if len(files) > 1 and not all("-of-" in path.name for path in files):
-        raise InputError(
-            f"{folder}: {files[0].name} and {files[1].name} may both be the weights; name one of the files"
-        )
+        raise InputError(f"{folder}: {files[0].name} and {files[1].name} may both be the weights; name one")
     return files
 
 
@@ -186,9 +184,7 @@ def take(
         elif ours is None:
             raise InputError(f"{source.name}: holds a tensor that no {family} checkpoint is known to have: {key}")
         elif not tensor.is_floating_point():
-            raise InputError(
-                f"{source.name}: {key} is of the type {tensor.dtype}, and weights are floating-point numbers"
-            )
+            raise InputError(f"{source.name}: {key} is of the type {tensor.dtype}, and weights are floating-point")
         else:
             taken[copied[ours] + key.removeprefix(ours)] = tensor
             ledger.copied[f"{ours}*"] += 1

@@ -10,10 +10,7 @@ the pass before. The model writes `### N`.
     left out    `ia_decoder.*` and `teacher_model.*`, which training alone uses
 """
 
-from transformers import AutoConfig
-
-from latent_cot.training.checkpoints.checks import one_clear_error
-from latent_cot.training.checkpoints.read import read_tokenizer
+from latent_cot.training.checkpoints.read import read_config, read_tokenizer
 from latent_cot.training.errors import InputError
 
 from .coconut import TOKENS
@@ -39,8 +36,7 @@ def convert_lotus(source: Source, base_model: str | None = None) -> Converted:
     if not trained and base_model is not None:
         raise InputError(f"{source.name}: holds its own configuration and tokenizer: leave --base_model out")
     origin = base_model or str(source.folder)
-    with one_clear_error(origin, "configuration"):
-        base = AutoConfig.from_pretrained(origin)
+    base = read_config(origin)
     if base.model_type not in BLOCKS:
         raise InputError(f"{source.name}: a {base.model_type}; LOTUS is published on {', '.join(BLOCKS)}")
     weights, ledger = take(source, "LOTUS", TRAINED if trained else PLAIN, LEFT_OUT)

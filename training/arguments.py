@@ -19,6 +19,14 @@ from .processes import check_packages
 logger = logging.getLogger(__name__)
 
 NOISE = 0.3
+OLD_FLAGS = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",
+    "no_cuda": "use_cpu",
+    "group_by_length": "train_sampling_strategy",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+}
 
 
 @dataclass
@@ -250,9 +258,7 @@ class LatentEvaluationArguments(RewardEvaluationArguments, ICoTEvaluationArgumen
         if self.num_samples > 1 and not (self.latent_noise or self.latent_dropout):
             raise InputError("--num_samples: without --latent_noise or --latent_dropout all samples are the same")
         if self.num_samples == 1 and (self.latent_noise != NOISE or self.latent_dropout):
-            raise InputError(
-                "--latent_noise and --latent_dropout are of the samples that --num_samples asks for: pass it too"
-            )
+            raise InputError("--latent_noise and --latent_dropout are of the samples of --num_samples: pass it too")
         if self.eval_iterations is not None:
             whole_numbers("eval_iterations", self.eval_iterations)
 
@@ -284,29 +290,13 @@ class CoTTrainingArguments(TrainingArguments):
     per_gpu_eval_batch_size: int | None = option(None, "Old name of --per_device_eval_batch_size.")
 
     def __post_init__(self):
-        def moved(old: str, now: str):
-            logger.warning("--%s is an old flag: use %s", old, now)
-
-        if self.evaluation_strategy is not None:
-            moved("evaluation_strategy", f"--eval_strategy {self.evaluation_strategy}")
-            self.eval_strategy = self.evaluation_strategy
-        if self.warmup_ratio is not None:
-            moved("warmup_ratio", f"--warmup_steps {self.warmup_ratio}")
-            if not self.warmup_steps:
-                self.warmup_steps = self.warmup_ratio
-        if self.no_cuda is not None:
-            moved("no_cuda", "--use_cpu")
-            self.use_cpu = self.no_cuda
-        if self.group_by_length is not None:
-            moved("group_by_length", "--train_sampling_strategy group_by_length")
-            if self.group_by_length:
-                self.train_sampling_strategy = "group_by_length"
-        if self.per_gpu_train_batch_size is not None:
-            moved("per_gpu_train_batch_size", "--per_device_train_batch_size")
-            self.per_device_train_batch_size = self.per_gpu_train_batch_size
-        if self.per_gpu_eval_batch_size is not None:
-            moved("per_gpu_eval_batch_size", "--per_device_eval_batch_size")
-            self.per_device_eval_batch_size = self.per_gpu_eval_batch_size
+        for old, now in OLD_FLAGS.items():
+            value = getattr(self, old)
+            if value is not None:
+                new = old if old == "group_by_length" else value
+                logger.warning("--%s is an old flag: use --%s %s", old, now, new)
+                if value is not False and not (old == "warmup_ratio" and self.warmup_steps):
+                    setattr(self, now, new)
         if self.early_stopping_patience is not None:
             self.check_early_stopping(self.early_stopping_patience)
         if not torch.accelerator.is_available():

@@ -174,9 +174,7 @@ class RewardArguments:
     def __post_init__(self):
         strength, limit = self.rollout_noise_strength, 1 if self.rollout_noise == "dropout" else math.inf
         if strength is not None and self.rollout_noise == "temperature":
-            raise InputError(
-                "--rollout_noise_strength is of latents, dropout and weights; of the temperature pass --temperature"
-            )
+            raise InputError("--rollout_noise_strength: of the temperature pass --temperature instead")
         if strength is not None and not 0 < strength < limit:
             raise InputError(f"--rollout_noise_strength must be above 0 and below {limit}, got {strength}")
         if not self.max_logprob_difference > 0:

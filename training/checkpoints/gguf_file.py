@@ -62,9 +62,7 @@ class GGUFFile:
         self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
         self.arch = self.field("general.architecture")
         if self.arch not in ARCHITECTURES:
-            raise InputError(
-                f"{path}: a GGUF file of the architecture {self.arch!r}; here are {', '.join(ARCHITECTURES)}"
-            )
+            raise InputError(f"{path}: the architecture {self.arch!r}; here are {', '.join(ARCHITECTURES)}")
 
     def field(self, name: str, default=None):
         field = self.reader.get_field(name)
@@ -149,9 +147,7 @@ def load_gguf(file: GGUFFile, config: PreTrainedConfig, **options) -> PreTrained
         raise InputError(f"{file.path}: the file lacks the tensor {missing}")
     file.check_tensors(stock)
     if config.tie_word_embeddings and not stock.config.tie_word_embeddings:
-        raise InputError(
-            f"{file.path}: it has an output head, and the configuration says that the embeddings are the head"
-        )
+        raise InputError(f"{file.path}: it has an output head, and in the configuration the embeddings are the head")
     # A fresh model: the one that was read refuses to be saved, because its configuration says that it is quantized.
     model = AutoModelForCausalLM.from_config(config, **options)
     try:

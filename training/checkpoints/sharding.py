@@ -103,9 +103,7 @@ def prepare_sharding(model: nn.Module, accelerator: Accelerator) -> None:
     if not hasattr(modules[0], "token_adapter") or not inputs & outputs:
         return
     if plugin.cpu_ram_efficient_loading:
-        raise InputError(
-            "LoRA with tied embeddings: set fsdp_cpu_ram_efficient_loading to false in the configuration of accelerate"
-        )
+        raise InputError("LoRA with tied embeddings: set accelerate's fsdp_cpu_ram_efficient_loading to false")
     shard_tied_adapters(modules, accelerator)
 
 

@@ -142,9 +142,7 @@ class PCCoTCollator(CoTCollator):
 
     def length(self, feature: dict) -> int:
         if self.curriculum.probability and feature.get("windows") is not None:
-            raise InputError(
-                "--latent_curriculum mixed does not go with data that has 'windows': leave one of the two out"
-            )
+            raise InputError("--latent_curriculum mixed does not go with data that has 'windows': leave one out")
         thought = len(self.suffix) + self.curriculum.longest(feature["steps"]) + 2
         decoded = self.config.latents_per_step + max(map(len, feature["steps"]), default=0) if self.whole_steps else 0
         return max(super().length(feature), len(feature["question"]) + thought + len(self.ending(feature)), decoded)

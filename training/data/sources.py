@@ -175,9 +175,7 @@ def part_of(held: Iterable[dict], spec: str) -> Iterable[dict]:
     """
     name = spec.partition("[")[0]
     if isinstance(held, IterableDataset):
-        raise InputError(
-            f"--streaming: {spec!r} needs the length of the data; --max_train_samples takes the first rows"
-        )
+        raise InputError(f"--streaming: {spec!r} needs the length of the data; use --max_train_samples")
     try:
         (part,) = datasets.ReadInstruction.from_spec(spec).to_absolute({name: len(held)})
     except (ValueError, AssertionError) as error:
@@ -270,9 +268,7 @@ def one_pass(rows: Callable[[], RawRows], windows: bool, **options) -> Iterator[
     """The examples of `checked_stream`, all of one form: with `windows` or without, as the first."""
     for example in examples_of(rows(), report=say_nothing_of_layouts, **options):
         if "windows" in example and not windows:
-            raise InputError(
-                "--streaming: a row of the training data has 'windows' and the first has none; put one that has first"
-            )
+            raise InputError("--streaming: a row has 'windows' and the first has none; put one that has first")
         yield {"windows": None} | example if windows else example
 
 

@@ -94,9 +94,7 @@ class Plan:
         for name, words in flags.items():
             changed += sorted(set(words) ^ set(kept["flags"].get(name, words)))
         if changed:
-            raise InputError(
-                f"--output_dir {self.folder} holds runs with {', '.join(changed)}: choose another, or remove it"
-            )
+            raise InputError(f"--output_dir {self.folder} holds runs with {', '.join(changed)}: choose another")
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.config is not None:
             self.config_file.write_text(json.dumps(self.config, indent=1), encoding="utf-8")

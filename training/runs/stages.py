@@ -25,6 +25,7 @@ from latent_cot.training.resume.find_checkpoint import newest_first
 from latent_cot.training.resume.interruption import refuse_other_handler
 from latent_cot.training.resume.run_lock import refuse_held
 from latent_cot.training.trainers.cot import CoTTrainer
+from latent_cot.training.trainers.trainer_options import check_ignored
 
 from .plan import print_plan
 
@@ -72,10 +73,7 @@ def check_arguments(
         refuse_foreign_files(folder)
         if args.process_index == 0:
             refuse_held(folder)
-    if args.remove_unused_columns:
-        raise InputError("--remove_unused_columns must stay off: the collator makes the model's inputs")
-    if args.label_smoothing_factor:
-        raise InputError("--label_smoothing_factor is not supported: the losses here are plain cross-entropies")
+    check_ignored(args)
     if args.prediction_loss_only:
         raise InputError("--prediction_loss_only is not supported: evaluation is of generated answers")
     if args.do_train and args.max_steps == 0:

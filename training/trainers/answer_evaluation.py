@@ -20,6 +20,7 @@ from latent_cot.analysis.evaluation import (
     token_budget,
     warn_of_long_answers,
 )
+from latent_cot.analysis.faithfulness import check_thinks
 from latent_cot.analysis.sampled_answers import sample_metrics
 from latent_cot.answer_modes import LATENT
 from latent_cot.chunked_cross_entropy import IGNORED
@@ -141,19 +142,9 @@ class AnswerEvaluationMixin(GeneratedAnswersMixin):
         """Raises InputError, before a run, where `--faithfulness` could not be measured at its end."""
         if not self.evaluation.faithfulness:
             return
-        if self.family is None:
-            raise InputError(
-                "--faithfulness changes what stands between question and answer, which only models of run_ccot.py and "
-                "run_icot.py have"
-            )
-        if getattr(self.model.config, "num_iterations", None) == 0:
-            raise InputError("--faithfulness: at T = 0 the latents are filler tokens, so there is no thought to change")
+        check_thinks(self.unwrapped)
         if len(self.rows.get("test", ())) < 2:
-            raise InputError(
-                "--faithfulness asks the questions of the test data: pass --do_predict, with two rows or more"
-            )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise InputError("--faithfulness needs whole weights: run latent-cot faithfulness on the checkpoint")
+            raise InputError("--faithfulness asks test questions: pass --do_predict, with two rows or more")
 
     def get_eval_dataloader(self, *args, **kwargs):
         with self.whole_batches():

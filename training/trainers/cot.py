@@ -249,9 +249,7 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
             if value is not None and value != getattr(config, name)
         }
         for name in NEW_PARTS.keys() & settings.keys():
-            raise InputError(
-                f"{name}={settings[name]}: a model that is there already has its weights; pass its name, or a configuration with it"
-            )
+            raise InputError(f"{name}={settings[name]}: a model that is there already has its weights; pass its name")
         if settings:
             type(config).from_dict(config.to_dict() | settings)  # checks them
         for name, value in settings.items():

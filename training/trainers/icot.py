@@ -112,9 +112,7 @@ class ICoTTrainer(CoTTrainer):
                 logger.warning("the tokenizer has the filler-token fork's tokens: its text format is used (fork)")
             self.unspaced = set_up_text_format(config, tokenizer, form)
         if config.text_format == "original" and self.method.switch_tokens:
-            raise InputError(
-                "--switch_tokens: the original text format has no fillers; use --text_format plain or fork"
-            )
+            raise InputError("--switch_tokens: the original text format has no fillers; use plain or fork")
         super().set_up(config, tokenizer)
 
     def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:

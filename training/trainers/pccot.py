@@ -94,9 +94,7 @@ def check_losses(config: PreTrainedConfig) -> None:
     for name, weight in vars(config).items():
         loss = name.removeprefix("loss_")
         if loss != name and loss not in LOSSES and isinstance(weight, int | float) and weight:
-            raise InputError(
-                f"{name}={weight}: no loss {loss!r} is registered here, only {', '.join(LOSSES)} (CONTRIBUTING.md)"
-            )
+            raise InputError(f"{name}={weight}: no loss {loss!r} is registered here, only {', '.join(LOSSES)}")
 
 
 @torch.no_grad()

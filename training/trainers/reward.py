@@ -111,14 +111,10 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         beta, args.beta = args.beta, 0.0 if self.has_own_reference(args) else args.beta
         loaded, tokenizer = load_trained(model, self.lora.load_in_4bit)
         if self.reward.rollout_noise == "weights" and args.gradient_checkpointing:
-            raise InputError(
-                "--rollout_noise weights: leave --gradient_checkpointing out, it would compute layers without it"
-            )
+            raise InputError("--rollout_noise weights does not go with --gradient_checkpointing: leave one out")
         if self.reward.train_only_values:
             if self.lora.use_peft or args.weight_decay:
-                raise InputError(
-                    "--train_only_values trains weights as they are: leave --use_peft and --weight_decay out"
-                )
+                raise InputError("--train_only_values does not go with --use_peft and --weight_decay: leave them out")
             freeze_all_but_values(loaded)
         if self.evaluation.answer_from is not None:
             loaded.config.answer_from = self.evaluation.answer_from
@@ -156,9 +152,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
             os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")
         ]
         if args.fsdp or args.deepspeed or any(launched) or args.sync_ref_model:
-            raise InputError(
-                "--beta is not supported with FSDP, DeepSpeed and --sync_ref_model: pass --use_peft, or leave one out"
-            )
+            raise InputError("--beta is not supported with FSDP, DeepSpeed and --sync_ref_model: pass --use_peft")
         return True
 
     def make_reference(self) -> PreTrainedModel:

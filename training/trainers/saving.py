@@ -144,9 +144,7 @@ class ModelSavingMixin:
         """Raises FloatingPointError for a weight that is not finite, so that none is saved."""
         broken = names_of_broken_weights(self.unwrapped, self.accelerator)
         if broken:
-            raise FloatingPointError(
-                f"step {self.state.global_step}: {broken[0]} (of {len(broken)} such weights) is not finite, so it is not saved"
-            )
+            raise FloatingPointError(f"step {self.state.global_step}: {broken[0]} is not finite, so it is not saved")
 
     # --- the card ---
 

@@ -42,19 +42,22 @@ def own_arguments(args: TrainingArguments) -> CoTTrainingArguments:
             args.length_column_name = CoTTrainingArguments.length_column_name
         if args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False
+    check_ignored(args)
+    return args
+
+
+def check_ignored(args: TrainingArguments) -> None:
+    """Raises InputError for arguments that the trainers would not follow."""
     if args.remove_unused_columns:
         raise InputError("--remove_unused_columns must stay off: the collator makes the model's inputs")
     if args.label_smoothing_factor:
         raise InputError("--label_smoothing_factor is not supported: the losses here are plain cross-entropies")
-    return args
 
 
 def check_kinds(tokenizer, method, method_class: type) -> None:
     """Raises InputError for a tokenizer or a method of another kind than a trainer takes."""
     if isinstance(tokenizer, str):
-        raise InputError(
-            f"processing_class must be a tokenizer, got the name {tokenizer!r}: ModelArguments(tokenizer_name=...) takes one"
-        )
+        raise InputError(f"processing_class must be a tokenizer, got the name {tokenizer!r}: pass ModelArguments")
     if not isinstance(method, method_class):
         raise InputError(f"method must be {method_class.__name__}, got {type(method).__name__}")
 
