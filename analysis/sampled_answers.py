@@ -28,10 +28,8 @@ def sample_metrics(
     metrics: dict[str, float] = {}
     for k in sorted({2**power for power in range(count.bit_length()) if 2**power <= count} | {count}):
         metrics |= with_interval(f"{name}_pass_at_{k}", [pass_at(k, count, number) for number in right])
-    votes = sum(same(vote(row), gold) for row, gold in zip(samples, golds, strict=True))
-    low, high = wilson_interval(votes, total)
-    metrics |= {f"{name}_majority_vote": votes / total}
-    metrics |= {f"{name}_majority_vote_low": low, f"{name}_majority_vote_high": high}
+    votes = [same(vote(row), gold) for row, gold in zip(samples, golds, strict=True)]
+    metrics |= with_interval(f"{name}_majority_vote", votes)
     return metrics | {f"{name}_distinct_answers": sum(len(set(map(key_of, row))) for row in samples) / total}
 
 
@@ -43,9 +41,8 @@ def pass_at(k: int, count: int, right: int) -> float:
 def with_interval(name: str, values: list[float]) -> dict[str, float]:
     """A mean over questions and its 95 % interval: Wilson's, as if each were right or wrong, which varies most of all numbers
     between 0 and 1."""
-    total = len(values)
-    low, high = wilson_interval(sum(values), total)
-    return {name: sum(values) / total, f"{name}_low": low, f"{name}_high": high}
+    low, high = wilson_interval(sum(values), len(values))
+    return {name: sum(values) / len(values), f"{name}_low": low, f"{name}_high": high}
 
 
 def vote(answers: list[str | None]) -> str | None:

@@ -258,7 +258,7 @@ class LatentEvaluationArguments(RewardEvaluationArguments, ICoTEvaluationArgumen
         if self.num_samples > 1 and not (self.latent_noise or self.latent_dropout):
             raise InputError("--num_samples: without --latent_noise or --latent_dropout all samples are the same")
         if self.num_samples == 1 and (self.latent_noise != NOISE or self.latent_dropout):
-            raise InputError("--latent_noise and --latent_dropout are of the samples of --num_samples: pass it too")
+            raise InputError("--latent_noise and --latent_dropout are of samples that --num_samples asks for: pass it")
         if self.eval_iterations is not None:
             whole_numbers("eval_iterations", self.eval_iterations)
 

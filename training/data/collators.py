@@ -15,8 +15,6 @@ from latent_cot.positions import positions_from_mask
 from latent_cot.spans_pccot import ThoughtSpan
 from latent_cot.training.errors import InputError
 
-from .mixed_curriculum import MixedCurriculum
-
 
 def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
     """Rows of unequal length as one tensor `(batch, longest)`."""
@@ -99,9 +97,7 @@ class CoTCollator:
         labels = ids.masked_fill(mask == 0, IGNORED)
         labels[:, : shared + len(self.opening)] = IGNORED
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "question_length": shared}
-        batch["position_ids"] = positions_from_mask(
-            mask
-        )  # backbones do not count positions from the mask by themselves
+        batch["position_ids"] = positions_from_mask(mask)  # backbones do not count them from the mask by themselves
         if is_evaluation(features):
             batch["rows"] = torch.tensor([feature["row"] for feature in features])
         return batch
@@ -118,7 +114,8 @@ class PCCoTCollator(CoTCollator):
     Args:
         tokenizer: for its end-of-sequence and padding tokens.
         config: a `pccot-*` configuration.
-        curriculum_prob: probability of the `MixedCurriculum`, which leaves evaluation alone.
+        curriculum_prob: share of the training batches that keep their last steps explicit after `<eot>`: the mixed
+            curriculum (after Coconut, arXiv 2412.06769).
         seed: of its draws.
         whole_steps: label a step's latents with all of its tokens, for a `StepDecoder`.
     """
@@ -128,7 +125,7 @@ class PCCoTCollator(CoTCollator):
         opening = [*self.suffix, *([config.bot_token_id] if config.open_steps_with_bot else [])]
         super().__init__(tokenizer.eos_token_id, tokenizer.pad_token_id, config.answer_prompt_ids, opening)
         self.config, self.whole_steps = config, whole_steps
-        self.curriculum = MixedCurriculum(curriculum_prob, config.num_latent_tokens, config.latents_per_step)
+        self.curriculum_prob, self.most_steps = curriculum_prob, config.num_latent_tokens // config.latents_per_step
         self.seed, self.epoch = seed, torch.zeros((), dtype=torch.long).share_memory_()  # data loading processes see it
 
     def set_epoch(self, epoch: int) -> None:
@@ -141,9 +138,12 @@ class PCCoTCollator(CoTCollator):
         return torch.Generator().manual_seed(crc32(repr((self.seed, int(self.epoch), rows)).encode()))
 
     def length(self, feature: dict) -> int:
-        if self.curriculum.probability and feature.get("windows") is not None:
+        if self.curriculum_prob and feature.get("windows") is not None:
             raise InputError("--latent_curriculum mixed does not go with data that has 'windows': leave one out")
-        thought = len(self.suffix) + self.curriculum.longest(feature["steps"]) + 2
+        steps, thoughts = feature["steps"], [self.config.num_latent_tokens]
+        for count in range(1, min(len(steps), self.most_steps)) if self.curriculum_prob else ():
+            thoughts.append(count * self.config.latents_per_step + sum(map(len, steps[count:])))
+        thought = len(self.suffix) + max(thoughts) + 2
         decoded = self.config.latents_per_step + max(map(len, feature["steps"]), default=0) if self.whole_steps else 0
         return max(super().length(feature), len(feature["question"]) + thought + len(self.ending(feature)), decoded)
 
@@ -153,9 +153,7 @@ class PCCoTCollator(CoTCollator):
         teacher = super().__call__(features)
         shared = teacher["question_length"]
 
-        latent_steps = None
-        if self.curriculum.probability and not is_evaluation(features):
-            latent_steps = self.curriculum.draw([row["steps"] for row in features], self.source(features))
+        latent_steps = self.latent_steps(features)
         latents = config.num_latent_tokens if latent_steps is None else latent_steps * config.latents_per_step
         explicit = [
             [] if latent_steps is None else [token for step in feature["steps"][latent_steps:] for token in step]
@@ -188,6 +186,15 @@ class PCCoTCollator(CoTCollator):
             else torch.tensor([self.step_labels(feature["steps"], latents) for feature in features]),
             **self.window_labels(features, latents),
         }
+
+    def latent_steps(self, features: list[dict]) -> int | None:
+        """How many leading steps of a batch are latents, by random; None for all of them (the usual case)."""
+        if not self.curriculum_prob or is_evaluation(features):
+            return None
+        source, most = self.source(features), min(max(len(row["steps"]) for row in features), self.most_steps)
+        if most < 2 or torch.rand((), generator=source) >= self.curriculum_prob:
+            return None
+        return int(torch.randint(1, most, (), generator=source))
 
     def step_labels(self, steps: list[list[int]], latents: int) -> list[int]:
         """The token each latent stands for: `latents_per_step` latents per step, -100 where there is none."""

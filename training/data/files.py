@@ -14,6 +14,7 @@ import glob
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -54,7 +55,7 @@ def read_file(path: Path) -> RawRows:
     """Raw rows of a file, each with the place it came from; a row that cannot be read is its `InputError`. Raises
     InputError for a file that is not there, cannot be opened, or cannot be read on.
     """
-    readers = {".json": read_json, ".jsonl": read_jsonl, ".csv": read_csv, ".txt": read_text}
+    readers = {".json": read_json, ".jsonl": read_rows, ".csv": read_csv, ".txt": partial(read_rows, parse=parse_line)}
     if not path.is_file():
         raise InputError(f"{path}: no such file" + (" (it is a folder)" if path.is_dir() else ""))
     if path.suffix in TABLES:
@@ -107,26 +108,6 @@ def name_failure(path: Path, rows: RawRows) -> RawRows:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_jsonl(path: Path) -> RawRows:
-    return read_rows(path, parse_json)
-
-
-def read_text(path: Path) -> RawRows:
-    return read_rows(path, lambda line: parse_line(line.rstrip("\n")))
-
-
-def read_rows(path: Path, parse: Callable[[str], object]) -> RawRows:
-    """A row for every line that is not blank."""
-    for number, line in read_lines(path):
-        if isinstance(line, str) and not line.strip():
-            continue
-        try:
-            row = line if isinstance(line, InputError) else parse(line)
-        except InputError as error:
-            row = error
-        yield f"{path}, line {number}", row
-
-
 def read_json(path: Path) -> RawRows:
     """A JSON list of objects (or, as data sets are often published, one object a line). Raises InputError where a list
     is not JSON: what comes after cannot be told apart.
@@ -138,7 +119,7 @@ def read_json(path: Path) -> RawRows:
         is_list = text.lstrip().startswith("[")
         text += file.read() if is_list else ""
     if not is_list:
-        yield from read_jsonl(path)
+        yield from read_rows(path)
         return
     try:
         rows = DECODER.decode(text)
@@ -282,6 +263,18 @@ def one_object(pairs: list[tuple[str, object]]) -> dict:
         names = [name for name, _ in pairs]
         row |= {name: InputError("is there twice") for name in row if names.count(name) > 1}
     return row
+
+
+def read_rows(path: Path, parse: Callable[[str], object] = parse_json) -> RawRows:
+    """A row for every line that is not blank: JSON Lines, unless it is parsed otherwise."""
+    for number, line in read_lines(path):
+        if isinstance(line, str) and not line.strip():
+            continue
+        try:
+            row = line if isinstance(line, InputError) else parse(line.rstrip("\n"))
+        except InputError as error:
+            row = error
+        yield f"{path}, line {number}", row
 
 
 def whole_number(text: str) -> int | InputError:

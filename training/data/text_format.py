@@ -15,6 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from latent_cot.training.errors import InputError
 
+from .tokenization import starts_with_bos
+
 SPACE = " "
 FORK_TOKENS = {"start_token_id": "<|start|>", "pause_token_id": "<|pause|>", "ready_token_id": "<|ready|>"}
 
@@ -55,8 +57,7 @@ def write_spaces(tokenizer: PreTrainedTokenizerBase) -> None:
     if spaced[: len(word)] != word or len(space) != 1:
         raise InputError("--text_format: the tokenizer has no token for a space at the end of a text")
     backend, name = tokenizer.backend_tokenizer, tokenizer.convert_ids_to_tokens(space[0])
-    with_bos = tokenizer.bos_token_id is not None and tokenizer("1")["input_ids"][:1] == [tokenizer.bos_token_id]
-    bos = [(tokenizer.bos_token, tokenizer.bos_token_id)] if with_bos else []
+    bos = [(tokenizer.bos_token, tokenizer.bos_token_id)] if starts_with_bos(tokenizer) else []
     before = [normalizers.Prepend(SPACE)]
     backend.normalizer = normalizers.Sequence(before + [backend.normalizer] * (backend.normalizer is not None))
     backend.post_processor = processors.TemplateProcessing(

@@ -101,9 +101,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         self.evaluation = evaluation or EvaluationArguments()
         self.answers: dict[str, Answers] = {}
         self.is_checked, self.hub_model_id = False, None
-        self.sources: torch.Tensor | None = (
-            None  # of the noise of the rollouts that are sampled or scored; `sources_of`
-        )
+        self.sources: torch.Tensor | None = None  # of the noise of the present rollouts; `sources_of`
         self.check_metric(args)
         self.same = comparison(self.evaluation.compare)
         check_source(self.evaluation.answer_from)
@@ -220,10 +218,8 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Metrics of greedy answers in every mode. Every process answers all questions."""
-        dataset, metrics = (
-            self.features_of(self.eval_dataset if eval_dataset is None else eval_dataset, "validation"),
-            {},
-        )
+        dataset = self.features_of(self.eval_dataset if eval_dataset is None else eval_dataset, "validation")
+        metrics: dict[str, float] = {}
         was_training, model = self.model.training, self.unwrapped.eval()
         questions, golds = dataset["question_text"][:], dataset["answer_text"][:]
         longest = max(map(len, self.processing_class(questions)["input_ids"]))
