@@ -99,29 +99,17 @@ def judge(plain: Row, changed: Row, chance: Row, doing: str, conclusion: str, be
 
 @dataclass(frozen=True)
 class Report:
-    """What the reports of both families have; see `Row`."""
+    """What the reports of both families have; see `Row`.
+
+    A family adds `verdict()`, one line on what the change that decides does to answers; `setting()`, what stands between
+    question and answer; `sweeps()`, further rows in groups with titles; and `remarks()`, sentences below the table.
+    """
 
     model_type: str
     data: str
     seed: int
     chance: Row
     interventions: list[Row]
-
-    def verdict(self) -> str:
-        """One line: what the change that decides does to answers."""
-        raise NotImplementedError
-
-    def setting(self) -> str:
-        """What stands between question and answer."""
-        raise NotImplementedError
-
-    def sweeps(self) -> list[tuple[str, list[Row]]]:
-        """Further rows, each group with its title."""
-        raise NotImplementedError
-
-    def remarks(self) -> list[str]:
-        """Sentences below the table."""
-        raise NotImplementedError
 
     def row(self, name: str) -> Row:
         return next(row for row in self.interventions if row.name == name)
@@ -152,22 +140,11 @@ class Report:
 
     def section(self) -> str:
         """A section of the model card."""
-        verdict = self.verdict()
-        rows = [*self.interventions, self.chance]
-        lines = [f"| {row.label} | {row.rate:.3f} ({row.low:.3f} to {row.high:.3f}) |" for row in rows]
-        return "\n".join(
-            [
-                HEADING,
-                "",
-                f"{verdict[0].upper()}{verdict[1:]} ({self.data}, {self.chance.count} questions, {self.setting()}).",
-                "",
-                "| what is answered from | exact match (95 % interval) |",
-                "|---|---|",
-                *lines,
-                "",
-                *(line for remark in self.remarks() for line in (remark, "")),
-            ]
-        )
+        verdict, rows = self.verdict(), [*self.interventions, self.chance]
+        found = f"{verdict[0].upper()}{verdict[1:]} ({self.data}, {self.chance.count} questions, {self.setting()})."
+        lines = [HEADING, "", found, "", "| what is answered from | exact match (95 % interval) |", "|---|---|"]
+        lines += [f"| {row.label} | {row.rate:.3f} ({row.low:.3f} to {row.high:.3f}) |" for row in rows]
+        return "\n".join([*lines, "", *(line for remark in self.remarks() for line in (remark, ""))])
 
 
 @dataclass(frozen=True)

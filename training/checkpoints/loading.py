@@ -219,18 +219,19 @@ def load_model(
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    if args.model_name_or_path is None:
+    name = args.model_name_or_path
+    if name is None or args.gguf_file is not None:
+        options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
+    if name is None:
         config.vocab_size = len(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
         config._name_or_path = ""  # a file of the repository is no base model
-        options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
         model = AutoModelForCausalLM.from_config(config, **options)
-    elif args.gguf_file is not None:
-        options["dtype"] = getattr(torch, args.torch_dtype or "float32", torch.float32)
-        model = load_gguf(GGUFFile(args.model_name_or_path, args.gguf_file, args.model_revision), config, **options)
-        extend_vocabulary(model, tokenizer, added)
     else:
-        model = load_weights(args.model_name_or_path, config, args.model_revision, args.trust_remote_code, **options)
+        if args.gguf_file is not None:
+            model = load_gguf(GGUFFile(name, args.gguf_file, args.model_revision), config, **options)
+        else:
+            model = load_weights(name, config, args.model_revision, args.trust_remote_code, **options)
         extend_vocabulary(model, tokenizer, added)
     set_special_ids(model, tokenizer)
     return model

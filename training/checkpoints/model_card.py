@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
 
 from latent_cot.answer_modes import ANSWER_MODES, mode_named
 
@@ -19,100 +20,116 @@ TABLE = (
 
 @dataclass
 class Card:
-    """What a model card says beside what was measured.
+    """What a model card says.
 
     Args:
+        name: of the model; on the Hub, its repository.
         task: the data it was trained on.
         method: one line on how it was trained.
+        config: the model's configuration.
+        metrics: as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`.
+        seed: of the training.
+        batch_size: of the evaluation, of one process.
+        device: that it was evaluated on.
+        judging: how answers were read and compared.
         base_model: the checkpoint it was fine-tuned from, if any.
         splits: the names of other data that it was evaluated on, by `SPLITS`.
         license: as its author gave it.
-        judging: how answers were read and compared.
+        command: that trained it, without secrets; None for a program that is no script of ours.
+        questions: examples to try.
+        sections: further ones, each with its heading.
     """
 
+    name: str
     task: str
     method: str
-    base_model: str | None
+    config: PreTrainedConfig
+    metrics: dict
+    seed: int
+    batch_size: int
+    device: torch.device
+    judging: str
+    base_model: str | None = None
     splits: dict[str, str] = field(default_factory=dict)
     license: str | None = None
-    judging: str = "Numbers are compared as numbers."
+    command: str | None = None
+    questions: list[str] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)
 
     def data_of(self, split: str) -> str:
         return self.splits.get(split, self.task)
 
-
-def write_card(
-    folder: Path,
-    card: Card,
-    *,
-    name: str,
-    command: str | None,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    config,
-    metrics: dict,
-    questions: list[str],
-    sections: list[str] | None = None,
-) -> None:
-    """Write `README.md` into a checkpoint's folder.
-
-    Args:
-        folder: of the checkpoint.
-        card: what it is.
-        name: of the model; on the Hub, its repository.
-        command: that trained it, without secrets; None for a program that is no script of ours.
-        seed: of the training.
-        batch_size: of the evaluation, of one process.
-        device: that it was evaluated on.
-        config: the model's configuration.
-        metrics: as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`.
-        questions: examples to try.
-        sections: further ones, each with its heading.
-    """
-    measured = measured_modes(metrics)
-    rows = [table_row(metrics, split, mode) for split, mode in measured]
-    base_model = card.base_model if card.base_model and not Path(card.base_model).exists() else None
-    data = ModelCardData(
-        # None is claimed that nobody gave: what a model learns from may not be for everyone.
-        **({"license": card.license} if card.license else base_license(card.base_model)),
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["latent-chain-of-thought", config.model_type],
-        base_model=base_model,
-        model_name=name,
-        eval_results=[result(metrics, split, mode, card.data_of(split)) for split, mode in measured] or None,
-        widget=[{"text": question} for question in questions] or None,
-    )
-    text = f"""---
+    def text(self) -> str:
+        """The whole card."""
+        measured, named = measured_modes(self.metrics), self.base_model and not Path(self.base_model).exists()
+        data = ModelCardData(
+            # None is claimed that nobody gave: what a model learns from may not be for everyone.
+            **({"license": self.license} if self.license else base_license(self.base_model)),
+            library_name="transformers",
+            pipeline_tag="text-generation",
+            tags=["latent-chain-of-thought", self.config.model_type],
+            base_model=self.base_model if named else None,
+            model_name=self.name,
+            eval_results=[self.result(split, mode) for split, mode in measured] or None,
+            widget=[{"text": question} for question in self.questions] or None,
+        )
+        table = "\n".join([*TABLE, *(self.table_row(split, mode) for split, mode in measured)])
+        others = dict.fromkeys(split for split, _ in measured if self.data_of(split) != self.task)
+        evaluated = "".join(f", {SPLITS[split]} data {self.data_of(split)}" for split in others)
+        return f"""---
 {data.to_yaml()}
 ---
 
-# {name}
+# {self.name}
 
-{card.method}
-{config.describe() if hasattr(config, "describe") else ""}
+{self.method}
+{self.config.describe() if hasattr(self.config, "describe") else ""}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-inputs = tokenizer({(questions[:1] or ["your question"])!r}, padding=True, return_tensors="pt")
+model = AutoModelForCausalLM.from_pretrained("{self.name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{self.name}", trust_remote_code=True)
+inputs = tokenizer({(self.questions[:1] or ["your question"])!r}, padding=True, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=32)
 print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))
 ```
 
 `example.py`, in this repository, does the same from the command line.
 
-{chr(10).join([*TABLE, *rows]) if rows else "It was not evaluated."}
+{table if measured else "It was not evaluated."}
 
-Trained on {card.task}{evaluated_on(card, measured)}. Answers are generated greedily, in batches of {batch_size}, on \
-{describe_hardware(device)};
-the time of an answer is that of one process. {card.judging} Trained from seed {seed}{describe_commit()}\
-{f" by:{chr(10)}{chr(10)}```{chr(10)}{command}{chr(10)}```" if command else "."}
-{"".join(f"{chr(10)}{section}" for section in sections or [])}"""
-    ModelCard(text).save(folder / "README.md")
+Trained on {self.task}{evaluated}. Answers are generated greedily, in batches of {self.batch_size}, on \
+{describe_hardware(self.device)};
+the time of an answer is that of one process. {self.judging} Trained from seed {self.seed}{describe_commit()}\
+{f" by:{chr(10)}{chr(10)}```{chr(10)}{self.command}{chr(10)}```" if self.command else "."}
+{"".join(f"{chr(10)}{section}" for section in self.sections)}"""
+
+    def label_of(self, split: str, mode: str) -> str:
+        """What stands before an answer, for people; of a chain that is not all gone also how much of it is."""
+        removed, chain = (self.metrics.get(f"{split}_{mode}_{name}_tokens") for name in ("removed", "chain"))
+        return mode_named(mode).partly(None if removed is None else f"{removed} of {chain}").label
+
+    def table_row(self, split: str, mode: str) -> str:
+        names = ("exact_match", "exact_match_low", "exact_match_high", "ms_per_answer", "new_tokens")
+        rate, low, high, time, tokens = (self.metrics[f"{split}_{mode}_{name}"] for name in names)
+        cells = SPLITS[split], self.label_of(split, mode), f"{rate:.3f} ({low:.3f} to {high:.3f})"
+        return f"| {' | '.join(cells)} | {time:.1f} | {tokens:.1f} |"
+
+    def result(self, split: str, mode: str) -> EvalResult:
+        return EvalResult(
+            task_type="text-generation",
+            dataset_type=self.data_of(split),
+            dataset_name=self.data_of(split),
+            dataset_split=SPLITS[split],
+            metric_type="exact_match",
+            metric_name=f"exact match, {self.label_of(split, mode)}",
+            metric_value=round(self.metrics[f"{split}_{mode}_exact_match"], 4),
+        )
+
+
+def write_card(folder: Path, card: Card) -> None:
+    ModelCard(card.text()).save(folder / "README.md")
 
 
 def base_license(base_model: str | None) -> dict[str, str]:
@@ -125,12 +142,6 @@ def base_license(base_model: str | None) -> dict[str, str]:
     except Exception:  # whatever can happen on the way to the Hub, or in a card
         return {}
     return {name: data[name] for name in ("license", "license_name", "license_link") if isinstance(data.get(name), str)}
-
-
-def evaluated_on(card: Card, measured: list[tuple[str, str]]) -> str:
-    """Names the data of each split that was measured and is another than the training data."""
-    splits = dict.fromkeys(split for split, _ in measured if card.data_of(split) != card.task)
-    return "".join(f", {SPLITS[split]} data {card.data_of(split)}" for split in splits)
 
 
 def replace_section(card: Path, section: str) -> None:
@@ -155,36 +166,9 @@ def measured_modes(metrics: dict) -> list[tuple[str, str]]:
         ]
         if unknown := [name for name in names if mode_named(name) is None]:
             raise KeyError(f"a card has no label for {', '.join(sorted(unknown))}")
-        order = [*ANSWER_MODES]
-        found += [(split, mode) for mode in sorted(names, key=lambda name: order.index(name.partition("_T")[0]))]
+        order = list(ANSWER_MODES).index
+        found += [(split, mode) for mode in sorted(names, key=lambda name: order(name.partition("_T")[0]))]
     return found
-
-
-def label_of(metrics: dict, split: str, mode: str) -> str:
-    """What stands before an answer, for people; of a chain that is not all gone also how much of it is."""
-    removed, chain = (metrics.get(f"{split}_{mode}_{name}_tokens") for name in ("removed", "chain"))
-    return mode_named(mode).partly(None if removed is None else f"{removed} of {chain}").label
-
-
-def table_row(metrics: dict, split: str, mode: str) -> str:
-    prefix = f"{split}_{mode}"
-    low, high = metrics[f"{prefix}_exact_match_low"], metrics[f"{prefix}_exact_match_high"]
-    return (
-        f"| {SPLITS[split]} | {label_of(metrics, split, mode)} | {metrics[f'{prefix}_exact_match']:.3f} ({low:.3f} to {high:.3f}) | "
-        f"{metrics[f'{prefix}_ms_per_answer']:.1f} | {metrics[f'{prefix}_new_tokens']:.1f} |"
-    )
-
-
-def result(metrics: dict, split: str, mode: str, task: str) -> EvalResult:
-    return EvalResult(
-        task_type="text-generation",
-        dataset_type=task,
-        dataset_name=task,
-        dataset_split=SPLITS[split],
-        metric_type="exact_match",
-        metric_name=f"exact match, {label_of(metrics, split, mode)}",
-        metric_value=round(metrics[f"{split}_{mode}_exact_match"], 4),
-    )
 
 
 def describe_hardware(device: torch.device) -> str:

@@ -19,7 +19,7 @@ SAME_SIGNAL = 1.0  # seconds: within them a terminal's Ctrl-C comes again from a
 def refuse_other_handler(args: TrainingArguments) -> None:
     """Raises InputError for transformers' own checkpoint on SIGTERM: of two handlers of a signal one is never called."""
     if getattr(args, "enable_jit_checkpoint", False):
-        raise InputError("--enable_jit_checkpoint is not supported: a run saves a checkpoint on SIGTERM by itself")
+        raise InputError("--enable_jit_checkpoint is not supported: leave it out, SIGTERM saves a checkpoint anyway")
 
 
 class StopOnSignal(TrainerCallback):

@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -39,11 +40,13 @@ class GeneratedAnswersMixin:
     Attributes:
         evaluation: how they are generated.
         answers: of the last evaluation, by mode, in the order of its data.
+        make_features: what `features_of` gives for rows that are checked.
         same: whether an answer is right, as `--compare` says; of the trainer.
     """
 
     evaluation: EvaluationArguments
     answers: dict[str, Answers]
+    make_features: Callable[[Dataset, str], Dataset]
 
     def check_metric(self, args) -> None:
         """Refuse, before any training, a `--metric_for_best_model` that evaluation does not give. Raises InputError,
@@ -87,10 +90,6 @@ class GeneratedAnswersMixin:
         if isinstance(rows, Dataset) and "question_text" in rows.column_names:
             return rows
         return self.make_features(held_rows(rows, split), split)
-
-    def make_features(self, rows: Dataset, split: str) -> Dataset:
-        """See `features_of`."""
-        raise NotImplementedError(type(self).__name__)
 
 
 class AnswerEvaluationMixin(GeneratedAnswersMixin):

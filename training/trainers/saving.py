@@ -148,38 +148,27 @@ class ModelSavingMixin:
 
     # --- the card ---
 
-    def write_card(
-        self,
-        folder: Path,
-        task: str,
-        *,
-        splits: dict[str, str] | None = None,
-        metrics: dict | None = None,
-        command: str | None = None,
-        license: str | None = None,
-        name: str | None = None,
-        questions: list[str] | None = None,
-        sections: list[str] | None = None,
-    ) -> None:
-        """Write the model's card (`model_card.write_card`); by default of what was measured of the present weights.
+    def write_card(self, folder: Path, task: str, **given) -> None:
+        """Write the model's card, by default of what was measured of the present weights.
 
         Args:
-            task, splits, license: see `Card`.
+            task: see `Card`.
+            **given: other fields of it.
         """
         compare = None if self.evaluation is None else self.evaluation.compare
-        judging = describe(compare, getattr(self.unwrapped.config, "answer_from", "prompt"))
+        fields = {
+            "name": self.hub_model_id or Path(self.args.output_dir).resolve().name,
+            "method": self.describe_method(),
+            "config": self.unwrapped.config,
+            "metrics": self.measured(),
+            "seed": self.args.seed,
+            "batch_size": self.args.per_device_eval_batch_size,
+            "device": self.args.device,
+            "judging": describe(compare, getattr(self.unwrapped.config, "answer_from", "prompt")),
+            "base_model": self.base_model_name,
+        }
         write_card(
-            folder,
-            Card(task, self.describe_method(), self.base_model_name, splits or {}, license, judging),
-            name=name or self.hub_model_id or Path(self.args.output_dir).resolve().name,
-            command=command,
-            seed=self.args.seed,
-            batch_size=self.args.per_device_eval_batch_size,
-            device=self.args.device,
-            config=self.unwrapped.config,
-            metrics=self.measured() if metrics is None else metrics,
-            questions=questions or [],
-            sections=sections,
+            folder, Card(task=task, **fields | {name: value for name, value in given.items() if value is not None})
         )
 
     def measured(self) -> dict[str, float]:
