@@ -41,21 +41,13 @@ def wilson_interval(right: float, total: int) -> tuple[float, float]:
 
 @dataclass
 class Answers:
-    """Answers generated in one mode, and the time they took.
+    """Answers generated in one mode, and the time they took."""
 
-    Args:
-        texts: what was generated, in the order of the data.
-        answers: what it answers; None where there is no answer in it.
-        new_tokens: generated tokens, end of sequence included, over all examples.
-        seconds: wall-clock time of generation; with several processes, of the slowest.
-        seconds_per_answer: what one process takes for an answer, in a batch; `seconds` over the answers by default.
-    """
-
-    texts: list[str] = field(default_factory=list)
-    answers: list[str | None] = field(default_factory=list)
-    new_tokens: int = 0
-    seconds: float = 0.0
-    seconds_per_answer: float | None = None
+    texts: list[str] = field(default_factory=list)  # what was generated, in the order of the data
+    answers: list[str | None] = field(default_factory=list)  # what it answers; None where there is no answer in it
+    new_tokens: int = 0  # generated tokens, end of sequence included, over all examples
+    seconds: float = 0.0  # wall-clock time of generation; with several processes, of the slowest
+    seconds_per_answer: float | None = None  # of one process, in a batch; by default `seconds` over the answers
 
     def metrics(self, mode: str, golds: list[str], same: Comparison = same_answer) -> dict[str, float]:
         """Exact match with its interval, examples per second (of all processes together), milliseconds per answer (of one

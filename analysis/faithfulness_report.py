@@ -19,26 +19,16 @@ NAME = "faithfulness"
 
 @dataclass(frozen=True)
 class Row:
-    """A proportion and what it is one of.
+    """A proportion and what it is one of."""
 
-    Args:
-        name: in files.
-        label: for people.
-        rate: exact match, or how often a latent is read as its step.
-        low, high: its 95 % interval (Wilson).
-        count: of how many questions.
-        same: the share of answers that are those without the intervention.
-        other: the share that are the right answer to the question whose thought it was.
-    """
-
-    name: str
-    label: str
-    rate: float
-    low: float
+    name: str  # in files
+    label: str  # for people
+    rate: float  # exact match, or how often a latent is read as its step
+    low: float  # its 95 % interval (Wilson)
     high: float
-    count: int
-    same: float | None = None
-    other: float | None = None
+    count: int  # of how many questions
+    same: float | None = None  # the share of answers that are those without the intervention
+    other: float | None = None  # the share that are the right answer to the question whose thought it was
 
     @classmethod
     def counted(cls, name: str, label: str, right: int, count: int, **more) -> "Row":
@@ -179,19 +169,12 @@ class PCCoTReport(Report):
 
 @dataclass(frozen=True)
 class ICoTReport(Report):
-    """All that `icot_faithfulness.measure_icot` measures of an `icot-*` model.
+    """All that `icot_faithfulness.measure_icot` measures of an `icot-*` model."""
 
-    Args:
-        between: what stands between question and answer: "fillers", "steps" or "nothing".
-        num_fillers: of the configuration.
-        fillers: answers with other numbers of fillers.
-        left_out: which interventions do not apply, and why.
-    """
-
-    between: str
-    num_fillers: int
-    fillers: list[Row]
-    left_out: str
+    between: str  # what stands between question and answer: "fillers", "steps" or "nothing"
+    num_fillers: int  # of the configuration
+    fillers: list[Row]  # answers with other numbers of fillers
+    left_out: str  # which interventions do not apply, and why
 
     def verdict(self) -> str:
         plain = self.row(AS_THEY_ARE)

@@ -25,41 +25,27 @@ Words = list[tuple[str, float]]  # and their probabilities
 
 @dataclass
 class Place:
-    """A latent (or filler, or token of the chain) in one pass.
+    """A latent (or filler, or token of the chain) in one pass."""
 
-    Args:
-        label: what it is.
-        words: the most likely tokens that the output head reads from it.
-        moved: how far its input is from that of the pass before, relative to that one's length; None in the first pass.
-        step: the step that it stands for, where it is known.
-        right: whether the most likely token is the first of that step.
-    """
-
-    label: str
-    words: Words
-    moved: float | None = None
-    step: str | None = None
-    right: bool | None = None
+    label: str  # what it is
+    words: Words  # the most likely tokens that the output head reads from it
+    moved: float | None = None  # of its input from that of the pass before, relative to that one's length
+    step: str | None = None  # the step that it stands for, where it is known
+    right: bool | None = None  # whether the most likely token is the first of that step
 
 
 @dataclass
 class Pass:
     """What there is after one pass, T of them.
 
-    Args:
-        answer: what is answered from it.
-        right: whether that is the gold answer; None where none is known.
-        places: the latents.
-        attention: for each layer, the share of the answer's attention that goes to the question, to each place, and to all
-            else; means over heads and over the positions that an answer's tokens are predicted at.
-        tokens: the question's tokens, each with its share of that attention, the mean over layers.
+    The answer's attention is a mean over heads and over the positions that its tokens are predicted at.
     """
 
-    answer: str | None
-    right: bool | None
-    places: list[Place]
-    attention: list[list[float]]
-    tokens: Words
+    answer: str | None  # what is answered from it
+    right: bool | None  # whether that is the gold answer; None where none is known
+    places: list[Place]  # the latents
+    attention: list[list[float]]  # of each layer: to the question, to each place, to all else
+    tokens: Words  # the question's tokens, each with its share of that attention, the mean over layers
 
 
 @dataclass

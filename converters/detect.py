@@ -24,15 +24,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Family:
-    """A project's layout.
+    """A project's layout."""
 
-    Args:
-        is_it: whether a source has it.
-        convert: reads a source as a model of ours, given a base model's name or None.
-    """
-
-    is_it: Callable[[Source], bool]
-    convert: Callable[[Source, str | None], Converted]
+    is_it: Callable[[Source], bool]  # whether a source has it
+    convert: Callable[[Source, str | None], Converted]  # given a base model's name or None
 
 
 def is_plain_lotus(source: Source) -> bool:

@@ -25,21 +25,13 @@ NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.
 
 @dataclass
 class Source:
-    """A checkpoint of another project.
+    """A checkpoint of another project."""
 
-    Args:
-        name: as it was asked for; a folder, a file or a name on the Hub.
-        revision: of the Hub's repository, the commit; "" for local files.
-        folder: where its files are.
-        fields: of `config.json`; nothing where it is missing or empty.
-        weights: its tensors by their names there.
-    """
-
-    name: str
-    revision: str
-    folder: Path
-    fields: dict
-    weights: dict[str, torch.Tensor] = field(repr=False)
+    name: str  # as it was asked for; a folder, a file or a name on the Hub
+    revision: str  # of the Hub's repository, the commit; "" for local files
+    folder: Path  # where its files are
+    fields: dict  # of `config.json`; nothing where it is missing or empty
+    weights: dict[str, torch.Tensor] = field(repr=False)  # its tensors by their names there
 
     def is_called(self, word: str) -> bool:
         """Whether its architecture's name begins so, or its own name holds the word."""
@@ -55,19 +47,12 @@ class Source:
 
 @dataclass
 class Ledger:
-    """What became of each tensor of a source, for the card: how many, by the beginning of their names.
+    """What became of each tensor of a source, for the card: how many, by the beginning of their names."""
 
-    Args:
-        copied: read into the model; those that were merged are among them.
-        merged: halves of adapters that were added to the matrix beside them.
-        left_out: not read.
-        filled: what the source has not.
-    """
-
-    copied: Counter = field(default_factory=Counter)
-    merged: Counter = field(default_factory=Counter)
-    left_out: Counter = field(default_factory=Counter)
-    filled: list[str] = field(default_factory=list)
+    copied: Counter = field(default_factory=Counter)  # read into the model; those that were merged are among them
+    merged: Counter = field(default_factory=Counter)  # halves of adapters that were added to the matrix beside them
+    left_out: Counter = field(default_factory=Counter)  # not read
+    filled: list[str] = field(default_factory=list)  # what the source has not
 
 
 def open_source(name: str, revision: str = "main", read: bool = True) -> Source:

@@ -80,24 +80,18 @@ def newline_after_questions(tokenizer: PreTrainedTokenizerBase) -> list[int] | N
 class Converted:
     """A source as a model of ours.
 
-    Args:
-        weights: under the model's own names. Rows of embeddings that the vocabulary has and they lack become the mean of
-            the others, which no answer begins with by chance.
-        ledger: what became of the source's tensors.
-        family: what the source is, for the card.
-        max_new_tokens: how long an answer is unless asked otherwise.
-        suppressed: tokens that an answer may not hold.
-        base_model: where configuration and tokenizer come from, if not from the source.
+    Rows of embeddings that the vocabulary has and `weights` lack become the mean of the others, which no answer begins with
+    by chance.
     """
 
-    weights: dict[str, torch.Tensor]
-    ledger: Ledger
+    weights: dict[str, torch.Tensor]  # under the model's own names
+    ledger: Ledger  # what became of the source's tensors
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    family: str
-    max_new_tokens: int
-    suppressed: tuple[int, ...] = ()
-    base_model: str | None = None
+    family: str  # what the source is, for the card
+    max_new_tokens: int  # how long an answer is unless asked otherwise
+    suppressed: tuple[int, ...] = ()  # tokens that an answer may not hold
+    base_model: str | None = None  # where configuration and tokenizer come from, if not from the source
 
 
 def write_converted(source: Source, converted: Converted, out: Path) -> None:

@@ -10,19 +10,13 @@ from .drawing import Draw, draw_splits, question_of
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task."""
 
-    Args:
-        drawer: makes, of the task's own settings, what draws one example.
-        train, validation, test: rows per split unless a setting says otherwise.
-        key: of an example; of two with the same only the first is taken.
-    """
-
-    drawer: Callable[..., Draw]
-    train: int = 40_000
+    drawer: Callable[..., Draw]  # makes, of the task's own settings, what draws one example
+    train: int = 40_000  # rows per split unless a setting says otherwise
     validation: int = 500
     test: int = 2_000
-    key: Callable[[dict], Hashable] = question_of
+    key: Callable[[dict], Hashable] = question_of  # of an example; of two with the same only the first is taken
 
     @property
     def settings(self) -> dict[str, int]:

@@ -15,20 +15,13 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Family:
-    """One family.
+    """One family."""
 
-    Args:
-        title: for people.
-        config: what its configurations add to a backbone's.
-        script, trainer: train its models.
-        is_baseline: `run_cot.py` trains its models too, as it trains a stock backbone.
-    """
-
-    title: str
-    config: type[PromptConfigMixin]
-    script: str
+    title: str  # for people
+    config: type[PromptConfigMixin]  # what its configurations add to a backbone's
+    script: str  # train its models
     trainer: str
-    is_baseline: bool = False
+    is_baseline: bool = False  # `run_cot.py` trains its models too, as it trains a stock backbone
 
     @property
     def name(self) -> str:

@@ -22,27 +22,16 @@ LLAMA3_SPLIT, QWEN_SPLIT = (SPLIT.replace("NUMBER", number) for number in (r"\p{
 
 @dataclass
 class GGUFTokenizer:
-    """What a GGUF file says about a tokenizer.
+    """What a GGUF file says about a tokenizer."""
 
-    Args:
-        model: llama.cpp's kind: "gpt2" (byte-level BPE), "llama" (sentencepiece) or "t5" (unigram).
-        pre: llama.cpp's name of the pre-tokenizer.
-        tokens: the text of each id.
-        types: the kind of each id: NORMAL, ...
-        merges: of byte-level BPE, each "left right".
-        scores: of the other kinds, one per token.
-        space_prefix: llama.cpp puts a space before a text.
-        single_spaces: llama.cpp takes several spaces for one.
-    """
-
-    model: str
-    pre: str
-    tokens: list[str]
-    types: list[int]
-    merges: list[str] = field(default_factory=list)
-    scores: list[float] | None = None
-    space_prefix: bool = False
-    single_spaces: bool = False
+    model: str  # llama.cpp's kind: "gpt2" (byte-level BPE), "llama" (sentencepiece) or "t5" (unigram)
+    pre: str  # llama.cpp's name of the pre-tokenizer
+    tokens: list[str]  # the text of each id
+    types: list[int]  # the kind of each id: NORMAL,
+    merges: list[str] = field(default_factory=list)  # of byte-level BPE, each "left right"
+    scores: list[float] | None = None  # of the other kinds, one per token
+    space_prefix: bool = False  # llama.cpp puts a space before a text
+    single_spaces: bool = False  # llama.cpp takes several spaces for one
 
 
 def gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> GGUFTokenizer:

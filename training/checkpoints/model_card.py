@@ -20,41 +20,23 @@ TABLE = (
 
 @dataclass
 class Card:
-    """What a model card says.
+    """What a model card says."""
 
-    Args:
-        name: of the model; on the Hub, its repository.
-        task: the data it was trained on.
-        method: one line on how it was trained.
-        config: the model's configuration.
-        metrics: as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`.
-        seed: of the training.
-        batch_size: of the evaluation, of one process.
-        device: that it was evaluated on.
-        judging: how answers were read and compared.
-        base_model: the checkpoint it was fine-tuned from, if any.
-        splits: the names of other data that it was evaluated on, by `SPLITS`.
-        license: as its author gave it.
-        command: that trained it, without secrets; None for a program that is no script of ours.
-        questions: examples to try.
-        sections: further ones, each with its heading.
-    """
-
-    name: str
-    task: str
-    method: str
-    config: PreTrainedConfig
-    metrics: dict
-    seed: int
-    batch_size: int
-    device: torch.device
-    judging: str
-    base_model: str | None = None
-    splits: dict[str, str] = field(default_factory=dict)
-    license: str | None = None
-    command: str | None = None
-    questions: list[str] = field(default_factory=list)
-    sections: list[str] = field(default_factory=list)
+    name: str  # of the model; on the Hub, its repository
+    task: str  # the data it was trained on
+    method: str  # one line on how it was trained
+    config: PreTrainedConfig  # the model's configuration
+    metrics: dict  # as `Trainer.evaluate` returns them: `eval_ccot_exact_match`, `test_...`
+    seed: int  # of the training
+    batch_size: int  # of the evaluation, of one process
+    device: torch.device  # that it was evaluated on
+    judging: str  # how answers were read and compared
+    base_model: str | None = None  # the checkpoint it was fine-tuned from, if any
+    splits: dict[str, str] = field(default_factory=dict)  # names of other data that it was evaluated on
+    license: str | None = None  # as its author gave it
+    command: str | None = None  # that trained it, without secrets; None for a program that is no script of ours
+    questions: list[str] = field(default_factory=list)  # examples to try
+    sections: list[str] = field(default_factory=list)  # further ones, each with its heading
 
     def data_of(self, split: str) -> str:
         return self.splits.get(split, self.task)

@@ -38,22 +38,17 @@ ROLES = (["user", "assistant"], ["system", "user", "assistant"])
 class Layout:
     """Where a row holds its example.
 
-    Args:
-        name: for people.
-        question: the columns that make it, with `between` between them; the `optional` ones may be missing or empty.
-        answer: its column, in which a chain may stand before the answer.
-        form: how chain and answer stand there: "rationale" (GSM8K), "marked" (#### is a must), "response" (after #### or
-            `The answer is:`; without both, all of it is the answer).
-        steps: the column of the chain, if it has one of its own.
+    Forms of an answer with a chain: "rationale" (GSM8K), "marked" (#### is a must), "response" (the answer is after #### or
+    `The answer is:`; without both, all of it).
     """
 
-    name: str
-    question: tuple[str, ...]
-    answer: str
+    name: str  # for people
+    question: tuple[str, ...]  # the columns that make it, with `between` between them
+    answer: str  # its column, in which a chain may stand before the answer
     form: str = "response"
-    optional: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # columns that may be missing or empty
     between: str = "\n"
-    steps: str | None = None
+    steps: str | None = None  # the column of the chain, if it has one of its own
 
     def describe(self, chain_in_answer: bool) -> str:
         """One line for people: which column is read as what."""

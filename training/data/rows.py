@@ -51,19 +51,12 @@ def format_line(example: dict) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read as examples.
+    """How rows are read as examples."""
 
-    Args:
-        columns: names of a user's own, by field (`layouts.columns_of`).
-        with_steps: whether an example needs a chain; without one its `steps` are empty.
-        keep: which examples count; all by default.
-        found: what was found on the way; holds `SYSTEM` once a question began with a system message.
-    """
-
-    columns: dict[str, str] = field(default_factory=dict)
-    with_steps: bool = True
-    keep: Callable[[dict], bool] | None = None
-    found: set[str] = field(default_factory=set, compare=False)
+    columns: dict[str, str] = field(default_factory=dict)  # names of a user's own, by field (`layouts.columns_of`)
+    with_steps: bool = True  # whether an example needs a chain; without one its `steps` are empty
+    keep: Callable[[dict], bool] | None = None  # which examples count; all by default
+    found: set[str] = field(default_factory=set, compare=False)  # `SYSTEM`, once a question began with one
 
     def key(self) -> list:
         """What the examples depend on, as JSON can write it."""

@@ -34,14 +34,10 @@ class Part:
 
     Which part a row belongs to goes by its question and the seed alone: parts are disjoint, the same question is never in
     two of them, and they are the same whatever the order of the rows and however they are read.
-
-    Args:
-        split: "train", "validation" or "test".
-        validation, test: shares of the whole.
     """
 
-    split: str
-    validation: float
+    split: str  # "train", "validation" or "test"
+    validation: float  # shares of the whole
     test: float
     seed: int
 

@@ -50,26 +50,18 @@ class Method:
 
 @dataclass
 class Plan:
-    """What is run.
-
-    Args:
-        digest: of the data; changes with any row.
-        questions: of the test split.
-        argv: by method, its flags but for seed and output folder; `steps` are its optimiser steps.
-        config: of random weights; None where it is given.
-        lines: headings and texts, for people.
-    """
+    """What is run."""
 
     folder: Path
     seeds: list[int]
     data: str
-    digest: str
-    questions: int
+    digest: str  # of the data; changes with any row
+    questions: int  # of the test split
     dry_run: bool
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    argv: dict[str, list[str]] = field(default_factory=dict)
+    lines: list[tuple[str, str]] = field(default_factory=list)  # headings and texts, for people
+    argv: dict[str, list[str]] = field(default_factory=dict)  # by method, without seed and output folder
     steps: dict[str, int] = field(default_factory=dict)
-    config: dict | None = None
+    config: dict | None = None  # of random weights; None where it is given
 
     @property
     def config_file(self) -> Path:

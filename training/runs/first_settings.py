@@ -39,17 +39,11 @@ PUBLISHED_ICOT |= {"removal_smoothing_lambda": 4, "reset_optimizer": True, "save
 
 @dataclass
 class Facts:
-    """What settings go by. Numbers of tokens are the largest of all splits, those of a chain without a last step that is left out.
+    """What settings go by. Numbers of tokens are the largest of all splits, those of a chain without a last step that is left out."""
 
-    Args:
-        rows: of the training split.
-        steps, step, chain, answer, whole: steps of a chain; tokens of a step, a chain, an answer and all of a row.
-        keep_last_step: False where most last steps repeat the answer.
-    """
-
-    rows: int
-    keep_last_step: bool
-    steps: int = 0
+    rows: int  # of the training split
+    keep_last_step: bool  # False where most last steps repeat the answer
+    steps: int = 0  # steps of a chain; tokens of a step, a chain, an answer and all of a row
     step: int = 0
     chain: int = 0
     answer: int = 0

@@ -5,15 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """What one example of a training step takes.
+    """What one example of a training step takes."""
 
-    Args:
-        passes: (new positions, positions before them) of each pass through the blocks.
-        logits: positions that the output head reads.
-    """
-
-    passes: tuple[tuple[int, int], ...]
-    logits: int
+    passes: tuple[tuple[int, int], ...]  # (new positions, positions before them) of each pass through the blocks
+    logits: int  # positions that the output head reads
 
     @property
     def positions(self) -> int:

@@ -112,28 +112,17 @@ def fillers_of_runs(switched: torch.Tensor, ratio: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Internalizer:
-    """Applies the removal and the fillers of one step to a batch: tokens are removed first, and of what is left some turn.
+    """Applies the removal and the fillers of one step to a batch: tokens are removed first, and of what is left some turn."""
 
-    Args:
-        smoothing: lambda of the random offset.
-        side: the end that tokens are removed from.
-        keep_position: what follows the removed tokens keeps its positions.
-        switch_mode, switch_ratio: see `switched_columns` and `fillers_of_runs`.
-        label_fillers: the model learns to write the fillers (otherwise they are given to it).
-        pause_token_id: the filler.
-        max_length: rows of more tokens than this are not learned from; None for no limit.
-        seed: of the random numbers.
-    """
-
-    smoothing: float
-    side: str
-    keep_position: bool
-    switch_mode: str
+    smoothing: float  # lambda of the random offset
+    side: str  # the end that tokens are removed from
+    keep_position: bool  # what follows the removed tokens keeps its positions
+    switch_mode: str  # see `switched_columns` and `fillers_of_runs`
     switch_ratio: float
-    label_fillers: bool
-    pause_token_id: int | None
-    max_length: int | None
-    seed: int
+    label_fillers: bool  # the model learns to write the fillers (otherwise they are given to it)
+    pause_token_id: int | None  # the filler
+    max_length: int | None  # rows of more tokens than this are not learned from; None for no limit
+    seed: int  # of the random numbers
 
     def __call__(self, batch: dict, step: int, scheduled: float, rate: float, smooth: bool = True) -> dict:
         """The batch as this step trains on it.
