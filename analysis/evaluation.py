@@ -52,9 +52,6 @@ class Answers:
     def metrics(self, mode: str, golds: list[str], same: Comparison = same_answer) -> dict[str, float]:
         """Exact match with its interval, examples per second (of all processes together), milliseconds per answer (of one
         process), mean new tokens; by the name of the mode.
-
-        Args:
-            same: compares an answer with the right one.
         """
         total = len(golds)
         right = sum(same(given, gold) for given, gold in zip(self.answers, golds, strict=True))
@@ -108,13 +105,7 @@ def longest(tokenizer, questions: list[str]) -> int:
 def warn_of_long_answers(
     split: str, features: Dataset, mode: AnswerMode, collator: CoTCollator, limits: EvaluationArguments
 ) -> None:
-    """Say so where gold answers are longer than what a mode may write: however right a model is, they count as wrong.
-
-    Args:
-        features: of `tokenization.tokenize_split`.
-        collator: knows the answer prompt.
-        limits: `max_new_tokens` and `max_cot_tokens`.
-    """
+    """Say so where gold answers are longer than what a mode may write: however right a model is, they count as wrong."""
     prompt, chain = len(collator.answer_prompt_ids), mode.writes == "chain"
     flag = "max_cot_tokens" if chain else "max_new_tokens"
     limit = getattr(limits, flag)

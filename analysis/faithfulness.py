@@ -82,7 +82,6 @@ def answers_under(
     question. Of an `icot-*` model, its fillers or what is left of its chain are changed (`icot_faithfulness.py`).
 
     Args:
-        model: a `pccot-*` or `icot-*` model.
         questions: in text. A question's answer is the same in every batch.
         intervention, golds, seed: see `interventions.change_thoughts` and `icot_faithfulness.change_icot`.
         latent: see `interventions.change_thoughts`.
@@ -188,7 +187,6 @@ def measure(
         data: their name, for the report.
         max_cot_tokens: the longest answer where an `icot-*` model writes what is left of its chain.
         keep_last_step: the model's teacher was shown the last step too.
-        same: compares an answer with the right one.
 
     Raises:
         InputError: for a model with nothing that could be changed, T = 0, or fewer than two examples.

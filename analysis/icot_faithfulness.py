@@ -195,7 +195,6 @@ def measure_icot(
 
     Args:
         data: the questions' name, for the report.
-        same: compares an answer with the right one.
         **limits: `batch_size`, `max_new_tokens` and `max_cot_tokens` of `change_icot`.
 
     Raises:

@@ -91,7 +91,6 @@ def inspect(
 
     Args:
         example: `question`, and where they are known `steps` and `answer`.
-        same: compares an answer with the right one.
     """
     check_inspectable(model)
     question, gold = example["question"], example.get("answer")

@@ -10,14 +10,7 @@ TEMPLATE = "inspection.html.jinja"
 
 
 def render_page(views: list[View], readings: Readings | None, *, name: str, config) -> str:
-    """The page, as HTML.
-
-    Args:
-        views: one per question.
-        readings: across a data set, if there is one.
-        name: of the model.
-        config: its configuration.
-    """
+    """The page, as HTML."""
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

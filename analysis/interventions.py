@@ -42,7 +42,6 @@ def change_thoughts(
             them and is still a latent as the model knows them, which zeros are not.
         golds: right answers, for partners whose answer is another one.
         latent: which latent is removed, from 1.
-        seed: of the random numbers.
 
     Raises:
         InputError: for an unknown intervention, one latent in another order, no other question to swap with, and a

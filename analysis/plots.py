@@ -12,7 +12,6 @@ def plot_internalization(log_history: list[dict], path: Path) -> None:
 
     Args:
         log_history: of the Trainer's state; evaluations hold `eval_icot_exact_match` and `removed_tokens`.
-        path: of the PNG.
     """
     points = [entry for entry in log_history if "eval_icot_exact_match" in entry and "removed_tokens" in entry]
     if not points:
@@ -34,12 +33,7 @@ def plot_internalization(log_history: list[dict], path: Path) -> None:
 
 
 def plot_faithfulness(report, path: Path) -> None:
-    """Exact match under every intervention and against what is swept, and how often latents are read as their steps.
-
-    Args:
-        report: a `faithfulness_report.Report`.
-        path: of the PNG.
-    """
+    """Exact match under every intervention and against what is swept, and how often latents are read as their steps."""
     rows, panels = report.interventions, report.groups()[1:]
     height, lower = 0.9 + 0.3 * len(rows), 2.6 if panels else 0.1
     figure = Figure(figsize=(8, height + lower + 1.3), layout="constrained")
@@ -74,7 +68,6 @@ def plot_comparison(
 
     Args:
         rates, intervals: by method, the seeds' and the mean's.
-        path: of the PNG.
     """
     figure = Figure(figsize=(7, 0.8 + 0.6 * len(labels)), layout="constrained")
     axes = figure.subplots()

@@ -22,9 +22,5 @@ ARGUMENTS = (
 
 
 def main(argv: list[str], trainer_class: type[CoTTrainer] = CoTTrainer) -> dict:
-    """Run with command line arguments (see `--help`); returns the metrics.
-
-    Args:
-        trainer_class: of an experiment.
-    """
+    """Run with command line arguments (see `--help`); returns the metrics. `trainer_class`: of an experiment."""
     return run_script(ARGUMENTS, trainer_class, argv)

@@ -74,7 +74,6 @@ def convert(
     Args:
         source: a folder, a file of weights, or a name on the Hub.
         out: a new or empty folder.
-        revision: branch, tag or commit.
         base_model: whose configuration and tokenizer are taken where a source has none, instead of the one that its
             project names.
         family: one of `FAMILIES`, where files alone do not tell.

@@ -12,16 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 def export(name: str, out: Path, revision: str = "main", base_model: str | None = None) -> None:
-    """Write the folder; adapters are merged.
-
-    Args:
-        name: a folder or a name on the Hub.
-        out: a new or empty folder.
-        revision: branch, tag or commit.
-        base_model: of an adapter, instead of the one that the checkpoint names.
-
-    Raises:
-        InputError: for a checkpoint that cannot be read, or a folder that is in use.
+    """Write the folder; adapters are merged. Raises InputError for a checkpoint that cannot be read, or a folder that
+    is in use.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; choose another folder")

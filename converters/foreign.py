@@ -150,7 +150,6 @@ def take(
     """A source's tensors under our names, and what became of each.
 
     Args:
-        family: for the error.
         copied: our beginning of a name by the source's; the longest that fits counts.
         left_out: beginnings of the names that are not read.
 

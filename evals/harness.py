@@ -80,12 +80,7 @@ def prosqa_choices(row: dict) -> list[str]:
 
 def check_class(pretrained: str | None = None, revision: str | None = None, **_) -> None:
     """Refuse a model of ours in a class of the harness's own, which scores without its thought and reads no chain.
-
-    Args:
-        pretrained, revision: of `--model_args`, which the harness hands on.
-
-    Raises:
-        ValueError: for such a model.
+    Raises ValueError for such a model.
     """
     loaded = sys.modules.get("latent_cot.evals.latent_lm")
     if not isinstance(pretrained, str) or (loaded is not None and loaded.LatentHFLM.made):

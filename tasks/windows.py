@@ -13,12 +13,7 @@ Element = TypeVar("Element")
 
 
 def windows_of(elements: list[Element], compose: Callable[[Element, Element], Element]) -> list[list[Element]]:
-    """Of each pass, what the window that ends at each element makes; in the last pass it is all up to that element.
-
-    Args:
-        elements: in their order.
-        compose: one element that does what two do, one after the other.
-    """
+    """Of each pass, what the window that ends at each element makes; in the last pass it is all up to that element."""
     widths = [1]
     while widths[-1] < len(elements):
         widths.append(2 * widths[-1] + 1)

@@ -115,11 +115,7 @@ class ArgumentParser(HfArgumentParser):
 
         A list or mapping of a flag that is given as one text becomes its default, as TRL's parser has it.
 
-        Args:
-            value, text: of `read_entries`.
-
-        Raises:
-            InputError: for several values of a flag that takes one.
+        Raises InputError for several values of a flag that takes one.
         """
         if isinstance(text, str):
             return [f"--{name}={text}"]

@@ -39,7 +39,6 @@ def check_family(config: PreTrainedConfig, wanted: str | None, trainer: str) -> 
 
     Args:
         wanted: the trainer's family; None for the one of the baselines.
-        trainer: its name.
     """
     name = getattr(config, "family", None)
     known = FAMILIES.get(name)

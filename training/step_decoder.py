@@ -34,10 +34,6 @@ class StepDecoder(nn.Module):
 
     It is a part of the model while that is trained, so that it has its gradients averaged, clipped and applied, but no part
     of the model's `state_dict()`: whatever saves the model leaves it out. Its weights are in float32.
-
-    Args:
-        config: the model's, a `pccot-*` one.
-        layers: how many blocks of the model's kind and width.
     """
 
     def __init__(self, config: PreTrainedConfig, layers: int):

@@ -31,11 +31,6 @@ ROPES = {"llama": SCALED, "mistral": SCALED}
 def export_gguf(name: str, out: Path, revision: str = "main") -> str:
     """Write the file, its numbers as exact as the checkpoint's; adapters are merged.
 
-    Args:
-        name: a folder or a name on the Hub.
-        out: a new file.
-        revision: branch, tag or commit.
-
     Returns:
         The prompt to send, with `{question}` in it; llama.cpp itself adds a BOS where the model has one.
 

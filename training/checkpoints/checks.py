@@ -86,14 +86,8 @@ def check_finite(model: nn.Module, name: str) -> None:
 
 
 def load_adapter(adapted: nn.Module, folder: Path, path: Path) -> None:
-    """Load a folder's adapter into a `PeftModel`, tensor by tensor.
-
-    Args:
-        adapted: the model, with adapters of the same configuration.
-        path: the adapter's weights.
-
-    Raises:
-        InputError: for a tensor that is missing, of another shape or kind, or fits nowhere, which PEFT does not mind.
+    """Load a folder's adapter into a `PeftModel`, tensor by tensor. Raises InputError for a tensor that is missing, of
+    another shape or kind, or fits nowhere, which PEFT does not mind.
     """
     from peft import get_peft_model_state_dict
 

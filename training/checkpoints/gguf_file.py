@@ -36,15 +36,8 @@ TOKENIZERS = {
 
 
 class GGUFFile:
-    """A GGUF file of a folder or of a repository on the Hub.
-
-    Args:
-        name: a folder or a name on the Hub.
-        gguf_file: the file in it.
-        revision: branch, tag or commit.
-
-    Raises:
-        InputError: without the package, for no such file, a damaged one, or a backbone that we do not have.
+    """A GGUF file of a folder or of a repository on the Hub. Raises InputError without the package, for no such file, a
+    damaged one, or a backbone that we do not have.
     """
 
     def __init__(self, name: str, gguf_file: str, revision: str = "main"):

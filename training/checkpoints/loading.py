@@ -43,7 +43,6 @@ def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedToke
     """The tokenizer, as it comes.
 
     Args:
-        args: names the tokenizer, or the model it comes with.
         texts: training texts, read only for `--tokenizer_name characters` and `words`.
     """
     name = args.tokenizer_name or args.model_name_or_path

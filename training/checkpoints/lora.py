@@ -28,8 +28,6 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
     """The model with LoRA adapters.
 
     Args:
-        model: its vocabulary already has its final size.
-        args: the adapters' settings.
         fast: with the layers of `lora_fast.py` instead of PEFT's own; the numbers and the files are the same.
 
     Returns:
@@ -141,9 +139,6 @@ def finish_adapter_config(path: Path, base: PreTrainedModel) -> None:
     A base model in a folder becomes `./name`: the folder is looked for beside the adapter's own, or asked for (`read.py`). PEFT's
     Auto classes build a stock backbone for any `task_type`, which would not think; without one they go by `auto_mapping`,
     and refuse the class of a package that they were not told to import.
-
-    Args:
-        path: of `adapter_config.json`.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(config["target_modules"], list):

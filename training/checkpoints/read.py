@@ -97,7 +97,6 @@ def load_weights(
     """The model of a checkpoint; adapters are merged into it.
 
     Args:
-        name: a folder or a name on the Hub.
         config: the checkpoint's configuration, or its backbone's counterpart.
         base_model: what the adapters are added to, instead of the checkpoint's own word for it.
         **options: `dtype`, `attn_implementation`.

@@ -43,8 +43,6 @@ def gather_model(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator,
 
     Args:
         model: a `PreTrainedModel`, or with LoRA a `PeftModel`; stays as it is.
-        wrapped: what the accelerator made of it.
-        lora: the arguments that its adapters were made with.
     """
     if any(isinstance(weight, DTensor) for weight in model.parameters()):
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

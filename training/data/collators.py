@@ -42,7 +42,6 @@ class CoTCollator:
     """The explicit chain of thought: question, steps, answer prompt, answer, end of sequence.
 
     Args:
-        eos_token_id, pad_token_id: of the tokenizer.
         answer_prompt_ids: tokens before the answer.
         opening: tokens that the steps open with; part of the prompt, so not labelled.
         with_steps: False leaves the steps out (no chain of thought).
@@ -112,11 +111,9 @@ class PCCoTCollator(CoTCollator):
     """Both views of PCCoT training: the teacher's explicit chain (`cot_*`), and the student's latent thought.
 
     Args:
-        tokenizer: for its end-of-sequence and padding tokens.
         config: a `pccot-*` configuration.
         curriculum_prob: share of the training batches that keep their last steps explicit after `<eot>`: the mixed
             curriculum (after Coconut, arXiv 2412.06769).
-        seed: of its draws.
         whole_steps: label a step's latents with all of its tokens, for a `StepDecoder`.
     """
 
@@ -227,7 +224,6 @@ class ICoTCollator(CoTCollator):
     """A chain between `<start>` and `<ready>`, and what `icot_removal.Internalizer` needs to take it away.
 
     Args:
-        tokenizer: for its end-of-sequence and padding tokens.
         config: an `icot-*` configuration.
         truncation: longest sequence; what is longer loses its end.
         growth: how many tokens one token of the chain can become (fillers).

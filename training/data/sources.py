@@ -55,8 +55,6 @@ def load_splits(
     """The splits a run needs, each with `question`, `steps` and `answer`.
 
     Args:
-        args: names one source.
-        needed: among "train", "validation" and "test".
         with_steps: whether the run reads chains; without, rows need none. Test rows, which are only answered, never do.
 
     Raises:
@@ -245,12 +243,7 @@ def training_rows(args: DataArguments) -> RawRows:
 def checked_stream(
     open_rows: Callable[[], RawRows], max_bad_rows: int, limit: int | None, reading: Reading
 ) -> IterableDataset | None:
-    """Rows that are checked as they are read, again in each pass; None where there is none.
-
-    Args:
-        open_rows: gives them from the first one on.
-        max_bad_rows, limit, reading: of `examples_of`.
-    """
+    """Rows that are checked as they are read, again in each pass; None where there is none."""
     first = next(examples_of(open_rows(), max_bad_rows, limit, reading=reading), None)
     if first is None:
         return None

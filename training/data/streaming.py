@@ -16,7 +16,6 @@ def endless(rows: IterableDataset, buffer_size: int, seed: int) -> IterableDatas
     Args:
         rows: a stream that can be read again, and is the same each time.
         buffer_size: rows among which the next one is drawn; 0 leaves them in order.
-        seed: of the draws, which are others in each pass.
     """
     if buffer_size > 0:
         rows = rows.shuffle(seed=seed, buffer_size=buffer_size)

@@ -73,7 +73,6 @@ def tokenize_spaced(
     Args:
         examples: texts: `question`, `steps` (a list per example) and `answer`.
         tokenizer: one that `write_spaces` has changed.
-        answer_prompt_ids: what every answer opens with.
 
     Raises:
         InputError: for an answer that the tokenizer does not begin with the answer prompt.
@@ -116,7 +115,6 @@ def check_format(
     """Compare the tokens of some rows with those of the whole line, written out and encoded as the originals do.
 
     Args:
-        rows: texts.
         features: of `tokenize_spaced`, for the same rows.
         tokenizer: as it was before `write_spaces`.
 

@@ -148,9 +148,7 @@ def tokenize_split(
     Features of rows that are in the cache of `datasets` are there too, and made only once.
 
     Args:
-        examples: rows of `question`, `steps` and `answer`.
         split: its name; all but "train" are for evaluation.
-        encode: makes `question`, `steps` and `answer` in token ids of a batch of them in text.
         positions: the model's own limit in tokens, if it has one.
 
     Raises:

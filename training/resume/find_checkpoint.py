@@ -30,7 +30,6 @@ def checkpoint_to_resume(asked: str | bool, folder: Path, decodes: bool = False)
 
     Args:
         asked: a checkpoint's folder; or true, for the newest whole one in `folder`. Newer ones that are not whole are named.
-        folder: the run's output folder.
         decodes: see `fault_of`.
 
     Raises:

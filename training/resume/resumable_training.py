@@ -208,12 +208,7 @@ class ResumableTrainingMixin:
 
 
 class OrderByEpoch(torch.utils.data.Sampler):
-    """A sampler whose order is a function of the seed and the epoch alone.
-
-    Args:
-        sampler: draws its order from its `generator`.
-        seed: of the run.
-    """
+    """A sampler whose order is a function of the seed and the epoch alone."""
 
     def __init__(self, sampler: LengthGroupedSampler, seed: int):
         self.sampler, self.seed, self.epoch = sampler, seed, 0

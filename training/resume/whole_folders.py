@@ -85,13 +85,8 @@ def replacing_model(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def one_line_disk_errors(folder: Path) -> Iterator[None]:
-    """Makes one sentence of every way in which the libraries say that a disk is full or cannot be written.
-
-    Args:
-        folder: what is being written.
-
-    Raises:
-        OSError: with the file, the free space, and that nothing saved before was touched.
+    """Makes one sentence of every way in which the libraries say that a disk is full or cannot be written. Raises
+    OSError, with the file, the free space, and that nothing saved before was touched.
     """
     try:
         yield

@@ -51,11 +51,7 @@ class Facts:
 
 
 def facts_of(splits: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, keep_last_step: bool | None) -> Facts:
-    """Read every row of every split once.
-
-    Args:
-        keep_last_step: of the user; None for what the training data say.
-    """
+    """Read every row of every split once. `keep_last_step`: of the user; None for what the training data say."""
     if keep_last_step is None:
         last = [
             (steps[-1], answer)

@@ -12,7 +12,6 @@ def run_script(argument_classes: tuple[type, ...], trainer_class: type[CoTTraine
 
     Args:
         argument_classes: of the model, the method, adapters (may be left out), data, evaluation and training.
-        argv: see `cli.parse`.
     """
     model, method, *lora, data, evaluation, args = parse(argument_classes, argv)
     check_arguments(args, data, evaluation, method)

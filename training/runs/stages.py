@@ -137,7 +137,6 @@ def run_stages(trainer: CoTTrainer, task: str) -> dict:
     """Train, evaluate, predict and save, as the arguments ask; with `--dry_run` only say so.
 
     Args:
-        trainer: any of ours.
         task: what a card calls the data (`dataset_label`).
 
     Returns:

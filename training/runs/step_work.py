@@ -21,7 +21,6 @@ def thought_work(question: int, chain: int, ending: int, latents: int, iteration
     The question is read once for both, nothing is predicted from the end of sequence, and only what is predicted has logits.
 
     Args:
-        question: tokens.
         chain: tokens of the explicit steps, with what opens them.
         ending: answer prompt, answer and end of sequence, in tokens.
         latents, iterations: c and T.

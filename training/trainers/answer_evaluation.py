@@ -70,7 +70,6 @@ class GeneratedAnswersMixin:
         """The last evaluation, a row per question: gold, and for each mode the answer, whether right, and the text.
 
         Args:
-            split: its name, for the rows.
             dataset: what was evaluated: `splits[...]`, or rows.
         """
         dataset, rows = self.features_of(dataset, split), []

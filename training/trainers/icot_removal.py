@@ -53,7 +53,6 @@ def removed_columns(chain_lengths: torch.Tensor, counts: torch.Tensor, side: str
     Args:
         chain_lengths, counts: `(batch,)`: tokens of each chain, and how many of them go (more than there are: all).
         side: the end they go from, "left" or "right".
-        width: of the longest chain.
 
     Returns:
         `(batch, width)`, boolean.
@@ -198,7 +197,6 @@ def steps_from_end(step_lengths: list[list[int]], removed: list[int], side: str,
         step_lengths: of each row, the tokens of its steps.
         removed: of each row, how many tokens are gone.
         side: the end that they are gone from.
-        width: of the longest chain.
     """
     rows = []
     for lengths, gone in zip(step_lengths, removed, strict=True):

@@ -188,13 +188,8 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
 
     @torch.no_grad()
     def check_logprobs(self, model, inputs: dict) -> None:
-        """Compare what the first answers were sampled with to what training computes for them.
-
-        Args:
-            inputs: of TRL's `compute_loss`.
-
-        Raises:
-            InputError: if the log-probabilities differ by more than `max_logprob_difference`.
+        """Compare what the first answers were sampled with to what training computes for them. Raises InputError if the
+        log-probabilities differ by more than `max_logprob_difference`.
         """
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
