@@ -24,6 +24,7 @@ from latent_cot.training.data.sources import dataset_label, load_splits
 from latent_cot.training.data.tokenization import tokenize
 from latent_cot.training.errors import InputError
 from latent_cot.training.families import between
+from latent_cot.training.flags import check_least
 
 from .comparison import Comparison, comparison, same_answer
 from .evaluation import Answers, answer_mode, answer_questions, longest, token_budget
@@ -50,9 +51,7 @@ class FaithfulnessArguments:
     update_card: bool = option(False, "Write the report into the checkpoint's model card, README.md.")
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "max_cot_tokens", "per_device_eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        check_least(self, max_new_tokens=1, max_cot_tokens=1, per_device_eval_batch_size=1)
 
 
 ARGUMENTS = (AskedDataArguments, FaithfulnessArguments)

@@ -13,23 +13,26 @@ from latent_cot.analysis.evaluation import same_answer
 from latent_cot.answer_modes import LATENT
 from latent_cot.training.data.files import read_file
 from latent_cot.training.data.rows import Reading, examples_of
+from latent_cot.training.data.sources import numbered
 
 # --- where questions come from ---
 
 
-def source(hub_name: str | None, config: str | None, split: str, example_of: Callable) -> Callable[..., dict]:
+def source(hub_name: str | None = None, config: str | None = None, split: str = "test") -> Callable[..., dict]:
     """A data set of the Hub, or of a local file: `--metadata '{"data_file": "test.jsonl"}'`, in the formats of
     `--test_file`."""
 
     def load(data_file: str | None = None, **metadata) -> dict[str, datasets.Dataset]:
         check_class(**metadata)
         if data_file is not None:
-            rows = list(examples_of(read_file(Path(data_file)), max_bad_rows=0, reading=Reading(with_steps=False)))
+            rows = read_file(Path(data_file))
         elif hub_name is None:
             raise ValueError("""this task reads a local file: --metadata '{"data_file": "test.json"}'""")
         else:
-            rows = [example_of(row) for row in datasets.load_dataset(hub_name, config, split=split)]
-        return {"test": datasets.Dataset.from_list([{key: row[key] for key in ("question", "answer")} for row in rows])}
+            rows = numbered(datasets.load_dataset(hub_name, config, split=split), f"{hub_name}, ")
+        examples = examples_of(rows, max_bad_rows=0, reading=Reading(with_steps=False))
+        keys = ("question", "answer")
+        return {"test": datasets.Dataset.from_list([{key: row[key] for key in keys} for row in examples])}
 
     return load
 
@@ -44,27 +47,11 @@ def task(name: str) -> Callable[..., dict]:
     return load
 
 
-def gsm8k_example(row: dict) -> dict:
-    return {"question": row["question"], "answer": row["answer"].rpartition("####")[2].strip()}
-
-
-def svamp_example(row: dict) -> dict:
-    return {"question": f"{row['Body'].strip()} {row['Question'].strip()}", "answer": str(row["Answer"])}
-
-
-def gsm_hard_example(row: dict) -> dict:
-    return {"question": row["input"], "answer": str(row["target"])}
-
-
-def multiarith_example(row: dict) -> dict:
-    return {"question": row["question"].strip(), "answer": str(row["final_ans"])}
-
-
-gsm8k = source("openai/gsm8k", "main", "test", gsm8k_example)
-svamp = source("ChilleD/SVAMP", None, "test", svamp_example)
-gsm_hard = source("reasoning-machines/gsm-hard", None, "train", gsm_hard_example)
-multiarith = source("ChilleD/MultiArith", None, "test", multiarith_example)
-prosqa = own = source(None, None, "test", dict)
+gsm8k = source("openai/gsm8k", "main")
+svamp = source("ChilleD/SVAMP")
+gsm_hard = source("reasoning-machines/gsm-hard", split="train")
+multiarith = source("ChilleD/MultiArith")
+prosqa = own = source()
 chain = task("chain")
 multiplication = task("multiplication")
 

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from .errors import InputError
-from .flags import AddOverrides, absent, option, whole_numbers
+from .flags import AddOverrides, absent, check_least, option, whole_numbers
 from .processes import check_packages
 
 logger = logging.getLogger(__name__)
@@ -134,16 +134,9 @@ class DataArguments:
 
     def __post_init__(self):
         self.dataset_name = self.dataset_name or None  # `--dataset_name=` takes a recipe's away
-        least = {
-            "block_size": 1,
-            "max_train_samples": 1,
-            "max_eval_samples": 1,
-            "max_predict_samples": 1,
-            "shuffle_buffer": 0,
-        }
-        for name, value in ((name, getattr(self, name)) for name in least):
-            if value is not None and value < least[name]:
-                raise InputError(f"--{name} must be at least {least[name]}, got {value}")
+        check_least(
+            self, block_size=1, max_train_samples=1, max_eval_samples=1, max_predict_samples=1, shuffle_buffer=0
+        )
 
 
 @dataclass
@@ -204,9 +197,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "max_cot_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        check_least(self, max_new_tokens=1, max_cot_tokens=1, num_samples=1, latent_tolerance=0)
 
 
 @dataclass
@@ -234,11 +225,6 @@ class RewardEvaluationArguments(ThoughtEvaluationArguments):
         None, "End the iteration early once the latents change by less than this, relatively."
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.latent_tolerance is not None and not self.latent_tolerance >= 0:
-            raise InputError(f"--latent_tolerance must be at least 0, got {self.latent_tolerance}")
-
 
 @dataclass
 class LatentEvaluationArguments(RewardEvaluationArguments, ICoTEvaluationArguments):
@@ -251,8 +237,6 @@ class LatentEvaluationArguments(RewardEvaluationArguments, ICoTEvaluationArgumen
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_samples < 1:
-            raise InputError(f"--num_samples must be at least 1, got {self.num_samples}")
         if not (0 <= self.latent_noise < math.inf and 0 <= self.latent_dropout < 1):
             raise InputError("--latent_noise must be at least 0, and --latent_dropout at least 0 and below 1")
         if self.num_samples > 1 and not (self.latent_noise or self.latent_dropout):
@@ -298,7 +282,7 @@ class CoTTrainingArguments(TrainingArguments):
                 if value is not False and not (old == "warmup_ratio" and self.warmup_steps):
                     setattr(self, now, new)
         if self.early_stopping_patience is not None:
-            self.check_early_stopping(self.early_stopping_patience)
+            self.check_early_stopping()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is no device to copy to
         check_packages(self)
@@ -311,10 +295,9 @@ class CoTTrainingArguments(TrainingArguments):
             # Otherwise the copy of the next batch to the device waits for all that the device has still to do.
             self.accelerator_config.non_blocking = True
 
-    def check_early_stopping(self, patience: int) -> None:
+    def check_early_stopping(self) -> None:
         """Raises InputError for a patience below 1, and where there is no best model to wait for."""
-        if patience < 1:
-            raise InputError(f"--early_stopping_patience must be at least 1, got {patience}")
+        check_least(self, early_stopping_patience=1)
         given = {
             "--eval_strategy steps (or epoch)": str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no",
             "--load_best_model_at_end": self.load_best_model_at_end,

@@ -16,6 +16,14 @@ def absent(default):
     return field(default=default, init=False)
 
 
+def check_least(args, **least: float) -> None:
+    """Raises InputError for a field that is less than it has to be (None is no number, and NaN is too little)."""
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and not value >= low:
+            raise InputError(f"--{name} must be at least {low}, got {value}")
+
+
 def pairs(text: str | None) -> dict[str, str | None]:
     """`a=1,b=2` by name, the last of twins; what is no pair has the value None."""
     split = (pair.partition("=") for pair in (text or "").split(",") if pair)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from .errors import InputError
-from .flags import ConfigurationFlag, option, setting, whole_numbers
+from .flags import ConfigurationFlag, check_least, option, setting, whole_numbers
 
 # Arguments of a model that thinks, and their strengths where none is given.
 ROLLOUT_NOISE = {"latents": ("latent_noise", 0.5), "dropout": ("latent_dropout", 0.1), "weights": ("value_noise", 0.6)}
@@ -81,10 +81,7 @@ class PCCoTArguments(AnswerPromptArguments):
             whole_numbers("num_iterations_range", self.num_iterations_range, count=2)
         if not 0 <= self.curriculum_prob <= 1:
             raise InputError(f"--curriculum_prob must be between 0 and 1, got {self.curriculum_prob}")
-        if self.teacher_warmup_steps < 0:
-            raise InputError(f"--teacher_warmup_steps must be at least 0, got {self.teacher_warmup_steps}")
-        if self.step_decoder_layers < 0:
-            raise InputError(f"--step_decoder_layers must be at least 0, got {self.step_decoder_layers}")
+        check_least(self, teacher_warmup_steps=0, step_decoder_layers=0)
 
     @property
     def batch_curriculum_prob(self) -> float:

@@ -262,7 +262,7 @@ def test_positions_are_extended_and_weights_drawn_again(tmp_path):
     ("flags", "message"),
     [
         (["--removal_smoothing_lambda", "0"], "must be above 0"),
-        (["--remove_per_epoch", "-1"], "must not be negative"),
+        (["--remove_per_epoch", "-1"], "--remove_per_epoch must be at least 0"),
         (["--remove_every_n_step", "0"], "at least 1"),
         (["--remove_per_epoch", "0.1"], "can never finish"),
         (["--remove_all_when_remove_beyond", "many"], "must be a number or inf"),

@@ -344,7 +344,7 @@ def test_fillers_that_outgrow_the_positions_are_named(memorised_file, tmp_path):
     [
         (["--remove_from_n_tokens", "5"], "is for schedules with --remove_every_n_step"),
         (["--remove_every_n_step", "5", "--pretrain_epochs", "1"], "for schedules without --remove_every_n_step"),
-        (["--pretrain_epochs", "-3"], "must not be negative"),
+        (["--pretrain_epochs", "-3"], "--pretrain_epochs must be at least 0"),
         (["--remove_all_when_remove_beyond", "nan"], "must be a number or inf"),
         (["--streaming"], "unknown arguments: --streaming"),
     ],

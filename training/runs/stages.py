@@ -20,6 +20,7 @@ from latent_cot.training.checkpoints.checks import refuse_model
 from latent_cot.training.checkpoints.hub import push
 from latent_cot.training.checkpoints.write import add_to_manifest, refuse_foreign_files
 from latent_cot.training.errors import InputError
+from latent_cot.training.flags import check_least
 from latent_cot.training.processes import check_launch
 from latent_cot.training.resume.find_checkpoint import newest_first
 from latent_cot.training.resume.interruption import refuse_other_handler
@@ -78,8 +79,7 @@ def check_arguments(
         raise InputError("--prediction_loss_only is not supported: evaluation is of generated answers")
     if args.do_train and args.max_steps == 0:
         raise InputError("--max_steps 0 would train nothing; leave --do_train out to measure a model as it is")
-    if args.gradient_accumulation_steps < 1:
-        raise InputError(f"--gradient_accumulation_steps must be at least 1, got {args.gradient_accumulation_steps}")
+    check_least(args, gradient_accumulation_steps=1)
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise InputError("--streaming needs --max_steps: a stream has no length")
     if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:

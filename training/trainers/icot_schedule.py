@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from latent_cot.training.arguments import CoTTrainingArguments
 from latent_cot.training.errors import InputError
+from latent_cot.training.flags import check_least
 from latent_cot.training.method_arguments import ICoTArguments
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ def removal_schedule(method: ICoTArguments, args: CoTTrainingArguments) -> Remov
     """The removal schedule of the arguments. Raises InputError for a limit that is no number, a gate without
     evaluation, or a flag that the schedule would not read.
     """
+    check_least(method, pretrain_epochs=0, remove_start_from=0, remove_from_n_steps=0, remove_from_n_tokens=0)
+    check_least(method, remove_per_epoch=0, remove_every_n_step=1)
     try:
         beyond = float(method.remove_all_when_remove_beyond)
         if math.isnan(beyond):
@@ -109,8 +112,7 @@ def filler_schedule(method: ICoTArguments, steps: int) -> FillerSchedule:
         raise InputError(f"--switch_from_n_rate must be a percentage, 0 to 100, got {method.switch_from_n_rate}")
     if not method.switch_token_ratio > 0:
         raise InputError(f"--switch_token_ratio must be above 0, got {method.switch_token_ratio}")
-    if method.switch_every_n_step is not None and method.switch_every_n_step < 1:
-        raise InputError(f"--switch_every_n_step must be at least 1, got {method.switch_every_n_step}")
+    check_least(method, switch_every_n_step=1)
     if method.switch_from_n_steps >= steps:
         logger.warning(
             "--switch_from_n_steps %d: no fillers, since they would start after the last of %d steps",
@@ -122,16 +124,9 @@ def filler_schedule(method: ICoTArguments, steps: int) -> FillerSchedule:
 
 
 def check_schedule(schedule: RemovalSchedule, smoothing: float, steps: int, steps_per_epoch: int, longest: int) -> None:
-    """Refuse what cannot work. Raises InputError for a smoothing of at most 0, negative rates, or a schedule that does
-    not take the longest chain away within the run.
-    """
+    """Raises InputError for a smoothing of at most 0, or a schedule that does not take the longest chain away in the run."""
     if not smoothing > 0:
         raise InputError(f"--removal_smoothing_lambda must be above 0 (inf for none), got {smoothing}")
-    for name, value in (("pretrain_epochs", schedule.pretrain_epochs), ("remove_start_from", schedule.start_from)):
-        if value < 0 or schedule.from_n_steps < 0:
-            raise InputError(f"--{name} and --remove_from_n_steps must not be negative")
-    if schedule.per_epoch < 0 or (schedule.every_n_step is not None and schedule.every_n_step < 1):
-        raise InputError("--remove_per_epoch must not be negative, and --remove_every_n_step at least 1")
     last = schedule.tokens(steps - 1, steps_per_epoch)
     if last < longest:
         raise InputError(
