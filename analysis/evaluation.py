@@ -148,18 +148,32 @@ def answer_questions(
     """
     if not isinstance(mode, AnswerMode):
         mode = answer_mode(model, mode) if mode else getattr(model, "answer_modes", (EXPLICIT,))[0]
+    options = mode.options | options
+    rows, seconds = generate_rows(model, tokenizer, questions, batch_size=batch_size, per_row=per_row, **options)
+    return read_answers(model, tokenizer, mode, rows, seconds)
+
+
+@torch.inference_mode()
+def generate_rows(
+    model,
+    tokenizer,
+    questions: list[str],
+    *,
+    batch_size: int,
+    per_row: dict[str, torch.Tensor] | None = None,
+    **options,
+) -> tuple[list[list[int]], float]:
+    """New tokens of each question up to its end of sequence, and the seconds of all; see `answer_questions`."""
     rows, seconds = [], 0.0
     for start in range(0, len(questions), batch_size):
         here = slice(start, start + batch_size)
         inputs = tokenizer(questions[here], padding=True, return_tensors="pt").to(model.device)
         given = {name: value[here].to(model.device) for name, value in (per_row or {}).items()}
-        tokens, taken = timed_generate(
-            model, inputs.input_ids, inputs.attention_mask, **(mode.options | options | given)
-        )
+        tokens, taken = timed_generate(model, inputs.input_ids, inputs.attention_mask, **(options | given))
         counts = count_new_tokens(tokens, tokenizer.eos_token_id).tolist()
         rows += [row[:count] for row, count in zip(tokens.tolist(), counts, strict=True)]
         seconds += taken
-    return read_answers(model, tokenizer, mode, rows, seconds)
+    return rows, seconds
 
 
 def count_new_tokens(new_tokens: torch.Tensor, eos_token_id: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ What stands between question and answer decides what can be changed: "fillers", 
 """
 
 import random
+from itertools import takewhile
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from latent_cot.answer_modes import INTERNALIZED, AnswerMode
 from latent_cot.training.errors import InputError
 
 from .comparison import Comparison, same_answer
-from .evaluation import Answers, answer_questions, count_new_tokens, longest, read_answers, token_budget
+from .evaluation import Answers, answer_questions, count_new_tokens, generate_rows, longest, read_answers, token_budget
 from .faithfulness_report import ICoTReport, Row, majority_row
 from .interventions import AS_THEY_ARE, change_thoughts, partners
 
@@ -144,16 +145,10 @@ def written_steps(model, tokenizer, questions: list[str], batch_size: int, **lim
     """The tokens that the model writes before `<ready>` (all of them where it does not write that)."""
     mode, config = model.answer_modes[0], model.config
     limit = token_budget(model, mode, longest(tokenizer, questions), **limits)
-    rows = []
-    for start in range(0, len(questions), batch_size):
-        asked = tokenizer(questions[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
-        output = model.generate(**asked, **mode.options, max_new_tokens=limit, do_sample=False)
-        for tokens in output[:, asked.input_ids.shape[1] :].tolist():
-            ends = [
-                place for place, token in enumerate(tokens) if token in (config.ready_token_id, config.eos_token_id)
-            ]
-            rows.append(tokens[: ends[0]] if ends else tokens)
-    return rows
+    options = mode.options | {"max_new_tokens": limit}
+    rows, _ = generate_rows(model, tokenizer, questions, batch_size=batch_size, **options)
+    ends = (config.ready_token_id, config.eos_token_id)
+    return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 
 
 def answers_to_steps(

@@ -1,20 +1,17 @@
 """Train a PCCoT checkpoint by reward: GRPO on its own sampled answers, each after a latent thought. See `run_grpo.py`."""
 
-import importlib.util
-
 from latent_cot.analysis.comparison import load_function
 from latent_cot.training.arguments import LoraArguments, ModelArguments, RewardDataArguments, RewardEvaluationArguments
 from latent_cot.training.cli import parse
 from latent_cot.training.data.sources import dataset_label, load_splits
-from latent_cot.training.errors import InputError
+from latent_cot.training.errors import check_installed
 from latent_cot.training.method_arguments import RewardArguments
 from latent_cot.training.runs.stages import check_arguments, run_stages, splits_to_load
 
 
 def argument_classes() -> tuple[type, ...]:
     """The groups of flags. TRL's own are among them, so it has to be installed."""
-    if importlib.util.find_spec("trl") is None:
-        raise InputError("run_grpo.py needs: pip install '.[rl]'")
+    check_installed("trl", "run_grpo.py", "'.[rl]'")
     from latent_cot.training.trainers.reward import RewardTrainingArguments
 
     return (

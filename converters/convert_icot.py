@@ -9,7 +9,6 @@ import json
 import logging
 from pathlib import Path
 
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import latent_cot  # noqa: F401  registers the model types
@@ -21,6 +20,8 @@ from latent_cot.training.data.text_format import is_of_the_fork
 from latent_cot.training.data.tokenization import set_special_ids
 from latent_cot.training.errors import InputError
 from latent_cot.training.families import ICOT, family_in
+
+from .foreign import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +90,7 @@ def load_original(folder: Path, base: str, tokenizer_name: str) -> tuple[PreTrai
     if not path.is_file():
         raise InputError(f"{path}: no such file; an original checkpoint has config.json and state_dict.bin")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
-    # weights_only: a pickle from elsewhere must not run code
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    weights = {strip_prefix(name): value for name, value in weights.items()}
+    weights = {strip_prefix(name): value for name, value in read_tensors(path).items()}
 
     config = family_config(AutoConfig.from_pretrained(base), ICOT.name)
     model_class = AutoModelForCausalLM._model_mapping[type(config)]

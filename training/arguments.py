@@ -3,7 +3,6 @@
 Flags of the original PCCoT scripts keep their names.
 """
 
-import importlib.util
 import logging
 import math
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
-from .errors import InputError
+from .errors import InputError, check_installed
 from .flags import AddOverrides, absent, check_least, option, whole_numbers
 from .processes import check_packages
 
@@ -85,8 +84,8 @@ class LoraArguments:
     def __post_init__(self):
         if self.load_in_4bit and not self.use_peft:
             raise InputError("--load_in_4bit is for frozen weights: pass --use_peft, which trains adapters beside them")
-        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError("--load_in_4bit needs: pip install bitsandbytes")
+        if self.load_in_4bit:
+            check_installed("bitsandbytes", "--load_in_4bit")
 
 
 @dataclass

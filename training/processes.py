@@ -1,13 +1,12 @@
 """What concerns a run in several processes: whether the launch gave what was asked for, and who speaks of an error."""
 
-import importlib.util
 import os
 import signal
 import time
 
 from transformers import TrainingArguments
 
-from .errors import InputError
+from .errors import InputError, check_installed
 
 SECONDS_FOR_MAIN_PROCESS = 2.0
 
@@ -18,8 +17,8 @@ def check_packages(args: TrainingArguments) -> None:
     For `__post_init__`: transformers reads the configuration there, and fails without saying what to install.
     """
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if (args.deepspeed or launched) and importlib.util.find_spec("deepspeed") is None:
-        raise InputError(f"{'--deepspeed' if args.deepspeed else '--use_deepspeed'} needs: pip install deepspeed")
+    if args.deepspeed or launched:
+        check_installed("deepspeed", "--deepspeed" if args.deepspeed else "--use_deepspeed")
 
 
 def check_launch(args: TrainingArguments) -> None:

@@ -5,7 +5,6 @@ the file as its chat template, and the command prints the prompt to send where n
 pip install '.[gguf]'
 """
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from latent_cot.configuration_prompt import LATENTS, WORDS
 from latent_cot.training.checkpoints.gguf_file import ROPE_FACTORS
 from latent_cot.training.checkpoints.read import load
 from latent_cot.training.data.tokenization import CHAT_TEMPLATE, SYSTEM_TEMPLATE, starts_with_bos
-from latent_cot.training.errors import InputError
+from latent_cot.training.errors import InputError, check_installed
 
 from .tokenizer import gguf_tokenizer
 from .weights import ARCHITECTURES, backbone_of, gguf_names, rope_factors, to_gguf
@@ -37,8 +36,7 @@ def export_gguf(name: str, out: Path, revision: str = "main") -> str:
     Raises:
         InputError: for a model or tokenizer that llama.cpp would answer otherwise with, or a file that is there already.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError("a GGUF file needs: pip install '.[gguf]'")
+    check_installed("gguf", "a GGUF file", "'.[gguf]'")
     if out.exists():
         raise InputError(f"{out} is there already; choose another file")
     model, tokenizer = load(name, revision)

@@ -4,7 +4,6 @@ That reader leaves out some of what answers depend on, without a word. What the 
 anything else is refused.
 """
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from transformers import (
 
 from latent_cot.complete_weights import NEW_PARTS
 from latent_cot.training.data.tokenization import starts_with_bos
-from latent_cot.training.errors import InputError
+from latent_cot.training.errors import InputError, check_installed
 
 from .checks import check_finite, find_file, one_clear_error
 
@@ -41,8 +40,7 @@ class GGUFFile:
     """
 
     def __init__(self, name: str, gguf_file: str, revision: str = "main"):
-        if importlib.util.find_spec("gguf") is None:
-            raise InputError("--gguf_file needs: pip install '.[gguf]'")
+        check_installed("gguf", "--gguf_file", "'.[gguf]'")
         import gguf
 
         path = find_file(name, gguf_file, revision)

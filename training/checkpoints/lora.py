@@ -1,6 +1,5 @@
 """LoRA: configured, saved and merged; the rows of new tokens and the projection are trained beside the adapters."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import MethodType
@@ -12,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from latent_cot.complete_weights import NEW_PARTS
 from latent_cot.training.arguments import LoraArguments
-from latent_cot.training.errors import InputError
+from latent_cot.training.errors import InputError, check_installed
 
 from .checks import load_adapter, one_clear_error
 
@@ -67,8 +66,7 @@ def lora_config(model: PreTrainedModel, args: LoraArguments, with_rows: bool = T
     Args:
         with_rows: False leaves out the rows of the family's tokens, of padding and of the end of sequence.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise InputError("--use_peft needs: pip install peft")
+    check_installed("peft", "--use_peft")
     from peft import LoraConfig
 
     targets = args.lora_target_modules.split("-") if args.lora_target_modules else linear_names(model)

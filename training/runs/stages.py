@@ -1,7 +1,6 @@
 """What a run does, in this order: check the arguments, train, evaluate, predict, save, push."""
 
 import copy
-import importlib.util
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, E
 from latent_cot.training.checkpoints.checks import refuse_model
 from latent_cot.training.checkpoints.hub import push
 from latent_cot.training.checkpoints.write import add_to_manifest, refuse_foreign_files
-from latent_cot.training.errors import InputError
+from latent_cot.training.errors import InputError, check_installed
 from latent_cot.training.flags import check_least
 from latent_cot.training.processes import check_launch
 from latent_cot.training.resume.find_checkpoint import newest_first
@@ -82,8 +81,8 @@ def check_arguments(
     check_least(args, gradient_accumulation_steps=1)
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise InputError("--streaming needs --max_steps: a stream has no length")
-    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
-        raise InputError("--use_liger_kernel needs: pip install liger-kernel")
+    if args.use_liger_kernel:
+        check_installed("liger_kernel", "--use_liger_kernel", "liger-kernel")
     check_trackers(args.report_to)
     if args.load_best_model_at_end and args.save_strategy == "steps" and args.save_steps != args.eval_steps:
         raise InputError(

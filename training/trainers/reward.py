@@ -22,7 +22,7 @@ from trl.models import unwrap_model_for_generation
 
 import latent_cot  # noqa: F401  registers the model types
 from latent_cot.analysis.comparison import Comparison, check_source, comparison
-from latent_cot.analysis.evaluation import Answers, answer_questions
+from latent_cot.analysis.evaluation import Answers, answer_questions, longest
 from latent_cot.answer_modes import EXPLICIT, LATENT
 from latent_cot.configuration_prompt import LATENTS
 from latent_cot.training.arguments import (
@@ -217,7 +217,6 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         metrics: dict[str, float] = {}
         was_training, model = self.model.training, self.unwrapped.eval()
         questions, golds = dataset["question_text"][:], dataset["answer_text"][:]
-        longest = max(map(len, self.processing_class(questions)["input_ids"]))
         for name in self.mode_names:
             answers = answer_questions(
                 model,
@@ -225,7 +224,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
                 questions,
                 mode=name,
                 batch_size=self.args.per_device_eval_batch_size,
-                **self.generation_options(name, model, longest),
+                **self.generation_options(name, model, longest(self.processing_class, questions)),
             )
             self.answers[name] = answers
             metrics |= answers.metrics(f"{metric_key_prefix}_{name}", golds, self.same)

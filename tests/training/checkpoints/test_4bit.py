@@ -1,5 +1,6 @@
 """`--load_in_4bit`: only with adapters, handed on to transformers, and saved in the usual format."""
 
+import importlib.util
 import json
 import shutil
 from types import SimpleNamespace
@@ -10,7 +11,6 @@ from conftest import SHIPPED
 from safetensors.torch import load_file
 
 import run_ccot
-from latent_cot.training import arguments
 from latent_cot.training.arguments import LoraArguments, ModelArguments
 from latent_cot.training.checkpoints import loading
 from latent_cot.training.errors import InputError
@@ -40,21 +40,21 @@ RUN += [
 def test_without_adapters_or_the_package_it_is_refused(monkeypatch):
     with pytest.raises(InputError, match="pass --use_peft"):
         LoraArguments(load_in_4bit=True)
-    monkeypatch.setattr(arguments.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="--load_in_4bit needs: pip install bitsandbytes"):
         LoraArguments(load_in_4bit=True, use_peft=True)
 
 
 def test_it_is_handed_on(monkeypatch, tmp_path):
     """From the flag to `from_pretrained`, with a stand-in for the package; random weights have nothing to load."""
-    asked, real = [], arguments.importlib.util.find_spec
+    asked, real = [], importlib.util.find_spec
 
     def stop(*args, **options):
         asked.append(options["quantization_config"])
         raise InputError("stopped here")
 
     monkeypatch.setattr(
-        arguments.importlib.util, "find_spec", lambda name: SimpleNamespace() if name == "bitsandbytes" else real(name)
+        importlib.util, "find_spec", lambda name: SimpleNamespace() if name == "bitsandbytes" else real(name)
     )
     monkeypatch.setattr(loading, "load_weights", stop)
     with pytest.raises(InputError, match="stopped here"):
