@@ -180,15 +180,13 @@ def measure(
     same: Comparison = same_answer,
 ) -> Report:
     """Every intervention that applies; of latents also T and c swept, and each read as the step that it should hold.
+    Raises InputError for a model with nothing that could be changed, T = 0, or fewer than two examples.
 
     Args:
         examples: rows of `question`, `steps` and `answer`.
         data: their name, for the report.
         max_cot_tokens: the longest answer where an `icot-*` model writes what is left of its chain.
         keep_last_step: the model's teacher was shown the last step too.
-
-    Raises:
-        InputError: for a model with nothing that could be changed, T = 0, or fewer than two examples.
     """
     check_thinks(model)
     config, examples = model.config, list(examples)

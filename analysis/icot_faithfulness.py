@@ -61,7 +61,9 @@ def change_icot(
     max_new_tokens: int = 32,
     max_cot_tokens: int = 256,
 ) -> Answers:
-    """Greedy answers after an intervention on what stands between question and answer.
+    """Greedy answers after an intervention on what stands between question and answer. Raises InputError for an
+    intervention that the model has nothing for, fillers that do not fit, and `swapped` where the model leaves positions
+    free.
 
     Args:
         intervention: one of the model's `LABELS`. Fillers: `left_out`: there are none, and what follows keeps its
@@ -70,10 +72,6 @@ def change_icot(
             that the model has written for another (`partners`).
         num_fillers: so many fillers, given in one pass.
         golds, seed: see `interventions.change_thoughts`.
-
-    Raises:
-        InputError: for an intervention that the model has nothing for, fillers that do not fit, and `swapped` where the
-            model leaves positions free.
     """
     between, config = what_stands_between(model), model.config
     if intervention not in LABELS[between]:
@@ -186,14 +184,12 @@ def measure_icot(
     same: Comparison = same_answer,
     **limits,
 ) -> ICoTReport:
-    """Every intervention that applies, and other numbers of fillers: none, half, as many, twice as many.
+    """Every intervention that applies, and other numbers of fillers: none, half, as many, twice as many. Raises
+    InputError for fewer than two questions.
 
     Args:
         data: the questions' name, for the report.
         **limits: `batch_size`, `max_new_tokens` and `max_cot_tokens` of `change_icot`.
-
-    Raises:
-        InputError: for fewer than two questions.
     """
     between, config = what_stands_between(model), model.config
     partner = partners(questions, golds, seed)

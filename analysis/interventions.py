@@ -31,7 +31,8 @@ def change_thoughts(
     latent: int | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Thoughts after an intervention, `(questions, c, hidden)`.
+    """Thoughts after an intervention, `(questions, c, hidden)`. Raises InputError for an unknown intervention, one
+    latent in another order, no other question to swap with, and a `latent` that is missing or that there is not.
 
     Args:
         thoughts: `(questions, c, hidden)`, left as they are.
@@ -42,10 +43,6 @@ def change_thoughts(
             them and is still a latent as the model knows them, which zeros are not.
         golds: right answers, for partners whose answer is another one.
         latent: which latent is removed, from 1.
-
-    Raises:
-        InputError: for an unknown intervention, one latent in another order, no other question to swap with, and a
-            `latent` that is missing or that there is not.
     """
     if intervention not in LABELS:
         raise InputError(f"no intervention {intervention!r}; there are: {', '.join(LABELS)}")

@@ -42,16 +42,14 @@ def recognizes(name: str) -> bool:
 
 
 def convert(name: str | Path, out: Path, num_internalized_tokens: int | None = None) -> None:
-    """Write the converted checkpoint.
+    """Write the converted checkpoint. Raises InputError for a missing file, a folder that is in use, or weights that do
+    not fit.
 
     Args:
         name: of the other code's folder.
         out: a new or empty folder.
         num_internalized_tokens: how many tokens of the chain the model does without, -1 for all. By default all for the
             original's, whose models are asked for the answer; and none for the fork's, whose models write what is left.
-
-    Raises:
-        InputError: for a missing file, a folder that is in use, or weights that do not fit.
     """
     folder = Path(name)
     if not (folder / "config.json").is_file():

@@ -45,13 +45,11 @@ FAMILIES = {
     "lotus": Family(lambda source: source.has("ia_decoder.") or is_plain_lotus(source), convert_lotus),
     "coconut": Family(lambda source: source.has("expainable_llm."), convert_coconut),
 }
-# Words in names and classes that tell what cannot be read, and why.
+# Patterns in names and classes that tell what cannot be read, and why.
 REFUSED = {
     "colar": "CoLaR's thoughts come from a head that is sampled, and have no set length",
-    "latent-sft": "Latent-SFT thinks in mixtures of embeddings",
-    "latent_sft": "Latent-SFT thinks in mixtures of embeddings",
-    "latent-grpo": "Latent-GRPO thinks in mixtures of embeddings",
-    "latent_grpo": "Latent-GRPO thinks in mixtures of embeddings",
+    "latent[-_]sft": "Latent-SFT thinks in mixtures of embeddings",
+    "latent[-_]grpo": "Latent-GRPO thinks in mixtures of embeddings",
     "slpo": "SLPO ends its thoughts by a stop gate",
     "huginn": "Huginn iterates over layers, not latents, and loads by itself",
     "ouro": "Ouro iterates over layers, not latents, and loads by itself",

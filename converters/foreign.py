@@ -38,7 +38,7 @@ class Source:
         kinds = [*(self.fields.get("architectures") or []), str(self.fields.get("model_type"))]
         names = f"{Path(self.name).name} {self.fields.get('_name_or_path')}".lower()
         is_named = re.search(rf"(?<![a-z]){word}(?![a-z])", names) is not None
-        return is_named or any(str(kind).lower().startswith(word) for kind in kinds)
+        return is_named or any(re.match(word, str(kind).lower()) for kind in kinds)
 
     def has(self, *prefixes: str) -> bool:
         """Whether some tensor begins so."""
@@ -56,14 +56,11 @@ class Ledger:
 
 
 def open_source(name: str, revision: str = "main", read: bool = True) -> Source:
-    """A checkpoint in a folder, a file or on the Hub.
+    """A checkpoint in a folder, a file or on the Hub. Raises InputError for one that is not there, is damaged, or whose
+    weights cannot be told from other files, or not be read without running code.
 
     Args:
         read: False leaves the weights unread.
-
-    Raises:
-        InputError: for one that is not there, is damaged, or whose weights cannot be told from other files, or not be
-            read without running code.
     """
     check_reachable(name, "model")
     path, commit = Path(name).expanduser(), ""
@@ -147,14 +144,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def take(
     source: Source, family: str, copied: dict[str, str], left_out: tuple[str, ...] = ()
 ) -> tuple[dict[str, torch.Tensor], Ledger]:
-    """A source's tensors under our names, and what became of each.
+    """A source's tensors under our names, and what became of each. Raises InputError for a tensor that is neither, or
+    that holds no floating-point numbers.
 
     Args:
         copied: our beginning of a name by the source's; the longest that fits counts.
         left_out: beginnings of the names that are not read.
-
-    Raises:
-        InputError: for a tensor that is neither, or that holds no floating-point numbers.
     """
     taken: dict[str, torch.Tensor] = {}
     ledger = Ledger()
@@ -178,14 +173,12 @@ def take(
 def merge_adapters(
     source: Source, weights: dict[str, torch.Tensor], ledger: Ledger, rank: int, scale: float, transposed: bool
 ) -> dict[str, torch.Tensor]:
-    """PEFT's unmerged LoRA (`.base_layer`, `.lora_A.default`, `.lora_B.default`) made plain weights, in float32.
+    """PEFT's unmerged LoRA (`.base_layer`, `.lora_A.default`, `.lora_B.default`) made plain weights, in float32. Raises
+    InputError for half an adapter, or one of another shape.
 
     Args:
         rank: the only one whose scale is known.
         transposed: the backbone's matrices are `(in, out)`, as GPT-2's.
-
-    Raises:
-        InputError: for half an adapter, or one of another shape.
     """
     merged = {key.replace(".base_layer.", "."): tensor for key, tensor in weights.items() if ".lora_" not in key}
     halves = (".lora_A.default.weight", ".lora_B.default.weight")

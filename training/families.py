@@ -52,14 +52,12 @@ def check_family(config: PreTrainedConfig, wanted: str | None, trainer: str) -> 
 
 
 def between(config: PreTrainedConfig, *known: str, cannot: str) -> str:
-    """What stands between question and answer of a model (`PromptConfigMixin.between`).
+    """What stands between question and answer of a model (`PromptConfigMixin.between`). Raises InputError for a stock
+    model, and for a family with something else there.
 
     Args:
         known: what the caller can do something with.
         cannot: the end of the sentence that refuses all else: "has no thoughts that could be changed".
-
-    Raises:
-        InputError: for a stock model, and for a family with something else there.
     """
     found = getattr(config, "between", "")
     if found not in known:

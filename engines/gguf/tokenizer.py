@@ -81,11 +81,7 @@ def normalizers_of(content: dict) -> set[str]:
 
 
 def is_by_character(pre: dict) -> bool:
-    return (pre.get("type"), pre.get("pattern"), pre.get("behavior")) == (
-        "Split",
-        {"Regex": r"[\s\S]"},
-        "Isolated",
-    )
+    return (pre.get("type"), pre.get("pattern"), pre.get("behavior")) == ("Split", {"Regex": r"[\s\S]"}, "Isolated")
 
 
 def is_by_word(pre: dict) -> bool:

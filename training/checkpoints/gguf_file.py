@@ -27,11 +27,7 @@ SCALING = ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear")
 ARCHITECTURES = ("gpt2", "llama", "qwen3")
 # Architecture, kind of tokenizer and llama.cpp's name of its pre-tokenizer, where transformers' reader gives the same tokens.
 # Not among them: sentencepiece, of which it loses a space at the beginning, and Llama's with SmolLM's or GPT-2's splitting.
-TOKENIZERS = {
-    ("gpt2", "gpt2", "gpt-2"),
-    ("llama", "gpt2", "llama-bpe"),
-    ("qwen3", "gpt2", "qwen2"),
-}
+TOKENIZERS = {("gpt2", "gpt2", "gpt-2"), ("llama", "gpt2", "llama-bpe"), ("qwen3", "gpt2", "qwen2")}
 
 
 class GGUFFile:
@@ -113,14 +109,12 @@ def gguf_config(file: GGUFFile) -> PreTrainedConfig:
 
 
 def load_gguf(file: GGUFFile, config: PreTrainedConfig, **options) -> PreTrainedModel:
-    """The model of a configuration with a file's weights.
+    """The model of a configuration with a file's weights. Raises InputError for a tensor that is missing, left over, of
+    another shape or not finite, or positions that are scaled otherwise.
 
     Args:
         config: the backbone's own, or its counterpart of one of our families.
         **options: `dtype`, `attn_implementation`.
-
-    Raises:
-        InputError: for a tensor that is missing, left over, of another shape or not finite, or positions that are scaled otherwise.
     """
     with one_clear_error(str(file.path), "GGUF file"):
         stock, info = AutoModelForCausalLM.from_pretrained(
@@ -147,12 +141,9 @@ def load_gguf(file: GGUFFile, config: PreTrainedConfig, **options) -> PreTrained
         raise InputError(
             f"{file.path}: the configuration is of another model: {str(error).splitlines()[-1].strip()}"
         ) from error
-    for name in (
-        name
-        for name in (*lacking.missing_keys, *lacking.unexpected_keys)
-        if set(NEW_PARTS.values()).isdisjoint(name.split("."))
-    ):
-        raise InputError(f"{file.path}: the configuration is of another model: {name} is only in one of the two")
+    for name in (*lacking.missing_keys, *lacking.unexpected_keys):
+        if set(NEW_PARTS.values()).isdisjoint(name.split(".")):
+            raise InputError(f"{file.path}: the configuration is of another model: {name} is only in one of the two")
     check_positions(model, file)
     check_finite(model, str(file.path))
     return model

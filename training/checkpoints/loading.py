@@ -159,13 +159,11 @@ def registered_types() -> list[str]:
 
 
 def apply_overrides(config: PreTrainedConfig, overrides: str | None, trained: bool = False) -> None:
-    """Set fields from `name=value,name=value`; the value takes the type of the field's present one.
+    """Set fields from `name=value,name=value`; the value takes the type of the field's present one. Raises InputError
+    for an unknown field or a value that does not fit.
 
     Args:
         trained: the configuration is a checkpoint's, so that a change is worth a warning.
-
-    Raises:
-        InputError: for an unknown field or a value that does not fit.
     """
     for name, text in pairs(overrides).items():
         if text is None or not hasattr(config, name):
@@ -198,14 +196,12 @@ def load_model(
     added: int = 0,
     in_4bit: bool = False,
 ) -> PreTrainedModel:
-    """The model of a complete configuration, its vocabulary as large as the tokenizer's.
+    """The model of a complete configuration, its vocabulary as large as the tokenizer's. Raises InputError where
+    `in_4bit` or the attention that is asked for cannot be.
 
     Args:
         added: how many of the tokenizer's last tokens are new.
         in_4bit: load the linear layers of the blocks in 4 bits (bitsandbytes).
-
-    Raises:
-        InputError: where `in_4bit` or the attention that is asked for cannot be.
     """
     check_attention(args.attn_implementation)
     options = {"dtype": args.torch_dtype or "auto"}

@@ -94,16 +94,13 @@ def load_weights(
     base_model: str | None = None,
     **options,
 ) -> PreTrainedModel:
-    """The model of a checkpoint; adapters are merged into it.
+    """The model of a checkpoint; adapters are merged into it. Raises InputError for damaged, missing or infinite
+    weights, or ones that do not fit; for adapters of another kind, pickled ones, or a base model that cannot be found.
 
     Args:
         config: the checkpoint's configuration, or its backbone's counterpart.
         base_model: what the adapters are added to, instead of the checkpoint's own word for it.
         **options: `dtype`, `attn_implementation`.
-
-    Raises:
-        InputError: for damaged, missing or infinite weights, or ones that do not fit; for adapters of another kind,
-            pickled ones, or a base model that cannot be found.
     """
     options |= {"use_safetensors": True}
     adapter = find_file(name, ADAPTER_CONFIG, revision)

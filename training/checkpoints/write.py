@@ -19,22 +19,14 @@ from .lora import ADAPTER_CONFIG, finish_adapter_config, merge_adapter, save_ada
 EXAMPLE = Path(__file__).with_name("example.py")  # needs nothing of this package
 MANIFEST = "latent_cot_files.json"
 # The names that a model's files have: written here, or read along with whatever model lies beside them.
-RESERVED = (
-    *(MANIFEST, "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "adapter"),
-    *("adapter_config.json", "pccot_args.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *(
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer.model",
-        "chat_template.*",
-        "additional_chat_templates",
-    ),
-    *("all_results.json", "train_results.json", "eval_results.json", "test_results.json", "trainer_state.json"),
-    *("predictions.jsonl", "faithfulness.json", "faithfulness.txt", "faithfulness.png", "accuracy_against_removal.png"),
-    *("README.md", "example.py"),
-    *(path.name for path in Path(latent_cot.__file__).parent.glob("*.py") if path.name != "__init__.py"),
-)
+RESERVED = f"""
+    {MANIFEST} config.json generation_config.json *.safetensors *.safetensors.index.json adapter adapter_config.json
+    pccot_args.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt
+    tokenizer.model chat_template.* additional_chat_templates all_results.json train_results.json eval_results.json
+    test_results.json trainer_state.json predictions.jsonl faithfulness.json faithfulness.txt faithfulness.png
+    accuracy_against_removal.png README.md example.py
+""".split()
+RESERVED += [path.name for path in Path(latent_cot.__file__).parent.glob("*.py") if path.name != "__init__.py"]
 # What tells our files in a folder that was written before there was a list.
 OUR_EXAMPLE, OUR_CARD = "Ask a model that thinks in latent tokens", "`example.py`, in this repository, does the same"
 

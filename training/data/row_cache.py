@@ -44,16 +44,14 @@ def cached_rows(
     limit: int | None,
     reading: Reading,
 ) -> Dataset:
-    """Checked examples of `rows()`, from the cache if they are there.
+    """Checked examples of `rows()`, from the cache if they are there. Raises InputError for unreadable rows, no rows, a
+    source that changes while it is read, or a cache that cannot be written.
 
     Args:
         rows: raw rows; called only if they are not.
         source: tells the content of what they come from.
         where: what an error calls it.
         max_bad_rows, limit, reading: of `examples_of`.
-
-    Raises:
-        InputError: for unreadable rows, no rows, a source that changes while it is read, or a cache that cannot be written.
     """
     content = source()
     key = fingerprint(content, where, max_bad_rows, limit, reading.key())

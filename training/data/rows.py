@@ -74,13 +74,11 @@ def examples_of(
     report: Callable[[int, str], None] = log,
     reading: Reading | None = None,
 ) -> Iterator[dict]:
-    """The first `limit` checked examples; up to `max_bad_rows` bad rows are left out and the first five named.
+    """The first `limit` checked examples; up to `max_bad_rows` bad rows are left out and the first five named. Raises
+    InputError at the first bad row beyond.
 
     Args:
         report: is told of the first row's layout, if it is another than ours, and at the end of rows that were left out.
-
-    Raises:
-        InputError: at the first bad row beyond.
     """
     reading = Reading() if reading is None else reading
     named, bad, good, said = [], 0, 0, None

@@ -52,13 +52,11 @@ class Part:
 def load_splits(
     args: DataArguments, needed: list[str], with_steps: bool = True
 ) -> dict[str, Dataset | IterableDataset]:
-    """The splits a run needs, each with `question`, `steps` and `answer`.
+    """The splits a run needs, each with `question`, `steps` and `answer`. Raises InputError for a missing source, split
+    or file, an empty split, or unreadable rows.
 
     Args:
         with_steps: whether the run reads chains; without, rows need none. Test rows, which are only answered, never do.
-
-    Raises:
-        InputError: for a missing source, split or file, an empty split, or unreadable rows.
     """
     if not needed:
         raise InputError("nothing to do: pass --do_train, --do_eval or --do_predict")
@@ -194,13 +192,11 @@ def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
 
 
 def as_dataset(rows: Dataset | IterableDataset | list[dict], with_steps: bool = True) -> Dataset | IterableDataset:
-    """Rows of `question`, `steps` and `answer`, checked, whatever holds them; a stream is checked as it is read.
+    """Rows of `question`, `steps` and `answer`, checked, whatever holds them; a stream is checked as it is read. Raises
+    InputError for a row that is no example.
 
     Args:
         with_steps: whether rows need a chain.
-
-    Raises:
-        InputError: for a row that is no example.
     """
     if isinstance(rows, Dataset | IterableDataset) and rows in CHECKED:
         return rows

@@ -68,14 +68,12 @@ def write_spaces(tokenizer: PreTrainedTokenizerBase) -> None:
 def tokenize_spaced(
     examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, keep_last_step: bool, answer_prompt_ids: list[int]
 ) -> dict[str, list]:
-    """`tokenization.tokenize` in the originals' format; `answer_text` is the answer as it is written there.
+    """`tokenization.tokenize` in the originals' format; `answer_text` is the answer as it is written there. Raises
+    InputError for an answer that the tokenizer does not begin with the answer prompt.
 
     Args:
         examples: texts: `question`, `steps` (a list per example) and `answer`.
         tokenizer: one that `write_spaces` has changed.
-
-    Raises:
-        InputError: for an answer that the tokenizer does not begin with the answer prompt.
     """
     options = {"split_special_tokens": True, "return_attention_mask": False}
     prompt = tokenizer.decode(answer_prompt_ids).strip()
@@ -112,14 +110,12 @@ def tokenize_chain(texts: list[str], tokenizer: PreTrainedTokenizerBase, **optio
 def check_format(
     rows: list[dict], features: dict[str, list], config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Compare the tokens of some rows with those of the whole line, written out and encoded as the originals do.
+    """Compare the tokens of some rows with those of the whole line, written out and encoded as the originals do. Raises
+    InputError at the first row that differs.
 
     Args:
         features: of `tokenize_spaced`, for the same rows.
         tokenizer: as it was before `write_spaces`.
-
-    Raises:
-        InputError: at the first row that differs.
     """
     eos = tokenizer.eos_token
     middle = (

@@ -27,8 +27,6 @@ NOT_COMPARED |= {
     "_name_or_path",
     "use_cache",
 }
-
-
 # What torch adds to an optimiser's settings from release to release.
 SWITCHES = {"initial_lr", "decoupled_weight_decay", "foreach", "fused", "maximize", "capturable", "differentiable"}
 

@@ -26,14 +26,12 @@ SHARDED_WEIGHTS = ("pytorch_model_fsdp*", "global_step*")
 
 
 def checkpoint_to_resume(asked: str | bool, folder: Path, decodes: bool = False) -> Path:
-    """The checkpoint that `--resume_from_checkpoint` means.
+    """The checkpoint that `--resume_from_checkpoint` means. Raises InputError if there is none, or the named one is not
+    whole.
 
     Args:
         asked: a checkpoint's folder; or true, for the newest whole one in `folder`. Newer ones that are not whole are named.
         decodes: see `fault_of`.
-
-    Raises:
-        InputError: if there is none, or the named one is not whole.
     """
     if str(asked).lower() != "true":
         fault = fault_of(Path(asked), decodes)

@@ -10,13 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from latent_cot.training.checkpoints.write import (
-    MANIFEST,
-    files_in,
-    model_files,
-    refuse_foreign_files,
-    write_manifest,
-)
+from latent_cot.training.checkpoints.write import MANIFEST, files_in, model_files, refuse_foreign_files, write_manifest
 
 from .run_lock import locked
 

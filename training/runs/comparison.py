@@ -94,13 +94,11 @@ class Plan:
 
 
 def make_plan(argv: list[str], methods: dict[str, Method]) -> Plan:
-    """Read the arguments and the data, and choose what they leave open.
+    """Read the arguments and the data, and choose what they leave open. Raises InputError for a method, flag or seed
+    that cannot be, missing data, and a start that a method cannot begin from.
 
     Args:
         argv: flags, after a recipe if any; those of `latent-cot train` go to each method that knows them.
-
-    Raises:
-        InputError: for a method, flag or seed that cannot be, missing data, and a start that a method cannot begin from.
     """
     entries = {}
     if argv and Path(argv[0]).suffix in RECIPE_SUFFIXES:

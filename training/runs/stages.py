@@ -45,16 +45,13 @@ def splits_to_load(args: CoTTrainingArguments) -> list[str]:
 def check_arguments(
     args: CoTTrainingArguments, data: DataArguments, evaluation: EvaluationArguments | None = None, method=None
 ) -> None:
-    """Refuse, before anything is loaded or written, what cannot end well.
+    """Refuse, before anything is loaded or written, what cannot end well. Raises InputError for an output folder that
+    already holds a model (without `--overwrite_output_dir` or `--resume_from_checkpoint`), holds files of others in its
+    place, or is another run's; streaming without `--max_steps`, a package that is not installed, a launch that gave
+    less than it was asked for, or what needs training, test data or whole weights in a run without.
 
     Args:
         method: what is particular to a way to train, such as `PCCoTArguments`.
-
-    Raises:
-        InputError: for an output folder that already holds a model (without `--overwrite_output_dir` or
-            `--resume_from_checkpoint`), holds files of others in its place, or is another run's; streaming without
-            `--max_steps`, a package that is not installed, a launch that gave less than it was asked for, or what needs
-            training, test data or whole weights in a run without.
     """
     check_launch(args)
     if evaluation is not None and evaluation.faithfulness:

@@ -197,9 +197,7 @@ class AnswerEvaluationMixin(GeneratedAnswersMixin):
             with without_gradients():
                 tokens, seconds = timed_generate(generator, questions, mask, **options)
             self.generation_seconds[name] += seconds
-            counts = count_new_tokens(tokens, self.processing_class.eos_token_id)
-            beyond = torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None]
-            generated.append(tokens.masked_fill(beyond, IGNORED))
+            generated.append(self.up_to_end(tokens))
         if self.evaluation.num_samples > 1:
             generated.append(self.sampled_tokens(generator, questions, mask))
         return loss, tuple(generated), rows
@@ -211,10 +209,13 @@ class AnswerEvaluationMixin(GeneratedAnswersMixin):
         options |= {"latent_noise": asked.latent_noise, "latent_dropout": asked.latent_dropout}
         options |= {"latent_seed": self.args.seed, "num_return_sequences": asked.num_samples}
         tokens, _ = timed_generate(model, questions, mask, **options)
-        counts = count_new_tokens(tokens, self.processing_class.eos_token_id)
-        tokens = tokens.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None], IGNORED)
-        tokens = torch.nn.functional.pad(tokens, (0, limit - tokens.shape[1]), value=IGNORED)
+        tokens = torch.nn.functional.pad(self.up_to_end(tokens), (0, limit - tokens.shape[1]), value=IGNORED)
         return tokens.reshape(len(questions), -1)
+
+    def up_to_end(self, tokens: torch.Tensor) -> torch.Tensor:
+        """New tokens `(batch, new)`, with -100 after the end of sequence."""
+        counts = count_new_tokens(tokens, self.processing_class.eos_token_id)
+        return tokens.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None], IGNORED)
 
     def answer_metrics(self, prediction) -> dict[str, float]:
         """Metrics of every mode; the answers themselves stay in `self.answers`."""

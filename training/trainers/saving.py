@@ -201,7 +201,8 @@ class ModelSavingMixin:
     def push_to_hub(
         self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
     ):
-        """Save the model with its card into the output folder and upload what its manifest names, in one commit.
+        """Save the model with its card into the output folder and upload what its manifest names, in one commit. Raises
+        InputError when the Hub refuses, or the connection is lost.
 
         Args:
             blocking: as if it were always true.
@@ -209,9 +210,6 @@ class ModelSavingMixin:
 
         Returns:
             The address of the commit; None in the processes that do not write.
-
-        Raises:
-            InputError: when the Hub refuses, or the connection is lost.
         """
         args = copy.copy(self.args)  # which leaves the token out
         given = {"hub_token": token or self.args.hub_token, "hub_revision": revision, "hub_private_repo": private}

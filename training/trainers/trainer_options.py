@@ -75,13 +75,11 @@ def check_rows(rows: Examples, split: str) -> None:
 
 
 def held_rows(rows: Examples, split: str, with_steps: bool = True) -> Dataset:
-    """Checked rows that are evaluated, of which a stream is read to its end.
+    """Checked rows that are evaluated, of which a stream is read to its end. Raises InputError for a row that is no
+    example, and as `check_rows`.
 
     Args:
         with_steps: whether rows need a chain; those of the test split never do.
-
-    Raises:
-        InputError: for a row that is no example, and as `check_rows`.
     """
     check_rows(rows, split)
     if isinstance(rows, IterableDataset):
