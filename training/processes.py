@@ -11,13 +11,22 @@ from .errors import InputError, check_installed
 SECONDS_FOR_MAIN_PROCESS = 2.0
 
 
+def launched_with(engine: str) -> bool:
+    """Whether `accelerate launch` asks for "FSDP" or "DEEPSPEED"."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
+def asks_for_sharding(args: TrainingArguments) -> bool:
+    """Whether a flag or `accelerate launch` spreads the weights over processes."""
+    return bool(args.fsdp or args.deepspeed or launched_with("FSDP") or launched_with("DEEPSPEED"))
+
+
 def check_packages(args: TrainingArguments) -> None:
     """Raises InputError for DeepSpeed, asked for by a flag or by the launcher, where it is not installed.
 
     For `__post_init__`: transformers reads the configuration there, and fails without saying what to install.
     """
-    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if args.deepspeed or launched:
+    if args.deepspeed or launched_with("DEEPSPEED"):
         check_installed("deepspeed", "--deepspeed" if args.deepspeed else "--use_deepspeed")
 
 
@@ -26,8 +35,7 @@ def check_launch(args: TrainingArguments) -> None:
     where nothing would be sharded, or without training, and where `accelerate launch` was to start several processes
     and started one.
     """
-    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    flag = "--fsdp" if args.fsdp else "--use_fsdp" if launched else None
+    flag = "--fsdp" if args.fsdp else "--use_fsdp" if launched_with("FSDP") else None
     if flag and not args.do_train:
         raise InputError(f"{flag} shards a model that is trained: leave it out, or pass --do_train")
     if flag and args.device.type == "cpu":

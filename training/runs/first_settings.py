@@ -99,11 +99,8 @@ def small_tokenizer(texts: list[str], splits: dict[str, Dataset]) -> tuple[str, 
     elif any(unknown in ids for ids in words(list(others))["input_ids"]):
         why = "the validation data have words that the training data have not"
     else:
-        return (
-            "words",
-            words,
-            f"words: all of the validation data are among the {len(words) - 2:,} of the training data",
-        )
+        why = f"words: all of the validation data are among the {len(words) - 2:,} of the training data"
+        return "words", words, why
     return "characters", character_tokenizer(texts), f"characters, since {why}"
 
 
@@ -137,9 +134,8 @@ def training_settings(method: str, mode: str, facts: Facts, steps: int | None, p
             epochs = math.ceil(4 / 3 * (facts.chain / PUBLISHED_ICOT["remove_per_epoch"] + 1))
             why = f"published, all weights; 8 of at most {facts.chain} tokens removed per epoch, and a quarter of the epochs after that"
             return PUBLISHED_ICOT | {"num_train_epochs": epochs}, why
-        return PUBLISHED | {
-            "metric_for_best_model": f"eval_{mode}_exact_match"
-        }, "published, LoRA; the best epoch on validation data"
+        best = {"metric_for_best_model": f"eval_{mode}_exact_match"}
+        return PUBLISHED | best, "published, LoRA; the best epoch on validation data"
     scale, icot = max(1, facts.steps / DEMO_CHAIN), method == "icot"
     least = math.ceil(facts.rows / DEMO["per_device_train_batch_size"])
     wanted = max(least, math.ceil(scale * (DEMO_ICOT_STEPS if icot else DEMO_STEPS)))

@@ -13,9 +13,7 @@ from latent_cot.training.trainers.cot import CoTTrainer
 
 from .step_work import Work, thought_work
 
-Lengths = tuple[
-    int, int, int
-]  # tokens of the question, of the steps with what opens them, and of what comes after them
+Lengths = tuple[int, int, int]  # tokens of the question, of the steps with what opens them, of what comes after them
 
 
 def print_plan(trainer: Trainer) -> None:

@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -20,7 +19,7 @@ from latent_cot.training.checkpoints.hub import push
 from latent_cot.training.checkpoints.write import add_to_manifest, refuse_foreign_files
 from latent_cot.training.errors import InputError, check_installed
 from latent_cot.training.flags import check_least
-from latent_cot.training.processes import check_launch
+from latent_cot.training.processes import asks_for_sharding, check_launch
 from latent_cot.training.resume.find_checkpoint import newest_first
 from latent_cot.training.resume.interruption import refuse_other_handler
 from latent_cot.training.resume.run_lock import refuse_held
@@ -98,7 +97,7 @@ def check_faithfulness(args: CoTTrainingArguments, data: DataArguments) -> None:
     """Raises InputError where `--faithfulness` could not be measured at the end; the trainer knows the model's reasons."""
     if not args.do_predict or data.max_predict_samples == 1:
         raise InputError("--faithfulness asks the questions of the test data: pass --do_predict, with two rows or more")
-    if is_sharded(args):
+    if asks_for_sharding(args):
         raise InputError("--faithfulness needs whole weights: run `latent-cot faithfulness` on the checkpoint")
 
 
@@ -109,14 +108,8 @@ def check_step_decoder(args: CoTTrainingArguments) -> None:
             "--step_decoder_layers: a decoder exists in training alone, and an untrained one would make this run's eval_loss; "
             "pass --step_decoder_layers 0, or --do_train"
         )
-    if is_sharded(args):
+    if asks_for_sharding(args):
         raise InputError("--step_decoder_layers is not supported with FSDP and DeepSpeed: leave one of them out")
-
-
-def is_sharded(args: CoTTrainingArguments) -> bool:
-    """Whether a flag or `accelerate launch` asks for FSDP or DeepSpeed."""
-    launched = (os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() for name in ("FSDP", "DEEPSPEED"))
-    return bool(args.fsdp or args.deepspeed) or "true" in launched
 
 
 def check_trackers(names: list[str]) -> None:

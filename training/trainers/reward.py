@@ -8,7 +8,6 @@ before either; the base model then thinks in every scoring pass, and gradients r
 import copy
 import inspect
 import math
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from latent_cot.training.data.tokenization import strip_eos
 from latent_cot.training.errors import InputError
 from latent_cot.training.families import PCCOT
 from latent_cot.training.method_arguments import RewardArguments
+from latent_cot.training.processes import asks_for_sharding
 from latent_cot.training.resume.resumable_training import ResumableTrainingMixin
 
 from .answer_evaluation import GeneratedAnswersMixin
@@ -146,10 +146,7 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         """
         if args.beta == 0.0 or self.lora.use_peft:
             return False
-        launched = [
-            os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")
-        ]
-        if args.fsdp or args.deepspeed or any(launched) or args.sync_ref_model:
+        if asks_for_sharding(args) or args.sync_ref_model:
             raise InputError("--beta is not supported with FSDP, DeepSpeed and --sync_ref_model: pass --use_peft")
         return True
 

@@ -77,22 +77,15 @@ class ModelSavingMixin:
         if self.is_in_train or not (self.args.bf16_full_eval or self.args.fp16_full_eval):
             yield
             return
-        weights = [
-            (weight, weight.data if weight.data.is_cpu else weight.data.cpu()) for weight in self.model.parameters()
-        ]
-        buffers = [
-            (module, name, buffer)
-            for module in self.model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        weights = [(weight, weight.data.cpu()) for weight in self.model.parameters()]
+        buffers = [(module, dict(module._buffers)) for module in self.model.modules()]
         try:
             yield
         finally:
             for weight, data in weights:
                 weight.data = data.to(weight.device)
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer
+            for module, held in buffers:
+                module._buffers.update(held)
 
     @property
     def unwrapped(self) -> PreTrainedModel:
