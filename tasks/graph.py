@@ -38,7 +38,7 @@ Edges = list[tuple[int, int]]
 
 
 def drawer(nodes: int = 28, min_nodes: int = 0, min_steps: int = 3, max_steps: int = 6, symbols: int = 0) -> Draw:
-    """What draws an example; raises ValueError for a setting out of range, when it draws also for paths that hardly ever are.
+    """What draws an example. Both raise ValueError: for a setting out of range, and where paths of such length hardly are.
 
     Args:
         nodes: persons and kinds, of which those without any fact are left out; 6 to 40.

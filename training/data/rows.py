@@ -130,7 +130,7 @@ def dataset_of(examples: list[dict]) -> Dataset:
 
 
 def check_row(row: object, with_steps: bool = True, columns: dict[str, str] | None = None) -> dict:
-    """A row as an example. Raises InputError, saying what is wrong with it.
+    """A row as an example. Raises InputError that says what is wrong.
 
     Args:
         with_steps: whether it needs a chain.
