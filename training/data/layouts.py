@@ -110,8 +110,7 @@ def layout_for(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> 
 
 
 def read_row(row: dict, layout: Layout) -> tuple[str, list[str] | None, object]:
-    """Question, steps (None where there is no chain) and answer of a row. Raises InputError that says what is wrong.
-    """
+    """Question, steps (None where there is no chain) and answer of a row. Raises InputError that says what is wrong."""
     talks = isinstance(row.get("prompt"), list | np.ndarray) and layout.name == "prompt/completion"
     if talks or layout.name == "messages":
         question, answer = read_messages(layout, row)

@@ -109,10 +109,10 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         beta, args.beta = args.beta, 0.0 if self.has_own_reference(args) else args.beta
         loaded, tokenizer = load_trained(model, self.lora.load_in_4bit)
         if self.reward.rollout_noise == "weights" and args.gradient_checkpointing:
-            raise InputError("--rollout_noise weights does not go with --gradient_checkpointing: leave one out")
+            raise InputError("--rollout_noise weights: leave --gradient_checkpointing out, which knows no noise")
         if self.reward.train_only_values:
             if self.lora.use_peft or args.weight_decay:
-                raise InputError("--train_only_values does not go with --use_peft and --weight_decay: leave them out")
+                raise InputError("--train_only_values: leave --use_peft and --weight_decay out")
             freeze_all_but_values(loaded)
         if self.evaluation.answer_from is not None:
             loaded.config.answer_from = self.evaluation.answer_from
