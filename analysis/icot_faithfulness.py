@@ -234,7 +234,5 @@ def twice_as_many_fit(model, tokenizer, questions: list[str], max_new_tokens: in
     count, length = model.config.num_fillers, longest(tokenizer, questions)
     if 2 * count > model.config.max_position_embeddings:
         return False
-    rooms = [
-        token_budget(model, at_once(number), length, max_new_tokens, max_cot_tokens) for number in (count, 2 * count)
-    ]
-    return rooms[0] == rooms[1]
+    now, twice = (token_budget(model, at_once(n), length, max_new_tokens, max_cot_tokens) for n in (count, 2 * count))
+    return now == twice

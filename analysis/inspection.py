@@ -157,15 +157,8 @@ def latent_passes(model, tokenizer, example: dict, max_new_tokens: int, same: Co
         ids = torch.cat([opened[0], new])
         attention = answer_attention(model, ids, len(opened[0]), {"latent_embeds": thought[None]})
         answer = read_answers(model, tokenizer, model.answer_modes[0], [new.tolist()]).answers[0]
-        passes.append(
-            Pass(
-                answer,
-                right(answer, example.get("answer"), same),
-                places,
-                shares(attention, first - 1, first, latents),
-                question_shares(tokenizer, ids[: first - 1], attention),
-            )
-        )
+        is_right, goes = right(answer, example.get("answer"), same), shares(attention, first - 1, first, latents)
+        passes.append(Pass(answer, is_right, places, goes, question_shares(tokenizer, ids[: first - 1], attention)))
     return passes
 
 
@@ -201,22 +194,14 @@ def written_passes(model, tokenizer, example: dict, max_new_tokens: int, same: C
     words = likely_words(model, tokenizer, states)
     places = []
     for place, token in enumerate(ids[first:end].tolist()):
-        label = (
-            f"filler {place + 1}" if token == config.pause_token_id else f"token {place + 1}: {show(tokenizer, token)}"
-        )
+        is_filler = token == config.pause_token_id
+        label = f"filler {place + 1}" if is_filler else f"token {place + 1}: {show(tokenizer, token)}"
         places.append(Place(label, words[place]))
     attention = answer_attention(model, ids, begins, {})
     answer = read_answers(model, tokenizer, mode, [new.tolist()]).answers[0]
     question = first - 1 - len(config.question_end_ids or [])
-    return [
-        Pass(
-            answer,
-            right(answer, example.get("answer"), same),
-            places,
-            shares(attention, question, first, end - first),
-            question_shares(tokenizer, ids[:question], attention),
-        )
-    ]
+    is_right, goes = right(answer, example.get("answer"), same), shares(attention, question, first, end - first)
+    return [Pass(answer, is_right, places, goes, question_shares(tokenizer, ids[:question], attention))]
 
 
 PASSES = {LATENTS: latent_passes, WORDS: written_passes}

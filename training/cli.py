@@ -168,12 +168,8 @@ def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
         recipe = []
         for name, (value, text) in read_entries(path).items():
             if name not in known:
-                told = (
-                    f"no argument here: use {SUCCESSORS[name]}"
-                    if name in SUCCESSORS
-                    else "not an argument; --help lists them"
-                )
-                raise InputError(f"{path}: {name!r} is {told}")
+                instead = f"no argument here: use {SUCCESSORS[name]}" if name in SUCCESSORS else None
+                raise InputError(f"{path}: {name!r} is {instead or 'not an argument; --help lists them'}")
             try:
                 recipe += parser.flags_of(name, value, text)
             except InputError as error:

@@ -1,6 +1,7 @@
 """The card of a checkpoint, written from what was measured."""
 
 import platform
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,18 +140,14 @@ def measured_modes(metrics: dict) -> list[tuple[str, str]]:
     """The splits and answer modes that metrics are about. Raises KeyError for a mode that `models/answer_modes.py` does
     not describe.
     """
-    found = []
+    measured = []
     for split in SPLITS:
-        names = [
-            name.removeprefix(f"{split}_").removesuffix("_exact_match")
-            for name in metrics
-            if name.startswith(f"{split}_") and name.endswith("_exact_match")
-        ]
+        names = [found[1] for name in metrics if (found := re.fullmatch(rf"{split}_(.+)_exact_match", name))]
         if unknown := [name for name in names if mode_named(name) is None]:
             raise KeyError(f"a card has no label for {', '.join(sorted(unknown))}")
         order = list(ANSWER_MODES).index
-        found += [(split, mode) for mode in sorted(names, key=lambda name: order(name.partition("_T")[0]))]
-    return found
+        measured += [(split, mode) for mode in sorted(names, key=lambda name: order(name.partition("_T")[0]))]
+    return measured
 
 
 def describe_hardware(device: torch.device) -> str:

@@ -152,10 +152,8 @@ class PCCoTCollator(CoTCollator):
 
         latent_steps = self.latent_steps(features)
         latents = config.num_latent_tokens if latent_steps is None else latent_steps * config.latents_per_step
-        explicit = [
-            [] if latent_steps is None else [token for step in feature["steps"][latent_steps:] for token in step]
-            for feature in features
-        ]
+        left = [() if latent_steps is None else feature["steps"][latent_steps:] for feature in features]
+        explicit = [[token for step in steps for token in step] for steps in left]
         span = [*self.suffix, config.bot_token_id, *[config.latent_token_id] * latents, config.eot_token_id]
         tails = [span + steps + self.ending(feature) for steps, feature in zip(explicit, features, strict=True)]
         ids, mask = join([feature["question"] for feature in features], tails, self.pad_token_id)

@@ -16,16 +16,9 @@ from .layouts import OWN, check_text, field_of, has_system, layout_of, parse_cha
 
 logger = logging.getLogger(__name__)
 
-FEATURES = datasets.Features(
-    {
-        "question": datasets.Value("string"),
-        "steps": datasets.List(datasets.Value("string")),
-        "answer": datasets.Value("string"),
-    }
-)
-FEATURES_WITH_WINDOWS = datasets.Features(
-    FEATURES | {"windows": datasets.List(datasets.List(datasets.Value("string")))}
-)
+TEXT = datasets.Value("string")
+FEATURES = datasets.Features({"question": TEXT, "steps": datasets.List(TEXT), "answer": TEXT})
+FEATURES_WITH_WINDOWS = datasets.Features(FEATURES | {"windows": datasets.List(datasets.List(TEXT))})
 SYSTEM = "system"
 NAMED = 5  # bad rows that are named; the others are counted
 RawRows = Iterable[tuple[str, object]]  # each with the place it came from; one that could not be read is its InputError

@@ -44,9 +44,8 @@ class Part:
     def __call__(self, example: dict) -> bool:
         digest = hashlib.sha256(f"{self.seed} {example['question']}".encode()).digest()
         place = int.from_bytes(digest[:8]) / 2**64
-        return self.split == (
-            "test" if place < self.test else "validation" if place >= 1 - self.validation else "train"
-        )
+        beyond = "validation" if place >= 1 - self.validation else "train"
+        return self.split == ("test" if place < self.test else beyond)
 
 
 def load_splits(

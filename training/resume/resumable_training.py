@@ -67,10 +67,8 @@ class ResumableTrainingMixin:
             result = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self.stop_on_signal.saved:
             place = folder / f"checkpoint-{self.state.global_step}"
-            hint = (
-                f"saved {place} after step {self.state.global_step}; --resume_from_checkpoint true goes on from there"
-            )
-            raise Interrupted(self.stop_on_signal.agreed, hint)
+            hint = "--resume_from_checkpoint true goes on from there"
+            raise Interrupted(self.stop_on_signal.agreed, f"saved {place} after step {self.state.global_step}; {hint}")
         if not self._trained:
             logger.warning(
                 "nothing is left to train: %s is at its last step, %d", resume_from_checkpoint, self.state.global_step

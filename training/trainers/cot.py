@@ -292,9 +292,8 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
     def describe_method(self) -> str:
         """One sentence for the model card."""
-        return (
-            f"`{self.model_type}`, trained {'without' if self.method.no_cot else 'with an explicit'} chain of thought."
-        )
+        kind = "without" if self.method.no_cot else "with an explicit"
+        return f"`{self.model_type}`, trained {kind} chain of thought."
 
     def leaves_weights_unused(self, config: PreTrainedConfig) -> bool | None:
         """Whether a training step may use only some of the trained weights, which DDP then has to search for.
@@ -356,10 +355,10 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
                     part = part.detach()
                     self._part_sums[name] = self._part_sums[name] + part if name in self._part_sums else part
                     self._part_counts[name] = self._part_counts[name] + 1 / self._batches_per_step
-        # Gradients are averaged over the processes, of which each has only its own part of the sum.
-        loss = (
-            outputs.loss * self.accelerator.num_processes if sizes and self.averages_across_processes else outputs.loss
-        )
+        loss = outputs.loss
+        if sizes and self.averages_across_processes:
+            # Gradients are averaged over the processes, of which each has only its own part of the sum.
+            loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def figures_to_log(self, logs: dict[str, float]) -> dict[str, float]:

@@ -188,12 +188,8 @@ class ICoTTrainer(CoTTrainer):
         gate = self.method.removal_gate
         if gate is None:
             return self.removal.tokens(step, self.steps_per_epoch)
-        passed = [
-            entry
-            for entry in self.state.log_history
-            if entry.get("eval_icot_exact_match", -1) >= gate and entry["step"] <= step
-        ]
-        scheduled = self.removal.start_from + len(passed)
+        seen = (entry for entry in self.state.log_history if entry["step"] <= step)
+        scheduled = self.removal.start_from + sum(entry.get("eval_icot_exact_match", -1) >= gate for entry in seen)
         return math.inf if scheduled >= self.removal.all_beyond else scheduled
 
     def filler_rate(self, step: int) -> float:

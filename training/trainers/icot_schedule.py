@@ -86,15 +86,10 @@ def removal_schedule(method: ICoTArguments, args: CoTTrainingArguments) -> Remov
     if method.removal_gate is not None and args.eval_strategy == "no":
         raise InputError("--removal_gate needs --eval_strategy steps (or epoch): it waits for validation accuracy")
     by_steps = method.remove_every_n_step is not None
-    unread = (
-        {"pretrain_epochs": method.pretrain_epochs, "remove_start_from": method.remove_start_from}
-        if by_steps
-        else {"remove_from_n_steps": method.remove_from_n_steps, "remove_from_n_tokens": method.remove_from_n_tokens}
-    )
-    for name, value in unread.items():
-        if value:
-            with_or_without = "without" if by_steps else "with"
-            raise InputError(f"--{name} is for schedules {with_or_without} --remove_every_n_step")
+    of_epochs, of_steps = ("pretrain_epochs", "remove_start_from"), ("remove_from_n_steps", "remove_from_n_tokens")
+    for name in of_epochs if by_steps else of_steps:
+        if getattr(method, name):
+            raise InputError(f"--{name} is for schedules {'without' if by_steps else 'with'} --remove_every_n_step")
     per_epoch = (0.0 if method.switch_tokens else 8.0) if method.remove_per_epoch is None else method.remove_per_epoch
     return RemovalSchedule(
         per_epoch=per_epoch,
