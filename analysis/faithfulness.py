@@ -97,10 +97,8 @@ def answers_under(
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_thinks(model, num_iterations if intervention != AS_THEY_ARE else None, intervention != AS_THEY_ARE)
     in_words = model.config.between == WORDS
-    foreign = (
-        [*asked, *(["latent"] * (latent is not None))] if in_words else ["num_fillers"] * (num_fillers is not None)
-    )
-    if foreign:
+    others = given | {"latent": latent} if in_words else {"num_fillers": num_fillers}
+    if foreign := [name for name, value in others.items() if value is not None]:
         raise InputError(f"{foreign[0]}= is not for {model.config.model_type} models")
     if in_words:
         limits |= {"max_cot_tokens": max_cot_tokens}
@@ -127,11 +125,7 @@ def check_thinks(model: PreTrainedModel, num_iterations: int | None = None, chan
 def think(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[str], *, batch_size: int, **options
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The thoughts that answers are read from, and the hidden states that became them; both `(questions, c, hidden)`.
-
-    Args:
-        **options: `num_iterations` and `num_latent_tokens` of `trace_thought`.
-    """
+    """The thoughts that answers are read from, and the hidden states that became them; both `(questions, c, hidden)`."""
     inputs, sources = [], []
     for start in range(0, len(questions), batch_size):
         batch = tokenizer(questions[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
@@ -238,11 +232,7 @@ def spread(low: int, high: int) -> list[int]:
 
 @torch.inference_mode()
 def read_steps(model, tokenizer, examples: list[dict], sources: torch.Tensor, keep_last_step: bool) -> list[Row]:
-    """How often the output head reads each latent as the token of the step that it stands for; see `step_labels`.
-
-    Args:
-        sources: `(questions, c, hidden)`, of `think`.
-    """
+    """How often the output head reads each latent as the token of the step that it stands for; see `step_labels`."""
     columns = {name: [row[name] for row in examples] for name in ("question", "steps", "answer")}
     steps = tokenize(columns, tokenizer, keep_last_step)["steps"]
     collator = PCCoTCollator(tokenizer, model.config)

@@ -186,10 +186,6 @@ def measure_icot(
 ) -> ICoTReport:
     """Every intervention that applies, and other numbers of fillers: none, half, as many, twice as many. Raises
     InputError for fewer than two questions.
-
-    Args:
-        data: the questions' name, for the report.
-        **limits: `batch_size`, `max_new_tokens` and `max_cot_tokens` of `change_icot`.
     """
     between, config = what_stands_between(model), model.config
     partner = partners(questions, golds, seed)

@@ -87,11 +87,7 @@ def inspect(
     max_cot_tokens: int = 256,
     same: Comparison = same_answer,
 ) -> View:
-    """Everything about one question. Raises InputError for a model that cannot be inspected.
-
-    Args:
-        example: `question`, and where they are known `steps` and `answer`.
-    """
+    """Everything about one question. Raises InputError for a model that cannot be inspected."""
     check_inspectable(model)
     question, gold = example["question"], example.get("answer")
     length = len(tokenizer(question)["input_ids"])

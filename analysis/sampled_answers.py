@@ -13,9 +13,7 @@ def sample_metrics(
     """Metrics of n answers per question, with 95 % intervals (`_low`, `_high`).
 
     Args:
-        name: of the answer mode.
         samples: for each question its n answers; None where there is none.
-        golds: the right ones.
         same: compares an answer with the right one; which answers of a question are one goes by `same_answer`.
 
     Returns:

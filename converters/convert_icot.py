@@ -46,8 +46,6 @@ def convert(name: str | Path, out: Path, num_internalized_tokens: int | None = N
     not fit.
 
     Args:
-        name: of the other code's folder.
-        out: a new or empty folder.
         num_internalized_tokens: how many tokens of the chain the model does without, -1 for all. By default all for the
             original's, whose models are asked for the answer; and none for the fork's, whose models write what is left.
     """

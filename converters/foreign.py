@@ -58,9 +58,6 @@ class Ledger:
 def open_source(name: str, revision: str = "main", read: bool = True) -> Source:
     """A checkpoint in a folder, a file or on the Hub. Raises InputError for one that is not there, is damaged, or whose
     weights cannot be told from other files, or not be read without running code.
-
-    Args:
-        read: False leaves the weights unread.
     """
     check_reachable(name, "model")
     path, commit = Path(name).expanduser(), ""

@@ -41,7 +41,6 @@ def thinking_config(
         tokens: what opens a thought, ends it, and stands for a latent.
         rows: how many tokens the source has embeddings of.
         answer_from: how an answer is read (`answer_modes.ANSWER_SOURCES`); the model writes by itself what announces it.
-        **fields: further ones of the configuration.
     """
     config = family_config(base, PCCOT.name)
     named = dict(zip(("bot_token_id", "eot_token_id", "latent_token_id"), tokens, strict=True))

@@ -152,10 +152,6 @@ def fields_by_class(argument_class: type) -> dict[str, list[Field]]:
 def parse(argument_classes: tuple[type, ...], argv: list[str]) -> tuple:
     """Typed arguments from flags, or from a recipe (a file of arguments) that further flags may change. Raises
     InputError for a missing file, or a key that is no flag.
-
-    Args:
-        argument_classes: dataclasses; no two share a field.
-        argv: `recipe.yaml --seed 1`, or flags alone.
     """
     parser = ArgumentParser(argument_classes)
     known = {action.dest for action in parser._actions}

@@ -42,10 +42,6 @@ def one_clear_error(name: str, what: str) -> Iterator[None]:
     """Turns whatever libraries raise over a damaged file into an InputError of one line that names the file, if it is local.
 
     An OSError is handed on: it says what is not there.
-
-    Args:
-        name: a folder or a name on the Hub.
-        what: is read: "configuration", "tokenizer", "weights".
     """
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # no table before the one line

@@ -114,7 +114,6 @@ def load_gguf(file: GGUFFile, config: PreTrainedConfig, **options) -> PreTrained
 
     Args:
         config: the backbone's own, or its counterpart of one of our families.
-        **options: `dtype`, `attn_implementation`.
     """
     with one_clear_error(str(file.path), "GGUF file"):
         stock, info = AutoModelForCausalLM.from_pretrained(

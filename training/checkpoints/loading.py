@@ -40,11 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(args: ModelArguments, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer, as it comes.
-
-    Args:
-        texts: training texts, read only for `--tokenizer_name characters` and `words`.
-    """
+    """The tokenizer, as it comes; `texts` are read only for `--tokenizer_name characters` and `words`."""
     name = args.tokenizer_name or args.model_name_or_path
     if name is None:
         raise InputError("no tokenizer: pass --tokenizer_name (a name or folder, or `characters`, `words`, `bytes`)")
@@ -201,7 +197,6 @@ def load_model(
 
     Args:
         added: how many of the tokenizer's last tokens are new.
-        in_4bit: load the linear layers of the blocks in 4 bits (bitsandbytes).
     """
     check_attention(args.attn_implementation)
     options = {"dtype": args.torch_dtype or "auto"}

@@ -100,7 +100,6 @@ def load_weights(
     Args:
         config: the checkpoint's configuration, or its backbone's counterpart.
         base_model: what the adapters are added to, instead of the checkpoint's own word for it.
-        **options: `dtype`, `attn_implementation`.
     """
     options |= {"use_safetensors": True}
     adapter = find_file(name, ADAPTER_CONFIG, revision)

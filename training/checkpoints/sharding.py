@@ -39,11 +39,7 @@ def names_of_broken_weights(model: nn.Module, accelerator: Accelerator) -> list[
 
 
 def gather_model(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator, lora: LoraArguments):
-    """A whole copy of a sharded model, on the CPU of the main process; None in the others. All take part.
-
-    Args:
-        model: a `PreTrainedModel`, or with LoRA a `PeftModel`; stays as it is.
-    """
+    """A whole copy of a sharded model, on the CPU of the main process; None in the others. All take part."""
     if any(isinstance(weight, DTensor) for weight in model.parameters()):
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     else:

@@ -42,7 +42,6 @@ class CoTCollator:
     """The explicit chain of thought: question, steps, answer prompt, answer, end of sequence.
 
     Args:
-        answer_prompt_ids: tokens before the answer.
         opening: tokens that the steps open with; part of the prompt, so not labelled.
         with_steps: False leaves the steps out (no chain of thought).
     """
@@ -111,7 +110,6 @@ class PCCoTCollator(CoTCollator):
     """Both views of PCCoT training: the teacher's explicit chain (`cot_*`), and the student's latent thought.
 
     Args:
-        config: a `pccot-*` configuration.
         curriculum_prob: share of the training batches that keep their last steps explicit after `<eot>`: the mixed
             curriculum (after Coconut, arXiv 2412.06769).
         whole_steps: label a step's latents with all of its tokens, for a `StepDecoder`.
@@ -222,7 +220,6 @@ class ICoTCollator(CoTCollator):
     """A chain between `<start>` and `<ready>`, and what `icot_removal.Internalizer` needs to take it away.
 
     Args:
-        config: an `icot-*` configuration.
         truncation: longest sequence; what is longer loses its end.
         growth: how many tokens one token of the chain can become (fillers).
     """

@@ -51,7 +51,6 @@ def cached_rows(
         rows: raw rows; called only if they are not.
         source: tells the content of what they come from.
         where: what an error calls it.
-        max_bad_rows, limit, reading: of `examples_of`.
     """
     content = source()
     key = fingerprint(content, where, max_bad_rows, limit, reading.key())

@@ -123,12 +123,7 @@ def dataset_of(examples: list[dict]) -> Dataset:
 
 
 def check_row(row: object, with_steps: bool = True, columns: dict[str, str] | None = None) -> dict:
-    """A row as an example. Raises InputError that says what is wrong.
-
-    Args:
-        with_steps: whether it needs a chain.
-        columns: see `Reading`.
-    """
+    """A row as an example. Raises InputError that says what is wrong."""
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, dict):

@@ -193,9 +193,6 @@ def find_split(args: DataArguments, split: str, source: Iterable[str]) -> str:
 def as_dataset(rows: Dataset | IterableDataset | list[dict], with_steps: bool = True) -> Dataset | IterableDataset:
     """Rows of `question`, `steps` and `answer`, checked, whatever holds them; a stream is checked as it is read. Raises
     InputError for a row that is no example.
-
-    Args:
-        with_steps: whether rows need a chain.
     """
     if isinstance(rows, Dataset | IterableDataset) and rows in CHECKED:
         return rows

@@ -53,11 +53,8 @@ class Facts:
 def facts_of(splits: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, keep_last_step: bool | None) -> Facts:
     """Read every row of every split once. `keep_last_step`: of the user; None for what the training data say."""
     if keep_last_step is None:
-        last = [
-            (steps[-1], answer)
-            for steps, answer in zip(*(splits["train"][name] for name in ("steps", "answer")), strict=True)
-            if steps
-        ]
+        columns = (splits["train"][name] for name in ("steps", "answer"))
+        last = [(steps[-1], answer) for steps, answer in zip(*columns, strict=True) if steps]
         keep_last_step = sum(repeats(step, answer) for step, answer in last) < REPEATED * max(1, len(last))
     facts = Facts(len(splits["train"]), keep_last_step)
 
