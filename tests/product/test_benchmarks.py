@@ -22,7 +22,7 @@ from benchmarks.speed.workload import (
     question_batch,
     training_batch,
 )
-from latent_cot.training.runs.step_work import thought_work
+from latent_cot.training.runs.plan import new_positions
 
 CPU = torch.device("cpu")
 SMALL = Setting(question=9, cot=14, prompt=2, answer=4, latents=6, batch=3)
@@ -102,7 +102,7 @@ def test_the_reference_reads_as_many_positions_as_the_original(shape):
     assert positions_of(reference.model, lambda: reference.answer(*questions.values(), 10, 3, 0)) == 236
     ending = setting.prompt + setting.answer
     for iterations in (0, 3, 6, 24, 30):
-        needed = thought_work(setting.question, setting.steps, ending, setting.latents, iterations).positions
+        needed = sum(new_positions((setting.question, setting.steps, ending), setting.latents, iterations))
         # At most the end of sequence is read twice for nothing: in the teacher's sequence and in the student's.
         ours = positions_of(model, lambda count=iterations: model(**batch, num_iterations=count))
         assert needed <= ours <= needed + 2, iterations

@@ -12,8 +12,7 @@ import run_icot
 from latent_cot import tasks
 from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.errors import InputError
-from latent_cot.training.runs.plan import lengths_of, optimizer_size, plan, steps_of, work_of
-from latent_cot.training.runs.step_work import thought_work
+from latent_cot.training.runs.plan import lengths_of, new_positions, optimizer_size, plan, steps_of
 
 TINY = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters", "--use_cpu"]
 CHAIN = ["--dataset_name", "chain", "--task_args", "train=48,validation=4,test=4", "--answer_prompt", "#"]
@@ -102,7 +101,8 @@ def test_positions_are_those_that_the_model_computes(trainer):
         batch = trainer.model_inputs(trainer.data_collator([row]), training=True)
         trainer.model.train()
         computed = positions_of(trainer.model, lambda batch=batch: trainer.model(**batch))
-        assert work_of(trainer, lengths_of(row, trainer.data_collator)).positions == computed
+        thought = trainer.model.config.num_latent_tokens, trainer.model.config.num_iterations
+        assert sum(new_positions(lengths_of(row, trainer.data_collator), *thought)) == computed
 
 
 def test_steps_are_those_of_training(trainer):
@@ -164,13 +164,10 @@ def test_training_by_reward_has_a_plan(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 3, 24])
-def test_work_of_a_thought(iterations):
+def test_new_positions_of_a_thought(iterations):
     """c = 6: the window of `jacobi_window`, whose last pass takes the answer along."""
-    work = thought_work(10, 8, 5, 6, iterations)
-    window = 6 - min(iterations, 6) + 1
-    expected = {0: [(22, 0)], 1: [(16, 0), (11, 11)], 3: [(14, 0), (4, 11), (4, 12), (9, 13)]}
-    student = expected.get(iterations) or [(11, 0), *((window, 10 + t) for t in range(1, 6)), (window + 5, 16)]
-    assert work.passes == (*student, (12, 10)) and work.logits == 18
+    student = {0: [22], 1: [16, 11], 3: [14, 4, 4, 9], 24: [11, 1, 1, 1, 1, 1, 6]}[iterations]
+    assert new_positions((10, 8, 5), 6, iterations) == [*student, 12]
 
 
 def test_dry_run_arguments_do_not_save():

@@ -11,8 +11,6 @@ from transformers import Trainer
 from latent_cot.training.data.collators import CoTCollator
 from latent_cot.training.trainers.cot import CoTTrainer
 
-from .step_work import Work, thought_work
-
 Lengths = tuple[int, int, int]  # tokens of the question, of the steps with what opens them, of what comes after them
 
 
@@ -64,10 +62,18 @@ def tokens_of(trainer: Trainer, split) -> list[int]:
     ]
 
 
-def work_of(trainer: CoTTrainer, lengths: Lengths) -> Work:
-    """What a thinking model computes for one example in a training step."""
-    config = trainer.unwrapped.config
-    return thought_work(*lengths, config.num_latent_tokens, config.num_iterations)
+def new_positions(lengths: Lengths, latents: int, iterations: int) -> list[int]:
+    """How many positions each pass of PCCoT's training step computes for an example: the student's passes first, with the
+    window of `jacobi_window`, then the teacher's.
+
+    The question is read once for both, and nothing is predicted from the end of sequence.
+    """
+    question, chain, ending = lengths
+    iterations = min(iterations, latents)
+    window = latents - iterations + 1
+    student = [question + window, *[window] * iterations] if iterations else [question + latents + 1]
+    student[-1] += ending
+    return [*student, chain + ending - 1]
 
 
 def steps_of(trainer: Trainer) -> tuple[int, float]:
@@ -101,16 +107,13 @@ def training_lines(trainer: Trainer, tokens: list[int] | None) -> list[tuple[str
         lines.append(("positions", f"{mean:,.1f} per example that the model computes in a step (without padding)"))
         return [*lines, ("", f"at most {longest:,}{whole}")]
     lengths, config = [lengths_of(row, trainer.data_collator) for row in rows], trainer.unwrapped.config
-    mean = sum(work_of(trainer, row).positions for row in lengths) / len(lengths)
+    thought = config.num_latent_tokens, config.num_iterations
+    mean = sum(sum(new_positions(row, *thought)) for row in lengths) / len(lengths)
     lines.append(("positions", f"{mean:,.1f} per example that the model computes in a step (without padding)"))
     # Questions and what follows them are padded each by themselves, so no batch is longer than these three.
-    longest = work_of(trainer, tuple(map(max, zip(*lengths, strict=True))))
-    *student, (teacher, _) = longest.passes
-    passes = " + ".join(str(new) for new, _ in student)
-    thought = f"c = {config.num_latent_tokens}, T = {config.num_iterations}, {len(student)} passes"
-    lines.append(
-        ("", f"at most {longest.positions:,}: teacher {teacher} after the question, student {passes} ({thought})")
-    )
+    *student, teacher = longest = new_positions(tuple(map(max, zip(*lengths, strict=True))), *thought)
+    passes, sizes = " + ".join(map(str, student)), "c = {}, T = {}, {} passes".format(*thought, len(student))
+    lines.append(("", f"at most {sum(longest):,}: teacher {teacher} after the question, student {passes} ({sizes})"))
     if trainer.method.teacher_warmup_steps:
         lines.append(("", f"the first {trainer.method.teacher_warmup_steps} steps train only the teacher"))
     if trainer.method.batch_curriculum_prob:
