@@ -224,6 +224,9 @@ def load_model(
             model = load_weights(name, config, args.model_revision, args.trust_remote_code, **options)
         extend_vocabulary(model, tokenizer, added)
     set_special_ids(model, tokenizer)
+    model.loss_type = (
+        model.loss_type or "ForCausalLM"
+    )  # which transformers warns of where a class's name does not say so
     return model
 
 
