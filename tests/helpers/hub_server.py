@@ -15,13 +15,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-GIT_ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
-LARGE = 10_000_000  # bytes from which on any file goes to the storage
-
-
-def git_hash(kind: str, data: bytes) -> str:
-    return hashlib.sha1(f"{kind} {len(data)}\0".encode() + data).hexdigest()
-
 
 @dataclass
 class File:
@@ -29,34 +22,19 @@ class File:
     lfs: bool = False
 
     @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def pointer(self) -> bytes:
-        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n".encode()
-
-    @property
-    def blob_id(self) -> str:
-        return git_hash("blob", self.pointer if self.lfs else self.data)
-
-    def entry(self, path: str) -> dict:
-        """As the `tree` and `paths-info` endpoints describe it."""
-        lfs = {"lfs": {"oid": self.sha256, "size": len(self.data), "pointerSize": len(self.pointer)}}
-        return {"type": "file", "path": path, "oid": self.blob_id, "size": len(self.data)} | (lfs if self.lfs else {})
+    def oid(self) -> str:
+        """As git names its content, or git LFS."""
+        if self.lfs:
+            return hashlib.sha256(self.data).hexdigest()
+        return hashlib.sha1(f"blob {len(self.data)}\0".encode() + self.data).hexdigest()
 
 
 @dataclass
 class Commit:
+    oid: str
     title: str
     description: str
-    parent: str | None
     files: dict[str, File]
-
-    @property
-    def oid(self) -> str:
-        tree = "".join(f"{path} {file.blob_id}\n" for path, file in sorted(self.files.items()))
-        return git_hash("commit", f"{tree}{self.parent}\n{self.title}\n{self.description}".encode())
 
 
 @dataclass
@@ -67,15 +45,15 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
 
     def add(self, branch: str, title: str, description: str, changes: dict[str, File]) -> Commit:
-        parent = self.find(branch)
-        commit = Commit(title, description, parent and parent.oid, (parent.files if parent else {}) | changes)
-        self.commits.append(commit)
-        self.branches[branch] = commit.oid
-        return commit
+        oid = hashlib.sha1(f"{self.name} {len(self.commits)}".encode()).hexdigest()
+        before = self.find(branch).files if self.commits else {}
+        self.commits.append(Commit(oid, title, description, before | changes))
+        self.branches[branch] = oid
+        return self.commits[-1]
 
     def find(self, revision: str) -> Commit | None:
         """The commit of a branch or hash."""
-        oid = self.branches.get(revision.removeprefix("refs/heads/"), revision)
+        oid = self.branches.get(revision, revision)
         return next((commit for commit in self.commits if commit.oid == oid), None)
 
 
@@ -92,39 +70,31 @@ class Request:
     def token(self) -> str | None:
         return self.headers.get("authorization", "").removeprefix("Bearer ") or None
 
-    def json(self):
-        return json.loads(self.body)
-
 
 @dataclass
 class Fault:
     part: str
-    method: str | None
-    times: int | None
-    status: int | None = None
-    message: str = ""
+    status: int | None = None  # None: the connection is dropped
+    message: str = "refused by the test"
+    times: int = -1
     after: bool = False
 
 
 class Answer(Exception):
     """What a request gets, at once."""
 
-    def __init__(self, status: int, body: object = b"", headers: dict[str, str] | None = None):
-        self.status, self.headers = status, headers or {}
+    def __init__(self, status: int, body: object = b"", **headers: str):
+        self.status, self.headers = status, {name.replace("_", "-"): value for name, value in headers.items()}
         self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        if not isinstance(body, bytes):
-            self.headers |= {"Content-Type": "application/json; charset=utf-8"}
 
 
-def refusal(status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None) -> Answer:
+def refusal(status: int, message: str, code: str = "") -> Answer:
     """An error as the Hub words it: in the headers and in the body."""
-    named = {"X-Error-Message": " ".join(message.split())} | ({"X-Error-Code": code} if code else {})
-    return Answer(status, {"error": message}, named | (headers or {}))
+    return Answer(status, {"error": message}, X_Error_Message=" ".join(message.split()), X_Error_Code=code)
 
 
 ROUTES: list[tuple[str, re.Pattern, Callable]] = []
-REPO = r"(?P<name>[^/]+/[^/]+?)"
-REVISION = r"(?P<revision>[^/]+)"
+REPO, REVISION = r"(?P<name>[^/]+/[^/]+?)", r"(?P<revision>[^/]+)"
 
 
 def route(methods: str, pattern: str):
@@ -152,39 +122,35 @@ class Hub:
         self.server.hub = self
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
         self.storage_host = f"http://localhost:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> "Hub":
-        self.thread.start()
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
 
-    def fail(self, part: str, status: int, message: str = "refused by the test", method=None, times=None) -> None:
+    def fail(self, part: str, status: int, **options) -> None:
         """Answer requests whose path contains `part` with an error, always or so many times."""
-        self.faults.append(Fault(part, method, times, status=status, message=message))
+        self.faults.append(Fault(part, status, **options))
 
-    def drop(self, part: str, method=None, times=None, after=False) -> None:
+    def drop(self, part: str, **options) -> None:
         """Lose the connection of such requests: amid the body, or (`after`) when they have been carried out."""
-        self.faults.append(Fault(part, method, times, after=after))
+        self.faults.append(Fault(part, **options))
 
-    def heal(self) -> None:
-        self.faults.clear()
+    def take_fault(self, path: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.part in path and fault.times != 0:
+                    fault.times -= 1
+                    return fault
 
     def repository(self, name: str) -> Repository:
         return self.repositories[name.lower()]
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
         return {path: file.data for path, file in self.repository(name).find(revision).files.items()}
-
-    def take_fault(self, method: str, path: str) -> Fault | None:
-        with self.lock:
-            for fault in self.faults:
-                if fault.part in path and fault.method in (None, method) and fault.times != 0:
-                    fault.times = None if fault.times is None else fault.times - 1
-                    return fault
 
     def answer(self, request: Request) -> Answer:
         try:
@@ -194,60 +160,47 @@ class Hub:
                         return function(self, request, **{k: v and unquote(v) for k, v in match.groupdict().items()})
         except Answer as answer:
             return answer
-        return refusal(404, f"no such page: {request.path}")
+        return refusal(404, f"no such page: {request.path}", "EntryNotFound")
 
-    def user(self, request: Request) -> tuple[str | None, bool]:
+    def user(self, request: Request) -> tuple[str, bool]:
         """Who asks, and whether they may write."""
-        if request.token is None:
-            return None, False
         if request.token not in self.users:
             raise refusal(401, "Invalid credentials in Authorization header")
         return self.users[request.token]
 
     def open(self, request: Request, name: str, write: bool = False) -> Repository:
         """The repository, if the one who asks may see it (and write it)."""
-        user, may_write = self.user(request)
-        repository = self.repositories.get(name.lower())
-        own = user is not None and name.lower().startswith(f"{user}/".lower())
+        user, may_write = self.user(request) if request.token else ("", False)
+        repository, own = self.repositories.get(name.lower()), name.lower().startswith(f"{user}/")
         if repository is None or (repository.private and not own):
             # The Hub does not tell a stranger whether there is one. (Over https its 401 needs no code for that.)
             raise refusal(404 if user else 401, "Repository not found", "RepoNotFound")
-        if write and user is None:
-            raise refusal(401, "Invalid username or password.")
         if write and not (own and may_write):
             raise refusal(403, "You are not authorized to write to this repository")
         return repository
 
-    def commit(self, repository: Repository, revision: str) -> Commit:
-        commit = repository.find(revision)
+    def commit(self, request: Request, name: str, revision: str, write: bool = False) -> Commit:
+        commit = self.open(request, name, write).find(revision)
         if commit is None:
             raise refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
     @route("POST", "/api/repos/create")
     def create(self, request: Request) -> Answer:
-        user, may_write = self.user(request)
-        if user is None:
-            raise refusal(401, "Invalid username or password.")
-        asked = request.json()
-        owner = asked.get("organization") or user
-        if owner.lower() != user.lower() or not may_write:
-            raise refusal(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
+        (user, may_write), asked = self.user(request), json.loads(request.body)
+        if (asked.get("organization") or user).lower() != user or not may_write:
+            raise refusal(403, "You don't have the rights to create a model under this namespace")
         name = f"{user}/{asked['name']}"
         if (existing := self.repositories.get(name.lower())) is not None:
-            body = {"error": "You already created this model repo", "url": f"{self.endpoint}/{existing.name}"}
-            return Answer(409, body)
+            return Answer(409, {"error": "You already created it", "url": f"{self.endpoint}/{existing.name}"})
         private = asked.get("private", False) or asked.get("visibility") == "private"
         self.repositories[name.lower()] = repository = Repository(name, private)
-        repository.add("main", "initial commit", "", {".gitattributes": File(GIT_ATTRIBUTES)})
+        repository.add("main", "initial commit", "", {".gitattributes": File(b"*.safetensors filter=lfs\n")})
         return Answer(200, {"url": f"{self.endpoint}/{name}", "name": name, "id": name})
 
     @route("GET", "/api/whoami-v2")
     def whoami(self, request: Request) -> Answer:
-        user, _ = self.user(request)
-        if user is None:
-            raise refusal(401, "Invalid username or password.")
-        return Answer(200, {"type": "user", "name": user, "orgs": []})
+        return Answer(200, {"type": "user", "name": self.user(request)[0], "orgs": []})
 
     @route("POST", "/api/validate-yaml")
     def validate_card(self, request: Request) -> Answer:
@@ -260,130 +213,77 @@ class Hub:
 
     @route("GET", f"/api/models/{REPO}(/revision/{REVISION})?")
     def info(self, request: Request, name: str, revision: str | None) -> Answer:
-        repository = self.open(request, name)
-        commit = self.commit(repository, revision or "main")
+        repository, commit = self.open(request, name), self.commit(request, name, revision or "main")
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
-        named = {"id": repository.name, "modelId": repository.name, "private": repository.private, "sha": commit.oid}
-        return Answer(200, named | {"tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+        return Answer(200, {"id": repository.name, "sha": commit.oid, "siblings": siblings})
 
     @route("POST", f"/api/models/{REPO}/branch/{REVISION}")
     def create_branch(self, request: Request, name: str, revision: str) -> Answer:
-        repository = self.open(request, name, write=True)
-        if revision in repository.branches:
+        branches = self.open(request, name, write=True).branches
+        if revision in branches:
             raise refusal(409, f"Reference already exists: {revision}")
-        start = json.loads(request.body or b"{}").get("startingPoint", "main")
-        repository.branches[revision] = self.commit(repository, start).oid
+        branches[revision] = branches["main"]
         return Answer(201, {})
 
     @route("POST", f"/api/models/{REPO}/preupload/{REVISION}")
     def preupload(self, request: Request, name: str, revision: str) -> Answer:
         """Which files go to the storage; the id of a file that is there already tells the client to leave it out."""
-        present = self.commit(self.open(request, name, write=True), revision).files
-        files = []
-        for asked in request.json()["files"]:
-            lfs = asked["path"].endswith(".safetensors") or asked["size"] > LARGE
-            old = present.get(asked["path"])
-            oid = {"oid": old.sha256 if old.lfs else old.blob_id} if old else {}
-            mode = {"path": asked["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
-            files.append(mode | oid)
+        present, files = self.commit(request, name, revision, write=True).files, []
+        for asked in json.loads(request.body)["files"]:
+            path, old = asked["path"], present.get(asked["path"])
+            mode = "lfs" if path.endswith(".safetensors") else "regular"
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | ({"oid": old.oid} if old else {}))
         return Answer(200, {"files": files})
 
     @route("POST", rf"/{REPO}\.git/info/lfs/objects/batch")
     def lfs_batch(self, request: Request, name: str) -> Answer:
         self.open(request, name, write=True)
         objects = []
-        for asked in request.json()["objects"]:
+        for asked in json.loads(request.body)["objects"]:
             upload = {"href": f"{self.storage_host}/storage/{asked['oid']}?X-Amz-Signature=put"}
-            verify = {"href": f"{self.endpoint}/{name}.git/info/lfs/objects/verify"}
-            needed = {} if asked["oid"] in self.storage else {"actions": {"upload": upload, "verify": verify}}
+            needed = {} if asked["oid"] in self.storage else {"actions": {"upload": upload}}
             objects.append({"oid": asked["oid"], "size": asked["size"]} | needed)
-        kind = {"Content-Type": "application/vnd.git-lfs+json"}
-        return Answer(200, json.dumps({"transfer": "basic", "objects": objects}).encode(), kind)
-
-    @route("POST", rf"/{REPO}\.git/info/lfs/objects/verify")
-    def lfs_verify(self, request: Request, name: str) -> Answer:
-        self.open(request, name, write=True)
-        asked = request.json()
-        if len(self.storage.get(asked["oid"], b"")) != asked["size"]:
-            raise refusal(404, "the object is not in the storage")
-        return Answer(200, {})
+        return Answer(200, {"transfer": "basic", "objects": objects})
 
     @route("PUT GET HEAD", "/storage/(?P<oid>[0-9a-f]{64})")
     def store(self, request: Request, oid: str) -> Answer:
         """The storage host: a signed address opens it, and a token must not be sent there."""
+        writes = request.method == "PUT"
         if request.token is not None:
-            raise Answer(400, b"<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message>")
-        signed = "put" if request.method == "PUT" else "get"
-        if request.query.get("X-Amz-Signature") != [signed]:
-            raise Answer(403, b"<Error><Code>SignatureDoesNotMatch</Code></Error>")
-        if request.method == "PUT":
-            if hashlib.sha256(request.body).hexdigest() != oid:
-                raise Answer(400, b"<Error><Code>BadDigest</Code></Error>")
+            raise Answer(400, b"Only one auth mechanism allowed")
+        if request.query.get("X-Amz-Signature") != ["put" if writes else "get"]:
+            raise Answer(403, b"SignatureDoesNotMatch")
+        if writes:
             self.storage[oid] = request.body
-            return Answer(200)
-        return Answer(200, self.storage[oid], {"ETag": f'"{oid[:32]}"'})
+        return Answer(200, b"" if writes else self.storage[oid], ETag=f'"{oid}"')
 
     @route("POST", f"/api/models/{REPO}/commit/{REVISION}")
     def push(self, request: Request, name: str, revision: str) -> Answer:
         """A commit: a header and one operation a line."""
-        repository = self.open(request, name, write=True)
-        parent = self.commit(repository, revision)
-        header, *operations = (json.loads(line) for line in request.body.splitlines())
-        if header["value"].get("parentCommit") not in (None, parent.oid):
-            raise refusal(412, "A commit has happened since. Please refresh and try again.")
+        self.commit(request, name, revision, write=True)
+        (_, header), *operations = (json.loads(line).values() for line in request.body.splitlines())
         changes = {}
-        for operation in operations:
-            value = operation["value"]
-            if operation["key"] == "file":
-                changes[value["path"]] = File(base64.b64decode(value["content"]))
-            elif operation["key"] != "lfsFile":
-                raise refusal(400, f"the stand-in cannot do {operation['key']}")
-            elif value["oid"] not in self.storage:
-                raise refusal(400, "Your push was rejected because an LFS pointer points to a file that does not exist")
-            else:
-                changes[value["path"]] = File(self.storage[value["oid"]], lfs=True)
-        commit = repository.add(revision, header["value"]["summary"], header["value"]["description"], changes)
+        for kind, value in operations:
+            stored = kind == "lfsFile"
+            data = self.storage[value["oid"]] if stored else base64.b64decode(value["content"])
+            changes[value["path"]] = File(data, lfs=stored)
+        repository = self.repository(name)
+        commit = repository.add(revision, header["summary"], header["description"], changes)
         address = f"{self.endpoint}/{repository.name}/commit/{commit.oid}"
         return Answer(200, {"success": True, "commitOid": commit.oid, "commitUrl": address})
 
-    @route("GET", f"/api/models/{REPO}/tree/{REVISION}(/(?P<folder>.+))?")
-    def tree(self, request: Request, name: str, revision: str, folder: str | None) -> Answer:
-        commit = self.commit(self.open(request, name), revision)
-        recursive = request.query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        start = f"{folder}/" if folder else ""
-        entries = {}
-        for path, file in sorted(commit.files.items()):
-            below, slash, _ = path.removeprefix(start).partition("/")
-            if path.startswith(start) and (recursive or not slash):
-                entries[path] = file.entry(path)
-            elif path.startswith(start):
-                path = start + below
-                entries[path] = {"type": "directory", "path": path, "oid": git_hash("tree", path.encode()), "size": 0}
-        if start and not entries:
-            raise refusal(404, f"{folder} does not exist on {revision}", "EntryNotFound")
-        return Answer(200, list(entries.values()))
-
     @route("HEAD GET", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, request: Request, name: str, revision: str, path: str) -> Answer:
-        """Where a file lies: a large one in the storage, another one in the Hub's cache."""
-        repository = self.open(request, name)
-        commit = self.commit(repository, revision)
-        headers = {"X-Repo-Commit": commit.oid}
+        """A file, or where a large one lies in the storage."""
+        commit = self.commit(request, name, revision)
         file = commit.files.get(path)
         if file is None:
-            raise refusal(404, "Entry not found", "EntryNotFound", headers)
-        if file.lfs:
-            linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.data))}
-            where = f"{self.storage_host}/storage/{file.sha256}?X-Amz-Signature=get"
-            return Answer(302, b"", headers | linked | {"Location": where})
-        where = f"/api/resolve-cache/models/{repository.name}/{commit.oid}/{path}"
-        return Answer(307, b"", headers | {"ETag": f'"{file.blob_id}"', "Location": where})
-
-    @route("HEAD GET", f"/api/resolve-cache/models/{REPO}/{REVISION}/(?P<path>.+)")
-    def resolve_cache(self, request: Request, name: str, revision: str, path: str) -> Answer:
-        commit = self.commit(self.open(request, name), revision)
-        file = commit.files[path]
-        return Answer(200, file.data, {"X-Repo-Commit": commit.oid, "ETag": f'"{file.blob_id}"'})
+            raise refusal(404, "Entry not found", "EntryNotFound")
+        known = {"X_Repo_Commit": commit.oid, "ETag": f'"{file.oid}"'}
+        if not file.lfs:
+            return Answer(200, file.data, **known)
+        where = f"{self.storage_host}/storage/{file.oid}?X-Amz-Signature=get"
+        return Answer(302, b"", X_Linked_Etag=file.oid, X_Linked_Size=str(len(file.data)), Location=where, **known)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -397,7 +297,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, parts.path, parse_qs(parts.query), headers)
         hub.requests.append(request)
-        fault = hub.take_fault(self.command, parts.path)
+        fault = hub.take_fault(parts.path)
         if fault is not None and fault.status is None and not fault.after:
             self.rfile.read(int(headers.get("content-length", 0)) // 2)
             return self.drop()

@@ -357,7 +357,7 @@ def test_a_refusal_of_xet_storage_is_said_as_well(hub, folder, monkeypatch):
     args = arguments(folder)
     repo_id = check_access(args)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    hub.fail("/xet-write-token/", 403, f"no: {TOKEN}")
+    hub.fail("/xet-write-token/", 403, message=f"no: {TOKEN}")
     message = refused(push, folder, repo_id, args)
     assert "403 Forbidden" in message and f"the checkpoint in {folder} is complete" in message
     assert set(hub.files("me/tiny")) == {".gitattributes"}
@@ -379,7 +379,7 @@ def test_a_commit_whose_answer_is_lost_is_there(hub, folder):
     repo_id = check_access(args)
     hub.drop("/commit/", after=True)
     assert "the connection failed" in refused(push, folder, repo_id, args)
-    hub.heal()
+    hub.faults.clear()
     assert push(folder, repo_id, args).endswith(hub.repository(repo_id).commits[-1].oid)
     assert len(hub.repository(repo_id).commits) == 2
 
