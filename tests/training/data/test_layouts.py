@@ -13,6 +13,7 @@ from latent_cot.training.errors import InputError
 
 EXAMPLE = {"question": "1+1+1?", "steps": ["1+1=2", "2+1=3"], "answer": "3"}
 EQUATIONS = EXAMPLE | {"steps": ["<<1+1=2>>", "<<2+1=3>>"]}
+LARGE = EXAMPLE | {"steps": ["<<2*600=1200>>"], "answer": "1,200"}
 CHAIN = "1+1=2\n2+1=3"
 USER, ASSISTANT = ({"role": "user", "content": "1+1+1?"}, {"role": "assistant", "content": f"{CHAIN}\n#### 3"})
 LAYOUTS = [
@@ -27,6 +28,15 @@ LAYOUTS = [
         EQUATIONS,
         "question/answer rows: question = question, steps and answer = answer, before and after the mark",
     ),
+    ({"question": "1+1+1?", "answer": "2*600=<<2*600=1200>>1200.\n#### 1,200"}, LARGE, "question/answer rows"),
+    (
+        {"question": "1+1+1?", "answer": "None is left.\n#### 3"},
+        EXAMPLE | {"steps": ["None is left."]},
+        "question/answer",
+    ),
+    ({"question": "1+1+1?", "answer": "#### 3"}, EXAMPLE | {"steps": []}, "question/answer rows"),
+    ({"input": "1+1+1?", "output": "5 5 + 0 6 #### 3"}, EXAMPLE | {"steps": ["5 5 + 0 6"]}, "input/output rows"),
+    ({"input": "1+1+1?", "output": "<<1+1=2>> <<2+1=3>> #### 3"}, EQUATIONS, "input/output rows"),
     (
         {"query": "1+1+1?", "response": f"{CHAIN}\n#### 3\nThe answer is: 3", "type": "x", "original_question": "?"},
         EXAMPLE,
