@@ -77,6 +77,7 @@ def pytest_unconfigure(config):
 TOGETHER = (
     "test_example.py",
     "test_hub.py",
+    "test_hub_runs.py",
     "test_published.py",
     "test_serving.py",
     "test_sharding.py",

@@ -13,7 +13,7 @@ from latent_cot.analysis.evaluation import Answers
 from latent_cot.analysis.faithfulness import measure
 from latent_cot.analysis.inspection import read_data
 from latent_cot.analysis.sampled_answers import sample_metrics
-from latent_cot.answer_modes import EXPLICIT, LATENT
+from latent_cot.answer_modes import DIRECT, EXPLICIT, INTERNALIZED, LATENT
 from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments
 from latent_cot.training.errors import InputError
 from latent_cot.training.method_arguments import CoTArguments
@@ -27,6 +27,10 @@ PROMPT = " The answer is:"
     "text, prompt, hashes, last_number",
     [
         ("so 2 The answer is: 4", "4", None, "4"),
+        ("<<4-2=2>> The answer is: 4", "4", None, "4"),
+        ("The answer is:4 ", "4", None, "4"),
+        ("The answer is: 3. No, The answer is: 4", "4", None, "4"),
+        ("The answer is:", "", None, None),
         ("so 2 #### 1,200", None, "1,200", "1,200"),
         ("10-4=-6.", None, None, "-6"),
         ("10-4", None, None, "4"),
@@ -37,12 +41,11 @@ PROMPT = " The answer is:"
     ],
 )
 def test_read_answer(text, prompt, hashes, last_number):
-    assert EXPLICIT.read(text, PROMPT) == prompt
-    assert LATENT.read(text, PROMPT) == text.strip()  # all that it writes
-    for mode in (EXPLICIT, LATENT):
+    for mode, wanted in ((EXPLICIT, prompt), (DIRECT, prompt), (LATENT, text.strip()), (INTERNALIZED, text.strip())):
+        assert mode.read(text, PROMPT) == wanted  # after a thought or fillers, all that it writes
         assert mode.read(text, PROMPT, "hashes") == hashes
         assert mode.read(text, PROMPT, "last_number") == last_number
-        assert mode.read(f" {text} ", PROMPT, "all") == text
+        assert mode.read(f" {text} ", PROMPT, "all") == text.strip()
     with pytest.raises(ValueError, match="answer_from must be one of prompt, hashes, last_number, all, got 'end'"):
         PCCoTGPT2Config(answer_from="end")
 

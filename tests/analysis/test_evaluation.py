@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from latent_cot.analysis.evaluation import Answers, count_new_tokens, same_answer, wilson_interval
-from latent_cot.answer_modes import DIRECT, EXPLICIT, INTERNALIZED, LATENT
 
 
 @pytest.mark.parametrize(
@@ -77,24 +76,6 @@ def test_wrong(given, gold):
 )
 def test_wilson_interval(right, total, low, high):
     assert wilson_interval(right, total) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        ("<<4-2=2>> The answer is: 4", "4"),
-        ("The answer is:4 ", "4"),
-        ("The answer is: 3. No, The answer is: 4", "4"),
-        ("The answer is:", ""),
-        ("so 4", None),
-        ("", None),
-    ],
-)
-def test_final_answer(text, answer):
-    for mode in (EXPLICIT, DIRECT):
-        assert mode.read(text, " The answer is:") == answer
-    for mode in (LATENT, INTERNALIZED):  # all of it is the answer
-        assert mode.read(text, " The answer is:") == text.strip()
 
 
 def test_count_new_tokens():

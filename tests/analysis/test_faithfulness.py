@@ -10,7 +10,6 @@ from conftest import ROOT, SHIPPED, chain_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import run_ccot
-import run_cot
 from latent_cot import tasks
 from latent_cot.analysis.faithfulness import answers_from, answers_under, main, measure, spread, think
 from latent_cot.analysis.faithfulness_report import PCCoTReport, Row, majority_row
@@ -326,13 +325,9 @@ def test_one_latent_has_no_other_order():
 def test_commands_that_cannot_end_well(tmp_path):
     chain = ["--dataset_name", "chain", "--task_args", "train=32,validation=4,test=6", "--use_cpu"]
     tiny = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters"]
-    train = [*tiny, *chain, "--do_train", "--faithfulness", "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(InputError, match="pass --do_predict"):
-        run_ccot.main(train)
+    train = [*tiny, *chain, "--do_train", "--do_predict", "--faithfulness", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(InputError, match="at T = 0"):
-        run_ccot.main([*train, "--do_predict", "--config_overrides", "num_iterations=0"])
-    with pytest.raises(InputError, match="unknown arguments: --faithfulness"):
-        run_cot.main([*train, "--do_predict"])
+        run_ccot.main([*train, "--config_overrides", "num_iterations=0"])
     with pytest.raises(InputError, match="no model"):
         main(chain)
     with pytest.raises(InputError, match="unknown arguments: --streaming"):

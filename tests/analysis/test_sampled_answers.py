@@ -7,12 +7,10 @@ import torch
 from test_resuming import PCCOT, RUN
 
 import run_ccot
-import run_cot
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import answer_questions
 from latent_cot.analysis.sampled_answers import pass_at, sample_metrics, vote
 from latent_cot.training.checkpoints.read import load
-from latent_cot.training.errors import InputError
 
 
 @pytest.mark.parametrize("right", range(6))
@@ -56,11 +54,3 @@ def test_evaluation_asks_for_several_thoughts(tmp_path):
     wanted = sample_metrics("ccot", answers, [row["answer"] for row in rows])
     assert {f"eval_{name}": value for name, value in wanted.items()} == {name: six[name] for name in names}
     assert six["eval_ccot_distinct_answers"] > 1
-
-
-def test_what_has_no_latents_has_no_samples(tmp_path):
-    for flag, value in (("--num_samples", "2"), ("--eval_iterations", "1,3"), ("--latent_tolerance", "0.1")):
-        with pytest.raises(InputError, match=f"unknown arguments: {flag}"):
-            run_cot.main([*RUN, *PCCOT, flag, value, "--output_dir", str(tmp_path)])
-    with pytest.raises(InputError, match="all samples are the same"):
-        run_ccot.main([*RUN, *PCCOT, "--num_samples", "2", "--latent_noise", "0", "--output_dir", str(tmp_path)])

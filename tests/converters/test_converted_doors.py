@@ -6,8 +6,9 @@ import pytest
 import torch
 from batching import settings
 from conftest import ROOT
+from references import CASES, NEW, CodiCase
 from safetensors.torch import load_file, save_file
-from test_foreign_weights import CASES, NEW, QUESTIONS, CodiCase
+from test_foreign_weights import QUESTIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
@@ -17,16 +18,15 @@ from latent_cot.converters.detect import convert
 from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments
 from latent_cot.training.trainers.pccot import PCCoTTrainer
 
-MADE = {"codi gpt2": CASES["codi gpt2"], "sim-cot coconut": CASES["sim-cot coconut"], "lotus": CASES["lotus"].values[0]}
 READ = {"codi gpt2": "last_number", "sim-cot coconut": "hashes", "lotus": "last_number"}
 ASKED = QUESTIONS[:5]
 
 
-@pytest.fixture(scope="module", params=MADE)
+@pytest.fixture(scope="module", params=READ)
 def converted(request, tmp_path_factory):
     """A converted folder, its model and tokenizer, and how its answers are read."""
     root = tmp_path_factory.mktemp("converted")
-    case = MADE[request.param](root)
+    case = CASES[request.param](root)
     convert(str(case.source), root / "out", base_model=case.base and str(case.base))
     model = AutoModelForCausalLM.from_pretrained(root / "out").eval()
     return root / "out", model, AutoTokenizer.from_pretrained(root / "out"), READ[request.param]

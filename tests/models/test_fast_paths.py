@@ -22,6 +22,10 @@ from latent_cot.training.checkpoints.lora_fast import FastTrainableTokens, Fused
 from latent_cot.training.data.collators import PCCoTCollator
 
 TOKENIZER = SimpleNamespace(eos_token_id=1, pad_token_id=0)
+FEATURES = [
+    {"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]},
+    {"question": [8], "steps": [[12]], "answer": [16, 17]},
+]
 
 
 def random_case(count=13, hidden=8, vocabulary=50, dtype=torch.float64):
@@ -164,10 +168,6 @@ def test_trained_rows_are_pefts():
 def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
     """A training step with LoRA: losses and gradients as with PEFT's layers and whole logits, in double precision."""
     args = LoraArguments(use_peft=True, lora_r=2, lora_dropout=dropout)
-    features = [
-        {"question": [9, 10, 11], "steps": [[12, 13], [14]], "answer": [15]},
-        {"question": [9], "steps": [[16]], "answer": [17, 18]},
-    ]
     results = []
     for wrapped, fast in zip(
         both_adapted(lambda: chain_model(characters, num_latent_tokens=3), args), (True, False), strict=True
@@ -175,7 +175,7 @@ def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
         model = wrapped.double().base_model.model
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        batch = PCCoTCollator(characters, model.config)(features)
+        batch = PCCoTCollator(characters, model.config)(FEATURES)
         assert ({FastTrainableTokens, FusedLoraLinear} <= {type(module) for module in wrapped.modules()}) == fast
         torch.manual_seed(0)  # the same elements drop out
         output = wrapped.train()(**batch)
@@ -191,8 +191,7 @@ def test_a_step_with_pefts_own_layers(characters, dropout, checkpointing):
 def test_a_second_way_back_is_refused(characters):
     """What the gradients were made of is freed as they are made, so autograd's `retain_graph` has nothing to retain."""
     model = chain_model(characters, num_latent_tokens=3).train()
-    batch = PCCoTCollator(characters, model.config)([{"question": [9, 10], "steps": [[12], [14]], "answer": [15]}])
-    loss = model(**batch).loss
+    loss = model(**PCCoTCollator(characters, model.config)(FEATURES)).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="goes backward once"):
         loss.backward()
@@ -203,7 +202,7 @@ def test_a_step_leaves_nothing_behind(characters, lora):
     """What a step kept for its gradients is gone with the loss: no cycle waits for the garbage collector, as a cycle
     through a graph would, with all of the step's memory."""
     model = chain_model(characters, num_latent_tokens=3)
-    batch = PCCoTCollator(characters, model.config)([{"question": [9, 10], "steps": [[12], [14]], "answer": [15]}])
+    batch = PCCoTCollator(characters, model.config)(FEATURES)
     wrapped = (add_adapters(model, LoraArguments(lora_r=2)) if lora else model).train()
     gc.collect()
     gc.disable()
@@ -269,17 +268,7 @@ def test_the_fused_activation():
 def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
     """A training step with everything spared, and one with nothing spared: losses and gradients."""
     model = make_model(backbone, num_iterations=iterations, loss_delta=0.5)
-
-    questions, _ = question_batch([3, 5])
-    features = [
-        {
-            "question": questions[row].tolist()[-length:],
-            "steps": [[12, 13], [14]][: row + 1],
-            "answer": [15] * (row + 1),
-        }
-        for row, length in enumerate([3, 5])
-    ]
-    batch = PCCoTCollator(TOKENIZER, model.config)(features)
+    batch = PCCoTCollator(TOKENIZER, model.config)(FEATURES)
     results = []
     for spared in (True, False):
         model.zero_grad()
@@ -296,10 +285,7 @@ def test_a_step_never_waits_for_the_device(backbone, monkeypatch):
     """On the meta device nothing can be read: a step that reads a number, or looks for one, fails there. (tests/gpu asks the
     same of other T.)"""
     model = make_model(backbone, num_iterations=2, loss_delta=0.5).train()
-
-    features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15], "windows": [[[12], [14]]]}]
-    features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
-    batch = PCCoTCollator(TOKENIZER, model.config)(features)
+    batch = PCCoTCollator(TOKENIZER, model.config)([FEATURES[0] | {"windows": [[[12], [14]]]}, FEATURES[1]])
     batch = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # not to be asked about this device
     model.to("meta")
@@ -344,10 +330,7 @@ def test_masks_made_without_a_look_hide_the_same(backbone, lengths):
 def test_one_weight_gradient_for_all_passes(backbone, iterations, projection, monkeypatch):
     """Every parameter's gradient as autograd adds it up pass by pass; also in a second step, and accumulated."""
     model = make_model(backbone, num_iterations=iterations, use_projection=projection).double().train()
-
-    features = [{"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]}]
-    features += [{"question": [8], "steps": [[12]], "answer": [16, 17]}]
-    batch = PCCoTCollator(TOKENIZER, model.config)(features)
+    batch = PCCoTCollator(TOKENIZER, model.config)(FEATURES)
     results = []
     for shared in (True, False):
         if not shared:

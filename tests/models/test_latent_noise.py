@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import question_batch
+from conftest import CONFIGS, question_batch
 
 from latent_cot.latent_noise import LatentNoise
 
@@ -16,7 +16,10 @@ def ask(model, ids, mask, **options):
     return output.sequences[:, ids.shape[1] :], output.logits[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"latent_dropout": 0.3, "latent_noise": 0.0}, {"latent_tolerance": 0.0}])
+KINDS = [{}, {"latent_dropout": 0.3, "latent_noise": 0.0}, {"latent_tolerance": 0.0}]
+
+
+@pytest.mark.parametrize(("backbone", "options"), zip(CONFIGS, [*KINDS, {}]))  # noqa: B905
 def test_a_row_has_the_same_samples_alone_and_in_a_batch(model, options):
     ids, mask = question_batch(LENGTHS)
     _, together = ask(model, ids, mask, num_return_sequences=3, do_sample=True, **options)

@@ -16,6 +16,11 @@ from latent_cot.training.checkpoints.read import load
 from latent_cot.training.checkpoints.write import write_final_model
 from latent_cot.training.errors import InputError
 
+slow = pytest.mark.slow  # tests/engines/test_continuous_batching.py asks the engine on every backbone
+some_backbones = pytest.mark.parametrize(
+    "backbone", ["gpt2", "mistral", *(pytest.param(name, marks=slow) for name in ("llama", "qwen3"))]
+)
+
 
 def scaled(backbone: str = "gpt2", **changes):
     """A model with a gain that is no constant."""
@@ -93,6 +98,7 @@ def test_the_window_thinks_what_the_whole_iteration_thinks(backbone):
     assert (ours - plain)[mask.bool()].abs().max() <= 1e-5
 
 
+@some_backbones
 def test_the_batch_engine_answers_alike(backbone):
     model = scaled(backbone)
     questions = questions_of([5, 9, 3])
@@ -157,6 +163,7 @@ def test_adding_no_pass_is_final(backbone):
     assert model.config.latent_rule.passes(9, 6) == 9 and not model.config.was_trained_at(7)
 
 
+@some_backbones
 def test_adding_in_every_door(backbone):
     model = scaled(backbone, latent_update="add", num_iterations=8)
     questions = questions_of([5, 9, 3])

@@ -1,5 +1,7 @@
 """Every registered model type: one base model of ours inside, and otherwise its backbone."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import make_any, question_batch
@@ -112,7 +114,7 @@ def test_an_answer_begins_with_one_column_of_logits(kind):
     assert seen == [1, 1]
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize(("kind", "smoothing"), zip(TYPES, itertools.cycle((0.0, 0.3))))
 def test_a_plain_trainer_trains_it_as_its_backbone(kind, smoothing, tmp_path):
     """Loss and evaluation by transformers' own Trainer; a PCCoT model's `labels` have to be named."""
     rows = [{"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in question_batch([7, 7])[0]]

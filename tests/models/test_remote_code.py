@@ -54,15 +54,11 @@ def fresh_process(tmp_path, script: str, *arguments: str, cwd=None) -> subproces
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("kinds", "times"),
-    [(["pccot-gpt2", "icot-llama"], 1), pytest.param(registered_types(), 2, marks=pytest.mark.slow)],
-    ids=["one of each family", "all, and saved again"],
-)
-def test_every_model_type(kinds, times, characters, tmp_path):
+@pytest.mark.slow  # tests/training/checkpoints/test_hub.py loads one by name in a fresh process
+def test_every_model_type(characters, tmp_path):
     """Config, base model, language model and tokenizer load and answer as before saving; a second time from what the
     remote code saved again. Each from a folder of its own."""
-    assert len(kinds) >= 2
+    kinds, times = registered_types(), 2
     inputs, wanted = {"input_ids": torch.tensor(QUESTIONS), "attention_mask": torch.tensor(MASK)}, []
     for kind in kinds:
         model = make_any(kind)

@@ -20,13 +20,21 @@ def wide(backbone):
     return {"sliding_window": 64} if backbone == "mistral" else {}
 
 
-@pytest.mark.parametrize(("iterations", "projection"), [(iterations, iterations % 2 == 0) for iterations in range(9)])
-def test_window_is_plain_is_recomputation(backbone, iterations, projection):
+WINDOWS = [("gpt2", iterations) for iterations in range(9)]
+WINDOWS += [
+    pytest.param(backbone, iterations, marks=[] if iterations in (0, 1, 3, 6) else pytest.mark.slow)
+    for backbone in list(CONFIGS)[1:]
+    for iterations in range(9)
+]
+
+
+@pytest.mark.parametrize(("backbone", "iterations"), WINDOWS)
+def test_window_is_plain_is_recomputation(backbone, iterations):
     """Outputs and gradients, in double precision, for T = 0 to c + 2 and left-padded rows: the model (the window over its
     cache), `jacobi` over the same cache, and `jacobi` with every pass recomputed."""
     # The RMS norms of the other backbones round to float32 inside, backwards too.
     grad_tolerance = 1e-8 if backbone == "gpt2" else 1e-4
-    model = make_model(backbone, num_iterations=iterations, use_projection=projection).double()
+    model = make_model(backbone, num_iterations=iterations, use_projection=iterations % 2 == 0).double()
     ids, mask = with_span(model, *question_batch([3, 7, 5]))
     real = mask.bool()
     results = []
@@ -59,7 +67,7 @@ def test_enough_iterations_are_sequential_thought(model):
             assert_close(got[mask.bool()], wanted)
 
 
-@pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 50), marks=pytest.mark.slow)], ids=["6", "50"])
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 50), marks=pytest.mark.slow)], ids=["3", "50"])
 def test_rows_are_independent(backbone, seeds):
     """50 random left-padded batches: each row's logits and answer are those it has alone."""
     model = make_model(backbone)

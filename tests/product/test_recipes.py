@@ -215,7 +215,13 @@ def test_what_yaml_would_read_as_something_else(tmp_path):
     assert (args.save_strategy, thought.answer_prompt, args.learning_rate, args.max_steps) == ("no", "5", 5e-5, -1)
 
 
-@pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.stem)
+# The first one of every method and variant; the others are slow, and parsed by tests/product/test_docs.py.
+QUICK = {path.stem.split("_")[1]: path for path in reversed(LOCAL)}.values()
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[] if path in QUICK else pytest.mark.slow) for path in LOCAL]
+)
 def test_every_recipe_runs(path: Path, tmp_path):
     """A few steps of each, small data; tests/product/test_docs.py runs those that name the Hub or data files, on stand-ins."""
     recipe, script = read_recipe(path), script_of(path)

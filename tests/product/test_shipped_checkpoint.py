@@ -37,12 +37,12 @@ def words_of_the_test_split() -> list[dict]:
 
 @pytest.mark.parametrize(
     ("options", "least", "most"),
-    [({"mode": "cot"}, 0.99, 1), ({}, 0.97, 1), ({"num_iterations": 3}, 0.97, 1), ({"num_iterations": 0}, 0, 0.40)],
-    ids=["explicit chain", "latent thought", "T = 3", "T = 0"],
+    [({"mode": "cot"}, 0.99, 1), ({}, 0.97, 1), ({"num_iterations": 0}, 0, 0.40)],
+    ids=["explicit chain", "latent thought", "T = 0"],
 )
 def test_accuracy(shipped, unseen, options, least, most):
-    assert len(unseen) == 2000
     model, tokenizer = shipped
+    assert len(unseen) == 2000 and model.config.num_iterations == 3
     questions = [row["question"] for row in unseen]
     answers = answer_questions(model, tokenizer, questions, batch_size=500, max_new_tokens=12, **options).answers
     right = sum(same_answer(given, row["answer"]) for given, row in zip(answers, unseen, strict=True))
@@ -103,6 +103,7 @@ def run_example(exported, cache, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=exported, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow  # tests/training/checkpoints/test_damaged_checkpoints.py::test_the_copy_beside_a_checkpoint
 def test_an_export_answers_by_itself(exported, tmp_path):
     done = run_example(exported, tmp_path, "--trust_remote_code", "7+3*4-2+9=", "1+1*2-3+4=")
     assert done.returncode == 0, done.stderr

@@ -63,6 +63,7 @@ BAD = {
     "two sources": ("--train_file pyproject.toml", "two sources of data"),
     "tolerance": ("--latent_tolerance -1", "--latent_tolerance must be"),
     "noise of no samples": ("--latent_noise 0.5", "that --num_samples asks for"),
+    "samples of no noise": ("--num_samples 2 --latent_noise 0", "all samples are the same"),
     "no room": ("--max_new_tokens 0", "--max_new_tokens must be"),
     "probability": ("--curriculum_prob 2", "between 0 and 1"),
     "bad number": ("--max_steps x", "invalid int value: 'x'"),
@@ -116,6 +117,8 @@ def test_bad_input(name, monkeypatch, capsys, tmp_path):
 ELSEWHERE = {
     "samples of no thought": (run_cot, "--num_samples=4"),
     "tolerance of no thought": (run_icot, "--latent_tolerance=0.1"),
+    "tolerance of a chain": (run_cot, "--latent_tolerance=0.1"),
+    "iterations of a chain": (run_cot, "--eval_iterations=1,3"),
     "a chain of a chain": (run_cot, "--explicit_cot"),
     "faithfulness of no thought": (run_cot, "--faithfulness"),
     "a stream of chains": (run_icot, "--streaming"),
@@ -147,7 +150,7 @@ def test_trainers_refuse_it_too(tmp_path):
 
 NOWHERE = ["--config_name", "nowhere.json", "--dataset_name", "nowhere"]
 EARLY = {
-    "no test data": (["--faithfulness", "--do_train"], "--faithfulness asks the questions of the test data"),
+    "no test data": (["--faithfulness", "--do_train"], "asks the questions of the test data: pass --do_predict"),
     "one row": (["--faithfulness", "--do_predict", "--max_predict_samples", "1"], "with two rows or more"),
     "a decoder that is not trained": (
         ["--step_decoder_layers", "1", "--do_eval"],

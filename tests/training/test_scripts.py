@@ -1,11 +1,10 @@
 """The scripts as a user starts them: whole runs."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
+from several_processes import launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_ccot
@@ -77,7 +76,6 @@ def test_settings_come_from_the_checkpoint(trained, tmp_path, caplog):
 @pytest.mark.slow
 def test_two_processes(trained, tmp_path):
     """Training under torchrun, and the same predictions from two processes as from one."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "run_ccot.py"]
     common = ["--dataset_name", "chain", "--task_args", "train=64,validation=8,test=7", "--use_cpu"]
     common += ["--max_cot_tokens", "12", "--max_new_tokens", "6", "--per_device_eval_batch_size", "2"]
     ask = ["--model_name_or_path", str(trained), *common, "--do_predict"]
@@ -85,7 +83,7 @@ def test_two_processes(trained, tmp_path):
     both = ["--ddp_backend", "gloo", "--output_dir", str(tmp_path / "two")]
     train = ["--do_train", "--max_steps", "3", "--teacher_warmup_steps", "1", "--save_strategy", "no"]
     train += ["--config_overrides", "use_projection=true", "--learning_rate", "0"]
-    done = subprocess.run([*launch, *ask, *train, *both], cwd=ROOT, capture_output=True, text=True)
+    done = launch("run_ccot.py", *ask, *train, *both)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]

@@ -23,18 +23,10 @@ RUN = [
     "--use_cpu",
     "--do_train",
     "--do_predict",
-]
-RUN += [
     "--max_steps",
     "2",
-    "--per_device_train_batch_size",
-    "8",
-    "--disable_tqdm",
-    "true",
-    "--use_peft",
-    "--lora_r",
-    "4",
 ]
+RUN += ["--per_device_train_batch_size", "8", "--disable_tqdm", "true", "--use_peft", "--lora_r", "4"]
 
 
 def test_without_adapters_or_the_package_it_is_refused(monkeypatch):

@@ -180,15 +180,17 @@ def test_every_family_is_checked(kind, tmp_path):
             load.from_pretrained(tmp_path)
 
 
-def test_the_copy_beside_a_checkpoint_refuses_too(exported, tmp_path, monkeypatch):
-    """`example.py` where this repository is not: with transformers alone."""
+def test_the_copy_beside_a_checkpoint(exported, tmp_path, monkeypatch, capsys):
+    """`example.py` where this repository is not, with transformers alone: it answers, and refuses what is damaged."""
     shutil.copytree(exported, tmp_path / "alone")
+    monkeypatch.setitem(sys.modules, "latent_cot.training.checkpoints.read", None)
+    monkeypatch.setattr(sys, "argv", ["example.py", "--trust_remote_code", "7+3*4-2+9=", "1+1*2-3+4="])
+    verbosity = logging.get_verbosity()
+    runpy.run_path(str(tmp_path / "alone" / "example.py"), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == ["7+3*4-2+9=  ->  7", "1+1*2-3+4=  ->  5"]
     weight = load_file(tmp_path / "alone" / "model.safetensors")[FIRST]
     weight[0, 0] = float("nan")
     change(tmp_path / "alone", {FIRST: weight})
-    monkeypatch.setitem(sys.modules, "latent_cot.training.checkpoints.read", None)
-    monkeypatch.setattr(sys, "argv", ["example.py", "--trust_remote_code", "1+2*3-4+5="])
-    verbosity = logging.get_verbosity()
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(tmp_path / "alone" / "example.py"), run_name="__main__")
     logging.set_verbosity(verbosity)

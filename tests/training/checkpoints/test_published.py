@@ -33,6 +33,13 @@ def published(tmp_path):
     return tmp_path / "case" / "checkpoint"
 
 
+def train(model, folder, *flags: str):
+    """A run on the published data; its folder."""
+    argv = ["--model_name_or_path", str(model), "--train_file", str(CASE / "data" / "train.json"), "--do_train"]
+    run_ccot.main([*argv, "--use_cpu", "--save_strategy", "no", *flags, "--output_dir", str(folder)])
+    return folder
+
+
 def spoil(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -58,13 +65,7 @@ def test_scripts_evaluate(script, tmp_path):
 
 
 def test_training_goes_on(tmp_path):
-    run_ccot.main(
-        [
-            *("--model_name_or_path", str(PUBLISHED), "--train_file", str(CASE / "data" / "train.json")),
-            *("--do_train", "--max_steps", "2", "--use_cpu", "--save_strategy", "no"),
-            *("--output_dir", str(tmp_path / "out")),
-        ]
-    )
+    train(PUBLISHED, tmp_path / "out", "--max_steps", "2")
     config = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config
     assert (config.num_latent_tokens, config.bot_token_id, config.pad_token_id) == (6, 331, 334)
 
@@ -129,26 +130,13 @@ def test_pickled_weights_are_not_read(tmp_path):
         load_weights(str(tmp_path), read_config(str(tmp_path)))
 
 
-@pytest.fixture(scope="module", params=["no projection", "projection"])
+@pytest.fixture(scope="module", params=["projection", pytest.param("no projection", marks=pytest.mark.slow)])
 def lora_run(request, tmp_path_factory):
     """A LoRA run on a backbone whose vocabulary had to grow."""
     folder = tmp_path_factory.mktemp("lora")
     projection = str(request.param == "projection").lower()
-    ask = [
-        *("--model_name_or_path", str(CASE / "base_model"), "--train_file", str(CASE / "data" / "train.json")),
-        *(
-            "--config_overrides",
-            f"use_projection={projection}",
-            "--num_latent_tokens",
-            "4",
-            "--use_peft",
-            "--lora_r",
-            "4",
-        ),
-        *("--do_train", "--max_steps", "4", "--learning_rate", "1e-3", "--use_cpu", "--save_strategy", "no"),
-    ]
-    run_ccot.main([*ask, "--output_dir", str(folder / "run")])
-    return folder / "run"
+    lora = f"--config_overrides use_projection={projection} --num_latent_tokens 4 --use_peft --lora_r 4"
+    return train(CASE / "base_model", folder / "run", *lora.split(), "--max_steps", "4", "--learning_rate", "1e-3")
 
 
 @pytest.fixture(scope="module")
@@ -226,13 +214,7 @@ def test_scripts_and_example_take_the_adapter(lora_run, tmp_path, monkeypatch, c
 
 
 def test_the_merged_model_can_be_left_out(tmp_path):
-    run_ccot.main(
-        [
-            *("--model_name_or_path", str(CASE / "base_model"), "--train_file", str(CASE / "data" / "train.json")),
-            *("--use_peft", "--lora_r", "2", "--no_save_merged", "--do_train", "--max_steps", "1", "--use_cpu"),
-            *("--save_strategy", "no", "--output_dir", str(tmp_path)),
-        ]
-    )
+    train(CASE / "base_model", tmp_path, *["--use_peft", "--lora_r", "2", "--no_save_merged", "--max_steps", "1"])
     assert not (tmp_path / "model.safetensors").exists() and (tmp_path / "adapter" / "model.safetensors").exists()
     assert (tmp_path / "README.md").exists()
 
@@ -274,12 +256,9 @@ def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     base = folder / "elsewhere" / "base_model"
     shutil.copytree(CASE / "base_model", base)
-    ask = ["--model_name_or_path", str(base), "--train_file", str(CASE / "data" / "train.json")]
-    ask += ["--num_latent_tokens", "4"]
-    ask += ["--use_peft", "--lora_r", "4", "--save_base", "false", "--config_overrides", "use_projection=true"]
-    ask += ["--do_train", "--max_steps", "3", "--learning_rate", "1e-3", "--use_cpu", "--save_steps", "3"]
-    run_ccot.main([*ask, "--output_dir", str(folder / "run")])
-    return folder / "run", base
+    lora = "--num_latent_tokens 4 --use_peft --lora_r 4 --save_base false --config_overrides use_projection=true"
+    steps = "--max_steps 3 --learning_rate 1e-3 --save_strategy steps --save_steps 3"
+    return train(base, folder / "run", *lora.split(), *steps.split()), base
 
 
 def differs(one, other) -> list[str]:

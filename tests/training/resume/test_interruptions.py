@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from several_processes import launch
 from test_resuming import ICOT, PCCOT, RUN, assert_same
 
 import run_ccot
@@ -61,10 +62,8 @@ def test_a_signal_ends_the_run_after_a_checkpoint(number, tmp_path):
 @pytest.mark.slow
 def test_all_processes_end_after_the_same_step(tmp_path):
     """A signal that only one of two processes gets."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    script = f"""
-import os, signal, sys
-sys.path[:0] = [{str(ROOT)!r}]
+    script = """
+import os, signal
 import run_ccot
 from latent_cot.training.cli import run
 from latent_cot.training.resume.interruption import StopOnSignal
@@ -78,9 +77,7 @@ run(run_ccot.main)
 """
     (tmp_path / "script.py").write_text(script)
     argv = [*RUN, *PCCOT, "--ddp_backend", "gloo", "--save_steps", "1000", "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), *argv], cwd=ROOT, capture_output=True, text=True, timeout=200
-    )
+    done = launch(tmp_path / "script.py", *argv, timeout=200)
     assert done.returncode != 0 and "SIGTERM: saved" in done.stderr, done.stderr[-3000:]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-3"]
 

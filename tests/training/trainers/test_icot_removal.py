@@ -58,9 +58,9 @@ def plainly(feature: dict, count: int, side: str) -> tuple[list[int], list[int]]
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_removal_is_the_plain_loop(side):
-    """400 random ragged batches, with and without smoothing."""
+    """100 random ragged batches, with and without smoothing."""
     source = random.Random(side)
-    for trial in range(400):
+    for trial in range(100):
         features = random_features(source)
         scheduled, smoothing = source.choice([0, 1, 2, 5, 30, math.inf]), source.choice([math.inf, 0.5, 4.0])
         apply = internalizer(side=side, smoothing=smoothing, seed=trial)
@@ -87,7 +87,7 @@ def test_removal_is_the_plain_loop(side):
 def test_fillers_are_the_plain_loop(mode):
     """Which tokens turn, and how many fillers stand for a run."""
     source = random.Random(mode)
-    for trial in range(400):
+    for trial in range(100):
         features = random_features(source)
         rate, ratio = source.choice([0.01, 0.3, 0.5, 0.99, 1.0]), source.choice([0.4, 1.0, 2.5])
         apply = internalizer(switch_mode=mode, switch_ratio=ratio, seed=trial)

@@ -83,8 +83,10 @@ def test_evaluation_leaves_the_mixed_curriculum_aside(make_trainer, characters):
     assert {batch["thought_span"].num_latents for batch in trainer.get_train_dataloader()} <= {1, 2}
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("projection", [True, False])
+@pytest.mark.parametrize(
+    ("tied", "projection"),
+    [(True, False), (False, True), *(pytest.param(same, same, marks=pytest.mark.slow) for same in (True, False))],
+)
 def test_adapters(make_trainer, characters, tied, projection, tmp_path):
     """LoRA trains adapters, the rows of the thought, of padding and of the end, and the projection, nothing else; merging changes no answer."""
     model = chain_model(characters, num_latent_tokens=3, tie_word_embeddings=tied, use_projection=projection, n_embd=32)
