@@ -74,8 +74,10 @@ def command(folder: Path, names: str, metadata: dict, **options) -> SAMPLES:
 
 
 ALONE, CHATS = {"batch_size": 1}, {"batch_size": 8, "apply_chat_template": True}
-WAYS = [(evaluate, ALONE), (evaluate, CHATS)]
-WAYS += [pytest.param(command, CHATS, marks=pytest.mark.slow)]
+WAYS = [
+    (evaluate, CHATS),
+    *(pytest.param(*way, marks=pytest.mark.slow) for way in ((evaluate, ALONE), (command, CHATS))),
+]
 
 
 @pytest.mark.parametrize(("run_harness", "options"), WAYS)

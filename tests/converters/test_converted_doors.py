@@ -22,7 +22,7 @@ READ = {"codi gpt2": "last_number", "sim-cot coconut": "hashes", "lotus": "last_
 ASKED = QUESTIONS[:5]
 
 
-@pytest.fixture(scope="module", params=READ)
+@pytest.fixture(scope="module", params=[*list(READ)[:2], pytest.param("lotus", marks=pytest.mark.slow)])
 def converted(request, tmp_path_factory):
     """A converted folder, its model and tokenizer, and how its answers are read."""
     root = tmp_path_factory.mktemp("converted")

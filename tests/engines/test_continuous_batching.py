@@ -16,15 +16,24 @@ KINDS = ["pccot-gpt2", "pccot-llama", "pccot-mistral", "pccot-qwen3", "icot-gpt2
 LONGEST = 128 - 10 - 6  # positions but for span, answer prompt and six new tokens
 
 
-@pytest.mark.parametrize(("kind", "attention"), zip(KINDS, itertools.cycle(("sdpa", "eager"))))
-def test_answers_of_generate(kind, attention):
+BATCHES = [(SPAN, "fifo", True), (19, "prefill_first", False), (4096, "fifo", True)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "batches"),
+    [
+        *zip(KINDS, itertools.cycle(("sdpa", "eager")), itertools.cycle([[batch] for batch in BATCHES])),
+        *(pytest.param(kind, "sdpa", BATCHES, marks=pytest.mark.slow) for kind in KINDS),
+    ],
+)
+def test_answers_of_generate(kind, attention, batches):
     """Chunks of every size from the span's length on, both schedulers, prefix sharing on and off."""
     model = make_any(kind)
     model.set_attn_implementation(attention)
     questions = questions_of([1, 3, 9, 30, LONGEST])
     questions += [questions[-1][:40] + questions[2], questions[-1][:64]]
     wanted = generated(model, questions)
-    for tokens, scheduler, sharing in ((SPAN, "fifo", True), (19, "prefill_first", False), (4096, "fifo", True)):
+    for tokens, scheduler, sharing in batches:
         config = settings(max_batch_tokens=tokens, scheduler_type=scheduler, allow_block_sharing=sharing)
         assert batched(model, questions, config) == wanted, (tokens, scheduler, sharing)
     assert model.config._attn_implementation == attention

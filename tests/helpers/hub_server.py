@@ -297,11 +297,11 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, parts.path, parse_qs(parts.query), headers)
         hub.requests.append(request)
-        fault = hub.take_fault(parts.path)
+        fault, length = hub.take_fault(parts.path), int(headers.get("content-length", 0))
         if fault is not None and fault.status is None and not fault.after:
-            self.rfile.read(int(headers.get("content-length", 0)) // 2)
+            self.rfile.read(length // 2)
             return self.drop()
-        request.body = self.read_body(headers)
+        request.body = self.rfile.read(length)
         if fault is not None and fault.status is not None:
             answer = refusal(fault.status, fault.message)
         else:
@@ -318,16 +318,6 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
-
-    def read_body(self, headers: dict[str, str]) -> bytes:
-        if headers.get("transfer-encoding") != "chunked":
-            return self.rfile.read(int(headers.get("content-length", 0)))
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
 
     def drop(self):
         self.close_connection = True

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import chain_model, make_model, question_batch
+from conftest import CONFIGS, chain_model, make_model, question_batch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch.nn import functional as F
@@ -21,6 +21,7 @@ from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.training.checkpoints.lora_fast import FastTrainableTokens, FusedLoraLinear
 from latent_cot.training.data.collators import PCCoTCollator
 
+slow = pytest.mark.slow
 TOKENIZER = SimpleNamespace(eos_token_id=1, pad_token_id=0)
 FEATURES = [
     {"question": [8, 9, 10], "steps": [[12, 13], [14]], "answer": [15]},
@@ -281,6 +282,9 @@ def test_known_positions_and_no_logits_change_nothing(backbone, iterations):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "backbone", ["gpt2", "mistral", pytest.param("llama", marks=slow), pytest.param("qwen3", marks=slow)]
+)
 def test_a_step_never_waits_for_the_device(backbone, monkeypatch):
     """On the meta device nothing can be read: a step that reads a number, or looks for one, fails there. (tests/gpu asks the
     same of other T.)"""
@@ -326,7 +330,14 @@ def test_masks_made_without_a_look_hide_the_same(backbone, lengths):
             torch.testing.assert_close(given[seen], wanted[seen])
 
 
-@pytest.mark.parametrize(("iterations", "projection"), [(0, True), (2, True), (6, False)])
+@pytest.mark.parametrize(
+    ("backbone", "iterations", "projection"),
+    [
+        pytest.param(backbone, *case, marks=[] if backbone == "gpt2" or case == (2, True) else slow)
+        for backbone in CONFIGS
+        for case in ((0, True), (2, True), (6, False))
+    ],
+)
 def test_one_weight_gradient_for_all_passes(backbone, iterations, projection, monkeypatch):
     """Every parameter's gradient as autograd adds it up pass by pass; also in a second step, and accumulated."""
     model = make_model(backbone, num_iterations=iterations, use_projection=projection).double().train()

@@ -237,7 +237,7 @@ def weights_of(folder) -> dict[str, torch.Tensor]:
 
 def test_the_schedule_survives_everything(tmp_path):
     """Same weights with loader workers and after an interruption; accumulation follows the same schedule."""
-    flags = ["--max_steps", "6", "--remove_every_n_step", "1", "--removal_smoothing_lambda", "1", "--do_eval"]
+    flags = ["--max_steps", "4", "--remove_every_n_step", "1", "--removal_smoothing_lambda", "1", "--do_eval"]
     flags += ["--eval_strategy", "steps", "--eval_steps", "2", "--removal_gate", "0.0", "--reset_optimizer"]
     flags += ["--explicit_cot", "false", "--logging_steps", "1"]
     run(tmp_path / "whole", *flags, "--save_strategy", "steps", "--save_steps", "2")

@@ -69,7 +69,14 @@ def padding_is_end() -> PreTrainedTokenizerFast:
 WORLDS = [sentencepiece, byte_level_with_bos, without_padding, padding_is_end]
 
 
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: world.__name__)
+SLOW = (byte_level_with_bos, without_padding)  # the others have what is special about them: BOS first, no padding
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(world, marks=pytest.mark.slow if world in SLOW else []) for world in WORLDS],
+    ids=lambda world: world.__name__,
+)
 def world(request, tmp_path_factory):
     """A pretrained Llama with such a tokenizer, and what the two scripts make of it."""
     folder = tmp_path_factory.mktemp(request.param.__name__)

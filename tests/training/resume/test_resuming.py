@@ -59,7 +59,7 @@ def assert_same(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [*((name, 4) for name in FAST), *(pytest.param(n, 0, marks=pytest.mark.slow) for n in CONFIGURATIONS)],
+    [*((name, 6) for name in FAST), *(pytest.param(n, 0, marks=pytest.mark.slow) for n in CONFIGURATIONS)],
 )
 def test_every_checkpoint_leads_to_the_same_weights(name, least, base, tmp_path):
     """In a quick form, of some runs those from step `least` on."""
