@@ -14,11 +14,8 @@ from latent_cot.analysis.faithfulness import measure
 from latent_cot.analysis.inspection import read_data
 from latent_cot.analysis.sampled_answers import sample_metrics
 from latent_cot.answer_modes import DIRECT, EXPLICIT, INTERNALIZED, LATENT
-from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments
+from latent_cot.training import CoTArguments, CoTTrainer, CoTTrainingArguments, EvaluationArguments, PCCoTTrainer
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import CoTArguments
-from latent_cot.training.trainers.cot import CoTTrainer
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 PROMPT = " The answer is:"
 

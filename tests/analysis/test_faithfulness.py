@@ -15,10 +15,9 @@ from latent_cot.analysis.faithfulness import answers_from, answers_under, main, 
 from latent_cot.analysis.faithfulness_report import PCCoTReport, Row, majority_row
 from latent_cot.analysis.interventions import LABELS, change_thoughts, partners
 from latent_cot.tasks.chain import OPERATORS
-from latent_cot.training.arguments import CoTTrainingArguments, ModelArguments
+from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTTrainer
 from latent_cot.training.checkpoints.model_card import replace_section
 from latent_cot.training.errors import InputError
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 QUESTIONS = ["7+3*4-2+9=", "1+1=", "9*9-8=", "2=", "3+4-5="]
 

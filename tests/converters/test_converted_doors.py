@@ -15,8 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from latent_cot.analysis.evaluation import answer_questions
 from latent_cot.analysis.faithfulness import answers_under
 from latent_cot.converters.detect import convert
-from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments
-from latent_cot.training.trainers.pccot import PCCoTTrainer
+from latent_cot.training import CoTTrainingArguments, EvaluationArguments, LoraArguments, PCCoTTrainer
 
 READ = {"codi gpt2": "last_number", "sim-cot coconut": "hashes", "lotus": "last_number"}
 ASKED = QUESTIONS[:5]

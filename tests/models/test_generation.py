@@ -8,7 +8,6 @@ from transformers import (
     CompileConfig,
     GenerationConfig,
     GenerationMixin,
-    MaxTimeCriteria,
     StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -71,20 +70,12 @@ def test_the_span_that_was_written_is_not_looked_for(gpt2, prompt, monkeypatch):
     assert torch.equal(gpt2.generate(**prompt, past_key_values=cache, max_new_tokens=5, do_sample=False), wanted)
 
 
-def test_a_prompt_with_a_span_stays_as_it_is(model, prompt, greedy):
-    ids, mask = with_span(model, **{"ids": prompt["input_ids"], "mask": prompt["attention_mask"]}, tail=0)
-    output = model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
-    assert torch.equal(output[:, : ids.shape[1]], ids)
-    assert torch.equal(output[:, ids.shape[1] :], greedy[:, max(QUESTIONS) :])
-
-
 MACHINERY = [
     {"cache_implementation": "static"},
     {"use_cache": False},
     {"cache_implementation": "dynamic"},
     {"cache_implementation": "offloaded"},
     {"num_beams": 1, "generation_config": GenerationConfig(max_new_tokens=5)},
-    {"custom_stop": True},
     {"position_ids": True},
 ]
 
@@ -104,8 +95,7 @@ def test_same_answer_whatever_the_machinery(model, prompt, greedy, options):
         pytest.skip("an offloaded cache needs an accelerator")
     if "position_ids" in options:
         options["position_ids"] = (prompt["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-    if options.pop("custom_stop", False):
-        options["stopping_criteria"] = StoppingCriteriaList([MaxTimeCriteria(60.0)])
+
     output = model.generate(**prompt, max_new_tokens=5, do_sample=False, **options)
     assert torch.equal(output, greedy)
 
@@ -198,12 +188,6 @@ def test_min_length(gpt2, prompt):
     stop = {"eos_token_id": first, "do_sample": False, "max_new_tokens": 5}
     assert gpt2.generate(prompt["input_ids"][:1, -3:], **stop).shape[1] == 4
     assert gpt2.generate(prompt["input_ids"][:1, -3:], min_length=6, **stop).shape[1] > 5
-
-
-def test_first_token_may_end_the_answer(gpt2):
-    ids, _ = question_batch([5])
-    first = gpt2.generate(ids, max_new_tokens=1, do_sample=False)[0, -1].item()
-    assert gpt2.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=first).shape[1] == 6
 
 
 def test_settings_per_call(model, prompt, greedy):

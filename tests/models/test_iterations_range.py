@@ -11,10 +11,8 @@ from transformers.utils.logging import warning_once
 
 import run_ccot
 from latent_cot import PCCoTGPT2Config
-from latent_cot.training.arguments import LatentEvaluationArguments
+from latent_cot.training import LatentEvaluationArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import PCCoTArguments
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 RANGE = [*PCCOT, "--num_iterations_range", "3,6"]
 

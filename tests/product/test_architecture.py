@@ -10,9 +10,7 @@ import torch
 from conftest import ROOT, chain_model
 
 from latent_cot import tasks
-from latent_cot.training.arguments import CoTTrainingArguments, LoraArguments
-from latent_cot.training.method_arguments import PCCoTArguments
-from latent_cot.training.trainers.pccot import PCCoTTrainer
+from latent_cot.training import CoTTrainingArguments, LoraArguments, PCCoTArguments, PCCoTTrainer
 
 # The rooms, from the lowest floor up: each imports itself and those before it.
 ROOMS = {

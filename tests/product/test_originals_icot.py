@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import latent_cot
 import run_icot
-from latent_cot.training import ICoTArguments, ICoTTrainer, ModelArguments
-from latent_cot.training.arguments import CoTTrainingArguments
+from latent_cot.training import CoTTrainingArguments, ICoTArguments, ICoTTrainer, ModelArguments
 from latent_cot.training.data.collators import ICoTCollator
 from latent_cot.training.data.rows import format_line
 from latent_cot.training.errors import InputError

@@ -117,8 +117,6 @@ def test_bad_input(name, monkeypatch, capsys, tmp_path):
 ELSEWHERE = {
     "samples of no thought": (run_cot, "--num_samples=4"),
     "tolerance of no thought": (run_icot, "--latent_tolerance=0.1"),
-    "tolerance of a chain": (run_cot, "--latent_tolerance=0.1"),
-    "iterations of a chain": (run_cot, "--eval_iterations=1,3"),
     "a chain of a chain": (run_cot, "--explicit_cot"),
     "faithfulness of no thought": (run_cot, "--faithfulness"),
     "a stream of chains": (run_icot, "--streaming"),

@@ -16,13 +16,11 @@ from transformers import AutoModelForCausalLM
 
 import run_ccot
 from latent_cot import tasks
-from latent_cot.training.arguments import CoTTrainingArguments
+from latent_cot.training import CoTTrainingArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import PCCoTArguments
 from latent_cot.training.resume.find_checkpoint import checkpoint_to_resume
 from latent_cot.training.step_decoder import STEP_DECODER, attach_step_decoder
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 DECODER = ["--step_decoder_layers", "1", "--config_overrides", "loss_delta=1"]
 

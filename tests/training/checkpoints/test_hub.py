@@ -243,13 +243,6 @@ def test_names_are_completed_and_spelled_as_the_hub_spells_them(hub, tmp_path):
     assert hub.repository("me/mine").private
 
 
-def test_a_branch_is_created_and_pushed_to(hub, folder):
-    args = arguments(folder, hub_revision="trial")
-    push(folder, check_access(args), args)
-    assert set(hub.files("me/tiny")) == {".gitattributes"}
-    assert hub.files("me/tiny", "trial").keys() == {".gitattributes", *pushed_part(folder)}
-
-
 def refused(call, *args) -> str:
     """The message of an InputError: one line, without a token, and nothing of the cause in a traceback."""
     with pytest.raises(InputError) as caught:

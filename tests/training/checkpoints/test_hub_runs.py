@@ -15,10 +15,9 @@ from hub_server import Hub
 from test_hub import STRANGER, TOKEN, USERS, arguments, connect, contents, environment, hub, token_is_nowhere  # noqa: F401
 
 import run_ccot
-from latent_cot.training import cli
+from latent_cot.training import PCCoTTrainer, cli
 from latent_cot.training.checkpoints.write import model_files
 from latent_cot.training.errors import InputError
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 RUN = ["--config_name", "configs/gpt2_chain.json", "--tokenizer_name", "characters", "--dataset_name", "chain"]
 RUN += ["--task_args", "train=64,validation=8,test=8", "--use_cpu", "--do_train", "--do_eval", "--max_steps", "2"]

@@ -10,12 +10,10 @@ from datasets import IterableDataset
 from torch.utils.data import DataLoader
 
 import run_cot
-from latent_cot.training.arguments import CoTTrainingArguments, DataArguments
+from latent_cot.training import CoTTrainingArguments, DataArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.data.sources import load_splits
 from latent_cot.training.data.streaming import endless
 from latent_cot.training.errors import InputError
-from latent_cot.training.method_arguments import PCCoTArguments
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 ROWS = 11
 

@@ -19,11 +19,10 @@ from test_resuming import ICOT, PCCOT, RUN, assert_same
 
 import run_ccot
 import run_icot
+from latent_cot.training import ICoTTrainer, PCCoTTrainer
 from latent_cot.training.checkpoints import write
 from latent_cot.training.errors import InputError
 from latent_cot.training.trainers import saving
-from latent_cot.training.trainers.icot import ICoTTrainer
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 
 def contents(folder: Path) -> dict[str, str]:

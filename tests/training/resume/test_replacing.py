@@ -17,7 +17,7 @@ from test_interruptions import contents
 from test_resuming import PCCOT, RUN
 
 import run_ccot
-from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, LoraArguments
+from latent_cot.training import CoTTrainingArguments, DataArguments, LoraArguments, PCCoTTrainer
 from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.training.checkpoints.write import (
     MANIFEST,
@@ -31,7 +31,6 @@ from latent_cot.training.errors import InputError
 from latent_cot.training.resume.run_lock import LOCK, locked
 from latent_cot.training.resume.whole_folders import replacing_model
 from latent_cot.training.runs.stages import check_arguments, public_command
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 ROWS = [{"question": f"{i}+1=", "steps": [f"{i}+1={i + 1}"], "answer": str(i + 1)} for i in range(8)]
 STALE = ("pccot_args.json", "special_tokens_map.json", "adapter_config.json", "faithfulness.json", "faithfulness.png")

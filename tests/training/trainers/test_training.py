@@ -10,11 +10,9 @@ from transformers import AutoModelForCausalLM
 
 import run_ccot
 from latent_cot import tasks
-from latent_cot.training.arguments import CoTTrainingArguments, EvaluationArguments, LoraArguments
+from latent_cot.training import CoTTrainingArguments, EvaluationArguments, LoraArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.training.data.collators import PCCoTCollator
-from latent_cot.training.method_arguments import PCCoTArguments
-from latent_cot.training.trainers.pccot import PCCoTTrainer
 
 
 @pytest.fixture

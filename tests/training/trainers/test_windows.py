@@ -15,8 +15,7 @@ from latent_cot import tasks
 from latent_cot.jacobi_pccot import jacobi
 from latent_cot.losses_pccot import window_targets
 from latent_cot.spans_pccot import ThoughtSpan
-from latent_cot.training import CoTTrainingArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
-from latent_cot.training.arguments import DataArguments
+from latent_cot.training import CoTTrainingArguments, DataArguments, ModelArguments, PCCoTArguments, PCCoTTrainer
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.data.rows import check_row
 from latent_cot.training.data.sources import as_dataset, load_splits
