@@ -93,21 +93,16 @@ def base(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("script", [run_ccot, run_icot], ids=["pccot", "icot"])
-@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
-def test_a_run_starts_from_it(script, lora, base, tmp_path):
-    if lora and script is run_icot:
-        pytest.skip("run_icot.py trains no adapters")
+RUNS = {"pccot": (run_ccot, ""), "LoRA": (run_ccot, " --use_peft --lora_r 2"), "icot": (run_icot, " --partial_removal")}
+
+
+@pytest.mark.parametrize(("script", "more"), RUNS.values(), ids=RUNS)
+def test_a_run_starts_from_it(script, more, base, tmp_path):
     data = str(base / "data.txt")
-    flags = ["--model_name_or_path", str(base), "--gguf_file", "model.gguf", "--train_file", data]
-    flags += ["--validation_file", data]
-    flags += ["--do_train", "--do_eval", "--max_steps", "2", "--learning_rate", "0", "--use_cpu"]
-    flags += ["--save_strategy", "no"]
-    flags += ["--max_eval_samples", "2", "--max_new_tokens", "3", "--max_cot_tokens", "4"]
-    flags += ["--output_dir", str(tmp_path)]
-    flags += ["--use_peft", "--lora_r", "2"] if lora else []
-    flags += ["--partial_removal"] if script is run_icot else []
-    script.main(flags)
+    argv = ["--model_name_or_path", str(base), "--train_file", data, "--validation_file", data]
+    flags = "--gguf_file model.gguf --do_train --do_eval --max_steps 2 --learning_rate 0 --use_cpu --save_strategy no"
+    flags += " --max_eval_samples 2 --max_new_tokens 3 --max_cot_tokens 4"
+    script.main([*argv, *(flags + more).split(), "--output_dir", str(tmp_path)])
     family = "pccot" if script is run_ccot else "icot"
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == f"{family}-llama" and "quantization_config" not in config

@@ -1,5 +1,7 @@
 """Step supervision through a decoder that exists only in training."""
 
+# ruff: noqa: F811  (`make_trainer` is a fixture)
+
 import json
 import logging
 import re
@@ -12,11 +14,11 @@ from safetensors.torch import load_file
 from several_processes import launch_runs
 from test_collators import EOS, FEATURES, NO, TOKENIZER
 from test_resuming import LORA, PCCOT, RUN, assert_same, cut, with_nan
+from test_training import make_trainer  # noqa: F401
 from transformers import AutoModelForCausalLM
 
 import run_ccot
-from latent_cot import tasks
-from latent_cot.training import CoTTrainingArguments, PCCoTArguments, PCCoTTrainer
+from latent_cot.training import PCCoTArguments, PCCoTTrainer
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.errors import InputError
 from latent_cot.training.resume.find_checkpoint import checkpoint_to_resume
@@ -82,23 +84,6 @@ def test_gradients_reach_the_latents(checkpointed):
         assert weight.grad is not None and weight.grad.abs().sum() > 0, name
     for layer in model.transformer.h:
         assert layer.mlp.c_fc.weight.grad.abs().sum() > 0
-
-
-@pytest.fixture
-def make_trainer(characters, tmp_path):
-    def make(model, method, **options):
-        args = CoTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, **options)
-        splits = tasks.generate("chain", "train=64,validation=4,test=4")
-        return PCCoTTrainer(
-            model,
-            args,
-            train_dataset=splits["train"],
-            eval_dataset=splits["validation"],
-            processing_class=characters,
-            method=PCCoTArguments(**method),
-        )
-
-    return make
 
 
 def test_a_step_is_the_same_however_it_is_divided(make_trainer, characters):

@@ -127,9 +127,8 @@ def fails_at(count: int, function):
     return wrapper
 
 
-@pytest.mark.parametrize(
-    "count", [4, 5]
-)  # optimizer and scheduler of the second checkpoint (arguments, optimizer, ...)
+# Optimizer and scheduler of the second checkpoint (arguments, optimizer, ...).
+@pytest.mark.parametrize("count", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_checkpoint_that_fails_leaves_the_older_ones(count, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", fails_at(4 + count - 3, torch.save))
     with pytest.raises(OSError, match=r"could not write .*checkpoint-4.*MiB are free"):

@@ -219,7 +219,7 @@ def test_a_run_that_breaks_off_holds_nothing(error, characters, tmp_path, monkey
 # --- what is saved is what was trained ---
 
 
-@pytest.mark.parametrize("kind", ["bf16_full_eval", "fp16_full_eval"])
+@pytest.mark.parametrize("kind", ["bf16_full_eval", pytest.param("fp16_full_eval", marks=pytest.mark.slow)])
 def test_evaluation_in_half_precision_leaves_the_weights(kind, tmp_path):
     argv = [*RUN, *PCCOT, "--do_eval", "--do_predict", f"--{kind}", "true", "--output_dir", str(tmp_path)]
     if kind == "fp16_full_eval":
@@ -230,7 +230,7 @@ def test_evaluation_in_half_precision_leaves_the_weights(kind, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
 
 
-@pytest.mark.parametrize("other", ["sgd", "adafactor"])
+@pytest.mark.parametrize("other", ["sgd", pytest.param("adafactor", marks=pytest.mark.slow)])
 def test_another_optimizer_does_not_go_on(other, tmp_path):
     argv = [*RUN, *PCCOT, "--max_steps", "2", "--output_dir", str(tmp_path)]
     run_ccot.main(argv)

@@ -17,7 +17,7 @@ from latent_cot.training.data.collators import PCCoTCollator
 
 @pytest.fixture
 def make_trainer(characters, tmp_path):
-    def make(teacher_warmup_steps=0, model=None, **options):
+    def make(model=None, method=None, **options):
         model = model or chain_model(characters, num_latent_tokens=3, loss_delta=1.0)
         splits = tasks.generate("chain", "train=64,validation=12,test=4")
         defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 2, "save_strategy": "no"}
@@ -29,7 +29,7 @@ def make_trainer(characters, tmp_path):
             eval_dataset=splits["validation"],
             processing_class=characters,
             evaluation=EvaluationArguments(max_new_tokens=4, max_cot_tokens=12),
-            method=PCCoTArguments(teacher_warmup_steps=teacher_warmup_steps),
+            method=PCCoTArguments(**(method or {})),
         )
 
     return make
@@ -48,7 +48,7 @@ def test_loss_parts_are_logged(make_trainer):
 
 
 def test_teacher_warmup_trains_the_teacher_alone(make_trainer):
-    trainer = make_trainer(teacher_warmup_steps=2)
+    trainer = make_trainer(method={"teacher_warmup_steps": 2})
     trainer.train()
     first, second = [entry for entry in trainer.state.log_history if "cot_loss" in entry]
     assert "ccot_loss" not in first and first["loss"] == pytest.approx(first["cot_loss"], rel=1e-3)
