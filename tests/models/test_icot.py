@@ -328,9 +328,8 @@ def test_a_row_that_truncation_leaves_no_label_does_not_end_the_run(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--config_name", "configs/icot_gpt2_2x2.json", "--tokenizer_name", "characters", "--use_cpu"]
-    flags += ["--truncation", "40"]
-    flags += ["--train_file", str(path), "--validation_file", str(path), "--do_train", "--do_eval", "--max_steps", "2"]
-    flags += ["--remove_start_from", "9", "--per_device_eval_batch_size", "8", "--max_new_tokens", "4"]
-    flags += ["--save_strategy", "no"]
+    flags += ["--truncation", "40", "--train_file", str(path), "--validation_file", str(path), "--do_train"]
+    flags += ["--do_eval", "--max_steps", "2", "--remove_start_from", "9", "--per_device_eval_batch_size", "8"]
+    flags += ["--max_new_tokens", "4", "--save_strategy", "no"]
     metrics = run_icot.main([*flags, "--output_dir", str(tmp_path / "out")])
     assert 0 < metrics["eval_loss"] < 10

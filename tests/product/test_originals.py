@@ -59,9 +59,8 @@ def step_of(kind: str, batch: int, accumulated: int, out: Path, processes: int =
     config = {"ccot": "pccot_gpt2_tiny", "cot": "gpt2_chain", "icot": "icot_gpt2_chain"}[kind]
     argv = ["--config_name", f"configs/{config}.json", "--tokenizer_name", "characters", *QUIET, "--do_train"]
     argv += ["--train_file", str(path), "--max_steps", "1", "--learning_rate", "0.1", "--optim", "sgd"]
-    argv += ["--lr_scheduler_type", "constant"]
-    argv += ["--logging_steps", "1", "--per_device_train_batch_size", str(batch), "--max_grad_norm", "1000"]
-    argv += ["--gradient_accumulation_steps", str(accumulated), "--output_dir", str(out)]
+    argv += ["--lr_scheduler_type", "constant", "--logging_steps", "1", "--per_device_train_batch_size", str(batch)]
+    argv += ["--max_grad_norm", "1000", "--gradient_accumulation_steps", str(accumulated), "--output_dir", str(out)]
     if kind == "ccot":
         argv += ["--keep_last_step", "--config_overrides", "loss_gamma=0,loss_delta=1"]
     if kind == "icot":

@@ -289,8 +289,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
     """Decoder and model, after a warm-up that leaves the decoder idle."""
     argv = [*RUN, *PCCOT, "--step_decoder_layers", "1", "--config_overrides", "loss_delta=1,loss_gamma=0"]
     argv += ["--optim", "sgd", "--learning_rate", "0.1", "--max_steps", "3", "--save_steps", "3"]
-    argv += ["--teacher_warmup_steps", "1"]
-    argv += ["--max_grad_norm", "1000", "--lr_scheduler_type", "constant"]
+    argv += ["--teacher_warmup_steps", "1", "--max_grad_norm", "1000", "--lr_scheduler_type", "constant"]
     launch_runs(
         [("run_ccot", [*argv, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")])], tmp_path
     )

@@ -15,18 +15,9 @@ from latent_cot.training.arguments import LoraArguments, ModelArguments
 from latent_cot.training.checkpoints import loading
 from latent_cot.training.errors import InputError
 
-RUN = [
-    "--dataset_name",
-    "chain",
-    "--task_args",
-    "train=16,validation=2,test=8",
-    "--use_cpu",
-    "--do_train",
-    "--do_predict",
-    "--max_steps",
-    "2",
-]
-RUN += ["--per_device_train_batch_size", "8", "--disable_tqdm", "true", "--use_peft", "--lora_r", "4"]
+RUN = ["--dataset_name", "chain", "--task_args", "train=16,validation=2,test=8", "--use_cpu", "--do_train"]
+RUN += ["--do_predict", "--max_steps", "2", "--per_device_train_batch_size", "8", "--disable_tqdm", "true"]
+RUN += ["--use_peft", "--lora_r", "4"]
 
 
 def test_without_adapters_or_the_package_it_is_refused(monkeypatch):

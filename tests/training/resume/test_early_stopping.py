@@ -15,18 +15,8 @@ from latent_cot.training.errors import InputError
 RUN = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters", "--use_cpu", "--do_train"]
 RUN += ["--dataset_name", "chain", "--task_args", "train=16,validation=4,test=4", "--answer_prompt", "#"]
 RUN += ["--max_steps", "8", "--per_device_train_batch_size", "8", "--disable_tqdm", "true", "--max_cot_tokens", "4"]
-RUN += [
-    "--learning_rate",
-    "0",
-    "--eval_strategy",
-    "steps",
-    "--save_strategy",
-    "steps",
-    "--eval_steps",
-    "1",
-    "--save_steps",
-    "1",
-]
+RUN += ["--learning_rate", "0", "--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "1"]
+RUN += ["--save_steps", "1"]
 BEST = ["--load_best_model_at_end", "--early_stopping_patience", "2", "--metric_for_best_model"]
 
 

@@ -191,9 +191,8 @@ def test_the_state_of_removal_travels_with_the_best_checkpoint(tmp_path, monkeyp
 
     monkeypatch.setattr(ICoTTrainer, "evaluate", with_metric)
     argv = [*RUN, *ICOT, "--remove_per_epoch", "10", "--partial_removal", "--eval_strategy", "steps"]
-    argv += ["--eval_steps", "2"]
-    argv += ["--load_best_model_at_end", "--metric_for_best_model", "icot_exact_match", "--do_eval"]
-    argv += ["--logging_steps", "1"]
+    argv += ["--eval_steps", "2", "--load_best_model_at_end", "--metric_for_best_model", "icot_exact_match"]
+    argv += ["--do_eval", "--logging_steps", "1"]
     run_icot.main([*argv, "--output_dir", str(tmp_path)])
     early, late, final = (
         json.loads((tmp_path / name / "config.json").read_text())["num_internalized_tokens"]

@@ -129,9 +129,8 @@ def test_adapters(make_trainer, characters, tied, projection, tmp_path):
 def test_a_run_that_went_wrong_does_not_look_right(tmp_path):
     """A loss that is no number stops the run at the end, where no log came before; nothing is saved."""
     argv = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters"]
-    argv += ["--dataset_name", "chain"]
-    argv += ["--task_args", "train=64,validation=2,test=2", "--do_train", "--max_steps", "6", "--use_cpu"]
-    argv += ["--learning_rate", "1e10", "--max_grad_norm", "0", "--report_to", "none", "--save_steps", "2"]
+    argv += ["--dataset_name", "chain", "--task_args", "train=64,validation=2,test=2", "--do_train", "--max_steps", "6"]
+    argv += ["--use_cpu", "--learning_rate", "1e10", "--max_grad_norm", "0", "--report_to", "none", "--save_steps", "2"]
     with pytest.raises(FloatingPointError, match=r"step \d: .*(not finite, so it is not saved|training stopped)"):
         run_ccot.main([*argv, "--logging_steps", "50", "--output_dir", str(tmp_path)])
     assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "README.md").exists()
