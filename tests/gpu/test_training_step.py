@@ -67,9 +67,15 @@ def on_meta(batch: dict) -> dict:
     return {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
+QUICK = [("GPT-2 small", 0, True), ("Llama, 4 layers", 3, False)]  # shape, T, LoRA
+WHOLE = [(shape, *case) for shape, *_ in QUICK for case in ((0, True), (3, False), (6, True))]
+
+
 @pytest.mark.parametrize("device", [pytest.param("meta", id="cpu"), DEVICES[1]])
-@on_every_shape
-@pytest.mark.parametrize(("iterations", "lora"), [(0, True), (3, False), (6, True)], ids=["0-lora", "3-all", "6-lora"])
+@pytest.mark.parametrize(
+    ("shape", "iterations", "lora"),
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in WHOLE],
+)
 def test_a_step_never_waits(shape, device, lora, iterations, monkeypatch):
     """Forward and backward: nothing is read on the host, and nothing goes from the host to the device."""
     model = make_model(shape, "cpu" if device == "meta" else device, lora)
