@@ -238,9 +238,8 @@ def test_new_backbone_from_the_document():
     exec(block, scope)
     torch.manual_seed(0)
     config = AutoConfig.for_model("pccot-olmo2", **(SMALL | ROPE | THOUGHT))
-    model = (
-        AutoModelForCausalLM.from_config(config).eval().double()
-    )  # in single precision rounding alone reaches 1e-5 with some weights
+    # In single precision rounding alone reaches 1e-5 with some weights.
+    model = AutoModelForCausalLM.from_config(config).eval().double()
     assert isinstance(model, scope["PCCoTOlmo2ForCausalLM"])
     ids, mask = with_span(model, *question_batch([3, 6]))
     with torch.no_grad():
@@ -255,10 +254,8 @@ def test_new_backbone_from_the_document():
 def test_every_flag_and_field_is_described():
     reference = (ROOT / "docs" / "reference.md").read_text()
     scripts = {*run_ccot.ARGUMENTS, *run_cot.ARGUMENTS, *run_icot.ARGUMENTS, RewardArguments, FaithfulnessArguments}
-    for group in scripts - {
-        CoTTrainingArguments,
-        StepwiseDataArguments,
-    }:  # the latter is DataArguments, with another default
+    scripts -= {CoTTrainingArguments, StepwiseDataArguments}  # the latter is DataArguments, with another default
+    for group in scripts:
         for field in filter(lambda field: field.init, fields(group)):
             text = field.metadata["help"].replace("|", "\\|")
             assert re.search(rf"^\| `--{field.name}` \|.*\| {re.escape(text)} \|$", reference, flags=re.MULTILINE), (
