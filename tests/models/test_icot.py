@@ -70,10 +70,11 @@ def test_what_stands_after_a_question(backbone, settings, options, opening):
         assert output[row, ids.shape[1] :][: len(alone)].tolist() == alone.tolist()
 
 
-def test_left_padding_shifts_nothing(backbone):
-    """Logits of 6 random left-padded batches are those of each row alone."""
+@pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 20), marks=pytest.mark.slow)], ids=["6", "20"])
+def test_left_padding_shifts_nothing(backbone, seeds):
+    """Logits of 20 random left-padded batches are those of each row alone."""
     model = make(backbone)
-    for seed in range(6):
+    for seed in seeds:
         lengths = torch.randint(2, 12, (4,), generator=torch.Generator().manual_seed(seed)).tolist()
         ids, mask = question_batch(lengths, seed)
         with torch.no_grad():
@@ -183,7 +184,6 @@ def test_kept_positions():
 def test_base_model_and_bad_settings():
     model = make("icot-gpt2")
     assert type(AutoModel.from_config(model.config)) is model.base_model_class
-
     with pytest.raises(ValueError, match="num_fillers"):
         model.generate(torch.tensor([[7]]), num_fillers=-1)
     model.config.start_token_id = None

@@ -56,11 +56,15 @@ def plainly(feature: dict, count: int, side: str) -> tuple[list[int], list[int]]
     return [*feature["question"], START, *tail], tail
 
 
+many_trials = pytest.mark.parametrize("trials", [100, pytest.param(400, marks=pytest.mark.slow)])
+
+
+@many_trials
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_removal_is_the_plain_loop(side):
-    """100 random ragged batches, with and without smoothing."""
+def test_removal_is_the_plain_loop(side, trials):
+    """400 random ragged batches, with and without smoothing."""
     source = random.Random(side)
-    for trial in range(100):
+    for trial in range(trials):
         features = random_features(source)
         scheduled, smoothing = source.choice([0, 1, 2, 5, 30, math.inf]), source.choice([math.inf, 0.5, 4.0])
         apply = internalizer(side=side, smoothing=smoothing, seed=trial)
@@ -83,11 +87,12 @@ def test_removal_is_the_plain_loop(side):
         )  # nothing is computed that is padding in every row
 
 
+@many_trials
 @pytest.mark.parametrize("mode", ["random", "sequential", "fixed", "depth"])
-def test_fillers_are_the_plain_loop(mode):
+def test_fillers_are_the_plain_loop(mode, trials):
     """Which tokens turn, and how many fillers stand for a run."""
     source = random.Random(mode)
-    for trial in range(100):
+    for trial in range(trials):
         features = random_features(source)
         rate, ratio = source.choice([0.01, 0.3, 0.5, 0.99, 1.0]), source.choice([0.4, 1.0, 2.5])
         apply = internalizer(switch_mode=mode, switch_ratio=ratio, seed=trial)
