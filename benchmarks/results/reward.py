@@ -1,7 +1,8 @@
 """Train an early chain model by reward, with one source of variety, until 0.995: steps and CPU seconds to 0.95 and to 0.99.
 
     python -m benchmarks.results.reward --source weights --strength 0.6 --seeds 0   # one run: results/reward/weights-0.6-0.json
-    python -m benchmarks.results.reward --tables                                    # the table of what is there
+    python -m benchmarks.results.reward --source weights --strength 0.6 --seeds 0 --of samples   # pass@k before it
+    python -m benchmarks.results.reward --tables                                    # the tables of what is there
 
 A run ends at 0.995 of 500 validation questions (asked every 25 steps), after 600 steps, or after 300 CPU seconds of one thread,
 which count from the first evaluation on. With `--label`, other flags are those of `run_grpo.py`.
@@ -13,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback
 
 from latent_cot.analysis.recorded_runs import markdown_table
@@ -22,6 +24,8 @@ from . import runs
 STOPS = {0: 310, 1: 325, 2: 320}  # supervised steps: the first evaluation (every 5) that finds more than 0.6 right
 EARLY = "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --lr_scheduler_type constant_with_warmup --use_cpu"
 RECIPE = "configs/recipes/chain_grpo_gpt2-2x64.yaml --eval_steps 25 --eval_on_start --use_cpu"
+SAMPLES = 16
+PASS_AT = tuple(f"pass@{k}" for k in (1, 4, SAMPLES))
 SOURCES = ("temperature", "latents", "dropout", "weights")
 COLUMNS = ["source", "flags", "seed", "before", "steps, CPU s to 0.95", "steps, CPU s to 0.99"]
 COLUMNS += ["at the end", "after (test)"]
@@ -41,8 +45,8 @@ class Until(TrainerCallback):
             control.should_training_stop |= right >= 0.995 or seconds > 300
 
 
-def train() -> None:
-    """`run_grpo.py` until then; leaves the points and the exact match on the test split as its metrics."""
+def start() -> tuple:
+    """The trainer that the arguments of `run_grpo.py` describe, and the splits."""
     from latent_cot.commands.train_grpo import argument_classes
     from latent_cot.training.cli import parse
     from latent_cot.training.data.sources import load_splits
@@ -51,29 +55,59 @@ def train() -> None:
     model, reward, lora, data, evaluation, args = parse(argument_classes(), sys.argv[1:])
     splits = load_splits(data, ("train", "validation", "test"), with_steps=False)
     rows = {"train_dataset": splits["train"], "eval_dataset": splits["validation"]}
-    trainer = RewardTrainer(model, args, **rows, reward=reward, lora=lora, evaluation=evaluation)
+    return RewardTrainer(model, args, **rows, reward=reward, lora=lora, evaluation=evaluation), splits
+
+
+def leave(folder: str, found: dict) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "all_results.json").write_text(json.dumps(found))
+
+
+def train() -> None:
+    """`run_grpo.py` until then; leaves the points and the exact match on the test split as its metrics."""
+    trainer, splits = start()
     trainer.add_callback(until := Until())
     trainer.train()
     test = trainer.evaluate(splits["test"], metric_key_prefix="test")["test_ccot_exact_match"]
-    found = {"points": until.points, "test_exact_match": test}
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(args.output_dir) / "all_results.json").write_text(json.dumps(found))
+    leave(trainer.args.output_dir, {"points": until.points, "test_exact_match": test})
+
+
+@torch.no_grad()
+def pass_at() -> None:
+    """Before any training: of the validation questions the share that one of the first k samples answers right."""
+    from latent_cot.training.trainers.rollout_noise import sources_of
+
+    trainer, splits = start()
+    rows, model, tokenizer = splits["validation"], trainer.model.eval(), trainer.processing_class
+    questions, golds = ([text for text in rows[name] for _ in range(SAMPLES)] for name in ("question", "answer"))
+    options = {"do_sample": True, "temperature": trainer.temperature, "top_k": 0, "max_new_tokens": 3}
+    if trainer.reward.noise_options:
+        options |= trainer.reward.noise_options
+        options["latent_sources"] = sources_of(questions, (trainer.args.seed,))
+    prompts = tokenizer(questions, padding=True, return_tensors="pt")
+    torch.manual_seed(trainer.args.seed)
+    tokens = model.generate(**prompts, **options)[:, prompts["input_ids"].shape[1] :]
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    right = torch.tensor(trainer.reward_funcs[0](texts, golds)).view(-1, SAMPLES) == 1
+    shares = {name: right[:, : int(name[5:])].any(dim=1).float().mean().item() for name in PASS_AT}
+    leave(trainer.args.output_dir, shares)
 
 
 def runs_of(
-    source: str, strength: float, seed: int, label: str | None = None, more: Sequence[str] = ()
+    source: str, strength: float, seed: int, of: str, label: str | None = None, more: Sequence[str] = ()
 ) -> list[runs.Run]:
     noise = f"--temperature 1 --rollout_noise {source} --rollout_noise_strength {strength}"
     flags = f"--temperature {strength}" if source == "temperature" else noise
-    words = ["-c", "from benchmarks.results.reward import train; train()", *RECIPE.split(), *flags.split()]
+    function = {"training": train, "samples": pass_at}[of].__name__
+    words = ["-c", f"from benchmarks.results.reward import {function} as of; of()", *RECIPE.split(), *flags.split()]
     about = {"source": source, "strength": strength, "seed": seed, "more": list(more)}
     early = runs.Run(f"early/{STOPS[seed]}-{seed}", f"{EARLY} --max_steps {STOPS[seed]} --seed {seed}".split())
-    name = f"reward/{source}{label or ''}-{strength:g}-{seed}"
+    name = f"reward/{'' if of == 'training' else 'samples/'}{source}{label or ''}-{strength:g}-{seed}"
     return [runs.Run(name, [*words, "--seed", str(seed), *more], about, measured, early)]
 
 
 def measured(metrics: dict) -> dict:
-    return {name: metrics[name] for name in ("points", "test_exact_match")}
+    return {name: metrics[name] for name in ("points", "test_exact_match", *PASS_AT) if name in metrics}
 
 
 def show() -> None:
@@ -85,9 +119,19 @@ def show() -> None:
         words = [f"{run['source']} {run['strength']:g}", " ".join(run["more"]), run["seed"], points[0][2], *words]
         cells.append(list(map(str, [*words, run["test_exact_match"] or "not asked"])))
     print("\n".join(markdown_table(COLUMNS, cells)))
+    cells = [
+        [f"{run['source']} {run['strength']:g}", str(run["seed"]), *(f"{run[name]:.3f}" for name in PASS_AT)]
+        for run in runs.recorded("reward/samples/*-*-*")
+    ]
+    print("\n".join(["", *markdown_table(["source", "seed", *PASS_AT], cells)]))
 
 
-AXES = {"source": (SOURCES, ["temperature"]), "strength": ((), [2.0]), "seeds": (STOPS, STOPS)}
+AXES = {
+    "source": (SOURCES, ["temperature"]),
+    "strength": ((), [2.0]),
+    "seeds": (STOPS, STOPS),
+    "of": (("training", "samples"), ["training"]),
+}
 
 if __name__ == "__main__":
     runs.command_line(__doc__, AXES, runs_of, show, takes_flags=True)

@@ -185,6 +185,7 @@ def test_tables_and_plots_of_what_is_recorded(tmp_path, capsys):
         depth.tables() in printed
         and "| temperature 2 |  | 0 | 0.616 | 75, 65 | 200, 169 | 200, 169 | 0.9935 |" in printed
     )
+    assert "| weights 0.3 | 0 | 0.408 | 0.730 | 0.924 |" in printed
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in ("scale", "depth"))
 
 
