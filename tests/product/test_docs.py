@@ -127,6 +127,13 @@ def clone(tmp_path) -> Path:
     shutil.copytree(folder / "data" / "9_by_9_mult", folder / "data" / "gsm8k")
     row = {"question": "How many are 1 and 1?", "answer": "They are <<1+1=2>>2.\n#### 2"}
     (folder / "data" / "gsm8k" / "train.jsonl").write_text(f"{json.dumps(row)}\n" * 8)
+    for name, split in (
+        ("train", "train"),
+        ("valid", "validation"),
+        ("test", "test"),
+    ):  # one's own, with their own columns
+        rows = [{"query": row["question"], "cot": row["steps"], "response": row["answer"]} for row in splits[split]]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder
 
 
@@ -151,6 +158,8 @@ def as_run(command: str, text_of_script: str = "") -> str | None:
         if name in words:
             assert test_exists(test)
             return None
+    if words[:2] == ["latent-cot", "compare"]:
+        return f"{command} --seeds 0 --max_steps 20 --use_cpu"
     if "run_grpo.py" in words or words[:3] == ["latent-cot", "train", "grpo"]:
         if find_spec("trl") is None:
             return None

@@ -178,6 +178,7 @@ def test_sizes_of_latents():
 
 def test_tables_and_plots_of_what_is_recorded(tmp_path, capsys):
     scale.show(tmp_path / "scale.png")
+    assert scale.table() in PAGE
     depth.show(tmp_path / "depth.png")
     reward.show()
     printed = capsys.readouterr().out
