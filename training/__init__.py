@@ -6,6 +6,9 @@ that a file of this folder needs only the packages that it uses.
 
 from importlib import import_module
 
+if __name__ == "training":
+    raise ImportError("in a clone too it is latent_cot.training: under another name its classes would be other ones")
+
 _FILES = {
     "arguments": (
         "CoTTrainingArguments",

@@ -1,11 +1,29 @@
 """The notebook of `examples/` runs as it stands, and shows what it says."""
 
+import ast
 import os
+import subprocess
+import sys
 
 import nbformat
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
+
+
+def test_what_it_imports():
+    """All of it is there, under the names of the package."""
+    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
+    found = [ast.parse(cell.source).body for cell in notebook.cells if cell.cell_type == "code"]
+    imports = [node for body in found for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), "quickstart", "exec"), {})
+    assert len(imports) >= 6
+
+
+def test_one_name_of_the_trainers():
+    """As a folder of the clone they would be a second copy, whose classes are not those of the package."""
+    done = subprocess.run([sys.executable, "-c", "import training"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: in a clone too it is latent_cot.training")
 
 
 @pytest.mark.slow
