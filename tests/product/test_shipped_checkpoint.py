@@ -90,7 +90,8 @@ def run_example(exported, cache, *flags: str) -> subprocess.CompletedProcess:
     """`example.py` of an exported folder, there, with nothing of this repository to import."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env |= {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "example.py", *flags]
+    without_package = "import runpy, sys; sys.modules['latent_cot'] = None; sys.argv[0] = 'example.py'; "
+    command = [sys.executable, "-c", f"{without_package}runpy.run_path('example.py', run_name='__main__')", *flags]
     return subprocess.run(command, cwd=exported, env=env, capture_output=True, text=True)
 
 

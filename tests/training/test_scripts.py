@@ -82,7 +82,7 @@ def test_two_processes(trained, tmp_path):
     run_ccot.main([*ask, "--output_dir", str(tmp_path / "one")])
     both = ["--ddp_backend", "gloo", "--output_dir", str(tmp_path / "two")]
     train = ["--do_train", "--max_steps", "3", "--teacher_warmup_steps", "1", "--save_strategy", "no"]
-    train += ["--config_overrides", "use_projection=true", "--learning_rate", "0"]
+    train += ["--learning_rate", "0"]
     done = launch("run_ccot.py", *ask, *train, *both)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (
@@ -91,6 +91,20 @@ def test_two_processes(trained, tmp_path):
     )
     assert [row["question"] for row in one] == [row["question"] for row in two]
     assert [row["cot_text"] for row in one] == [row["cot_text"] for row in two]
+
+
+@pytest.mark.parametrize("override", ["use_projection=true", "scale_latents=false"])
+def test_a_trained_gain_stays(trained, override, tmp_path):
+    ask = [
+        "--model_name_or_path",
+        str(trained),
+        "--dataset_name",
+        "chain",
+        "--task_args",
+        "train=8,validation=2,test=2",
+    ]
+    with pytest.raises(InputError, match="have a trained gain"):
+        run_ccot.main([*ask, "--do_train", "--use_cpu", "--config_overrides", override, "--output_dir", str(tmp_path)])
 
 
 def test_text_stays_text(trained):

@@ -125,6 +125,12 @@ def load_config(
             f"scale_latents={config.scale_latents}: the checkpoint's projection has its size from training, so it would change "
             "nothing; leave it out"
         )
+    has_gain = trained and was["scale_latents"] and not was["use_projection"]
+    if has_gain and (config.use_projection or not config.scale_latents):
+        raise InputError(
+            "the checkpoint's latents have a trained gain (scale_latents), which has no place beside a projection or without "
+            "scale_latents: leave both as they are"
+        )
     if family is not None:
         type(config).from_dict(config.to_dict())  # check the values as a configuration file's
     return config
