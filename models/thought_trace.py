@@ -52,9 +52,8 @@ def trace_thought(backbone, input_ids: torch.Tensor, attention_mask: torch.Tenso
 
     run = Passes(backbone, attention_mask, positions_from_mask(attention_mask), PrefixCache())
     update.plain(run, embeds, bot, latents, iterations, project)
-    passes = [
-        (start, output[0]) for start, output in run.outputs
-    ]  # first columns, and last hidden states from there on
+    # Of each pass its first column, and the last hidden states from there on.
+    passes = [(start, output[0]) for start, output in run.outputs]
     opened = passes[0][1][:, bot : bot + 1]  # before the first latent, the same in every pass
     sources = [inputs[0]]
     for start, states in passes[: len(inputs) - 1]:

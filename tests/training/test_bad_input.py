@@ -19,6 +19,7 @@ from latent_cot.training import (
     ICoTTrainer,
     LatentEvaluationArguments,
     ModelArguments,
+    PCCoTTrainer,
     cli,
 )
 from latent_cot.training.errors import InputError
@@ -142,6 +143,13 @@ def test_trainers_refuse_it_too(tmp_path):
             CoTTrainer(models[0], args, train_dataset=rows, evaluation=LatentEvaluationArguments(**asked))
     with pytest.raises(InputError, match="a gpt2 model has no thoughts that could be changed"):
         CoTTrainer(models[0], args, train_dataset=rows, evaluation=LatentEvaluationArguments(faithfulness=True))
+    thinks, changed = ModelArguments(CHAIN), LatentEvaluationArguments(faithfulness=True)
+    with pytest.raises(InputError, match="this trainer trains no thought"):
+        CoTTrainer(thinks, args, train_dataset=rows, test_dataset=rows, evaluation=changed)
+    trainer = PCCoTTrainer(thinks, args, train_dataset=rows, test_dataset=rows, evaluation=changed)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(InputError, match="--faithfulness needs whole weights"):
+        trainer.check_faithfulness()
     with pytest.raises(InputError, match=r"--streaming: run_icot\.py has to know every chain"):
         ICoTTrainer(models[1], args, train_dataset=rows.to_iterable_dataset())
 

@@ -125,7 +125,7 @@ def load_config(
             f"scale_latents={config.scale_latents}: the checkpoint's projection has its size from training, so it would change "
             "nothing; leave it out"
         )
-    has_gain = trained and was["scale_latents"] and not was["use_projection"]
+    has_gain = args.model_name_or_path is not None and trained and was["scale_latents"] and not was["use_projection"]
     if has_gain and (config.use_projection or not config.scale_latents):
         raise InputError(
             "the checkpoint's latents have a trained gain (scale_latents), which has no place beside a projection or without "
@@ -230,9 +230,8 @@ def load_model(
             model = load_weights(name, config, args.model_revision, args.trust_remote_code, **options)
         extend_vocabulary(model, tokenizer, added)
     set_special_ids(model, tokenizer)
-    model.loss_type = (
-        model.loss_type or "ForCausalLM"
-    )  # which transformers warns of where a class's name does not say so
+    # Where a class's name does not say so, as GPT-2's, transformers takes this one too, with a warning.
+    model.loss_type = model.loss_type or "ForCausalLM"
     return model
 
 

@@ -141,6 +141,12 @@ class AnswerEvaluationMixin(GeneratedAnswersMixin):
         if not self.evaluation.faithfulness:
             return
         check_thinks(self.unwrapped)
+        if self.family is None:
+            raise InputError(
+                "--faithfulness: this trainer trains no thought; run latent-cot faithfulness on the checkpoint"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise InputError("--faithfulness needs whole weights: run latent-cot faithfulness on the checkpoint")
         if len(self.rows.get("test", ())) < 2:
             raise InputError("--faithfulness asks test questions: pass --do_predict, with two rows or more")
 
