@@ -111,7 +111,7 @@ def moved(table, rows: list[dict], facts: dict, folder: Path = RECORDED) -> list
             of_machine = column.key.endswith(OF_THE_MACHINE) and not same_machine
             if column.form == "{}" or of_machine or not old or not new:
                 continue
-            change = new[0] / old[0] - 1
+            change = new[0] / old[0] - 1 if old[0] else float(new[0] != 0)
             if abs(change) > THRESHOLD:
                 within = len(old) == 3 and old[1] <= new[0] <= old[2]
                 figure = f"{column.title} {column.form.format(old[0])} -> {column.form.format(new[0])}"
