@@ -1,33 +1,43 @@
-"""Train an early chain model by reward, with one source of variety, until 0.995: steps and CPU seconds to 0.95 and to 0.99.
+"""Train an early model by reward, with one source of variety, until 0.995: steps and CPU seconds to 0.95 and to 0.99.
 
-    python -m benchmarks.results.reward --source weights --strength 0.6 --seeds 0   # one run: results/reward/weights-0.6-0.json
+    python -m benchmarks.results.reward --source weights --strength 0.6 --seeds 0   # one run: results/reward/chain/weights-0.6-0.json
+    python -m benchmarks.results.reward --task affine --source latents --strength 0.3
     python -m benchmarks.results.reward --source weights --strength 0.6 --seeds 0 --of samples   # pass@k before it
     python -m benchmarks.results.reward --tables                                    # the tables of what is there
 
-A run ends at 0.995 of 500 validation questions (asked every 25 steps), after 600 steps, or after 300 CPU seconds of one thread,
-which count from the first evaluation on. With `--label`, other flags are those of `run_grpo.py`.
+Its supervised training ends at the first evaluation (every 5 steps) that finds more than 0.6 of 500 validation questions right.
+A run ends at 0.995 of them (asked every 25 steps), after 600 steps, or after 300 CPU seconds of one thread, which count from
+the first evaluation on. With `--label`, other flags are those of `run_grpo.py`.
 """
 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 
+import run_ccot
 from latent_cot.analysis.recorded_runs import markdown_table
+from latent_cot.training import PCCoTTrainer
+from latent_cot.training.cli import read_recipe
 
 from . import runs
 
-STOPS = {0: 310, 1: 325, 2: 320}  # supervised steps: the first evaluation (every 5) that finds more than 0.6 right
-EARLY = "run_ccot.py configs/recipes/chain_pccot_gpt2-2x64.yaml --lr_scheduler_type constant_with_warmup --use_cpu"
-RECIPE = "configs/recipes/chain_grpo_gpt2-2x64.yaml --eval_steps 25 --eval_on_start --use_cpu"
+RECIPES = {  # of the supervised training, and flags
+    "chain": "chain_pccot_gpt2-2x64",
+    "chain-off": "chain_pccot_gpt2-2x64 --scale_latents false",
+    "chain6": "chain6_pccot_gpt2-2x64",
+    "affine": "affine_pccot_gpt2-2x64",
+}
+EARLY = "--loss_delta 1 --lr_scheduler_type constant_with_warmup --use_cpu --explicit_cot false --eval_steps 5"
+REWARD = "configs/recipes/chain_grpo_gpt2-2x64.yaml --eval_steps 25 --eval_on_start --use_cpu"
 SAMPLES = 16
 PASS_AT = tuple(f"pass@{k}" for k in (1, 4, SAMPLES))
 SOURCES = ("temperature", "latents", "dropout", "weights")
-COLUMNS = ["source", "flags", "seed", "before", "steps, CPU s to 0.95", "steps, CPU s to 0.99"]
+COLUMNS = ["task", "source", "flags", "seed", "before", "steps, CPU s to 0.95", "steps, CPU s to 0.99"]
 COLUMNS += ["at the end", "after (test)"]
 
 
@@ -43,6 +53,19 @@ class Until(TrainerCallback):
             self.points.append((state.global_step, round(seconds, 1), right))
             print(*self.points[-1], flush=True)
             control.should_training_stop |= right >= 0.995 or seconds > 300
+
+
+class Early(PCCoTTrainer):
+    """Ends at the first evaluation that finds more than 0.6 right."""
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        self.control.should_training_stop |= metrics.get("eval_ccot_exact_match", 0) > 0.6
+        return metrics
+
+
+def early() -> None:
+    run_ccot.main(sys.argv[1:], Early)
 
 
 def start() -> tuple:
@@ -93,43 +116,57 @@ def pass_at() -> None:
     leave(trainer.args.output_dir, shares)
 
 
+def call(function: Callable) -> list[str]:
+    return ["-c", f"from benchmarks.results.reward import {function.__name__} as of; of()"]
+
+
 def runs_of(
-    source: str, strength: float, seed: int, of: str, label: str | None = None, more: Sequence[str] = ()
+    task: str, source: str, strength: float, seed: int, of: str, label: str | None = None, more: Sequence[str] = ()
 ) -> list[runs.Run]:
+    name, *flags = RECIPES[task].split()
+    path = f"configs/recipes/{name}.yaml"
+    recipe = read_recipe(runs.ROOT / path)
+    words = [path, *EARLY.split(), "--eval_delay", str(recipe["teacher_warmup_steps"]), *flags, "--seed", str(seed)]
+    before = runs.Run(f"early/{task}/{seed}", [*call(early), *words])
     noise = f"--temperature 1 --rollout_noise {source} --rollout_noise_strength {strength}"
-    flags = f"--temperature {strength}" if source == "temperature" else noise
-    function = {"training": train, "samples": pass_at}[of].__name__
-    words = ["-c", f"from benchmarks.results.reward import {function} as of; of()", *RECIPE.split(), *flags.split()]
-    about = {"source": source, "strength": strength, "seed": seed, "more": list(more)}
-    early = runs.Run(f"early/{STOPS[seed]}-{seed}", f"{EARLY} --max_steps {STOPS[seed]} --seed {seed}".split())
-    name = f"reward/{'' if of == 'training' else 'samples/'}{source}{label or ''}-{strength:g}-{seed}"
-    return [runs.Run(name, [*words, "--seed", str(seed), *more], about, measured, early)]
+    noise = f"--temperature {strength}" if source == "temperature" else noise
+    data = ["--dataset_name", recipe["dataset_name"], "--task_args", recipe["task_args"]]
+    function = {"training": train, "samples": pass_at}[of]
+    words = [*call(function), *REWARD.split(), *data, *noise.split(), "--seed", str(seed), *more]
+    about = {"task": task, "source": source, "strength": strength, "seed": seed, "more": list(more)}
+    folder = f"reward/{task}" if of == "training" else f"reward/{task}/samples"
+    return [runs.Run(f"{folder}/{source}{label or ''}-{strength:g}-{seed}", words, about, measured, before)]
 
 
 def measured(metrics: dict) -> dict:
     return {name: metrics[name] for name in ("points", "test_exact_match", *PASS_AT) if name in metrics}
 
 
+def source_of(run: dict) -> list[str]:
+    return [run["task"], f"{run['source']} {run['strength']:g}"]
+
+
 def show() -> None:
     cells = []
-    for run in runs.recorded("reward/*-*-*"):
+    for run in runs.recorded("reward/*/*-*-*"):
         points = run["points"]
         reached = [next((point[:2] for point in points if point[2] >= level), None) for level in (0.95, 0.99)]
         words = ["not reached" if at is None else f"{at[0]}, {at[1]:.0f}" for at in [*reached, points[-1]]]
-        words = [f"{run['source']} {run['strength']:g}", " ".join(run["more"]), run["seed"], points[0][2], *words]
+        words = [*source_of(run), " ".join(run["more"]), run["seed"], points[0][2], *words]
         cells.append(list(map(str, [*words, run["test_exact_match"] or "not asked"])))
     print("\n".join(markdown_table(COLUMNS, cells)))
     cells = [
-        [f"{run['source']} {run['strength']:g}", str(run["seed"]), *(f"{run[name]:.3f}" for name in PASS_AT)]
-        for run in runs.recorded("reward/samples/*-*-*")
+        [*source_of(run), str(run["seed"]), *(f"{run[name]:.3f}" for name in PASS_AT)]
+        for run in runs.recorded("reward/*/samples/*-*-*")
     ]
-    print("\n".join(["", *markdown_table(["source", "seed", *PASS_AT], cells)]))
+    print("\n".join(["", *markdown_table(["task", "source", "seed", *PASS_AT], cells)]))
 
 
 AXES = {
+    "task": (RECIPES, ["chain"]),
     "source": (SOURCES, ["temperature"]),
     "strength": ((), [2.0]),
-    "seeds": (STOPS, STOPS),
+    "seeds": ((), range(3)),
     "of": (("training", "samples"), ["training"]),
 }
 

@@ -97,7 +97,7 @@ def show(path: Path) -> None:
 
     starts = {"learned": EMBEDDINGS} | {name: float(name[6:]) for name in GAINS if name.startswith("start-")}
     points = [(start / EMBEDDINGS, match) for name, start in starts.items() for match in matches(f"scale/chain/{name}")]
-    off = matches("scale/chain/off") + matches("chain/pccot-unsupervised")
+    off = matches("scale/chain/off")
     direct = matches("chain/none")
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
