@@ -65,10 +65,7 @@ class Task:
 
 
 GIVEN = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text(encoding="utf-8"))
-METHODS, ABLATIONS, VARIANTS = (
-    {name: Method(**entry) for name, entry in GIVEN[part].items()} for part in ("methods", "ablations", "scale")
-)
-EVERY = METHODS | ABLATIONS
+METHODS, VARIANTS = ({name: Method(**entry) for name, entry in GIVEN[part].items()} for part in ("methods", "scale"))
 TASKS = {name: Task(**entry) for name, entry in GIVEN["tasks"].items()}
 
 
@@ -89,7 +86,7 @@ def command_of(recipe: str, method: Method, seed: int) -> list[str]:
 
 def runs_of(name: str, method_name: str, seed: int) -> list[runs.Run]:
     """The run of a cell of a table, where there is one."""
-    task, method = TASKS[name], EVERY[method_name]
+    task, method = TASKS[name], METHODS[method_name]
     if method.recipe not in task.recipes or method_name in task.without:
         return []
     words = command_of(task.recipes[method.recipe], method, seed)
@@ -103,11 +100,11 @@ def runs_of(name: str, method_name: str, seed: int) -> list[runs.Run]:
 def table(name: str) -> str:
     """A task's table in Markdown: mean and range over the seeds; empty if nothing was run."""
     task, cells = TASKS[name], []
-    for method, rows in records(runs.RESULTS / name, EVERY).items():
+    for method, rows in records(runs.RESULTS / name, METHODS).items():
         if not rows:
             continue
         matches = [row["exact_match"] for row in rows]
-        row = [EVERY[method].label, f"`{task.recipes[EVERY[method].recipe]}`", str(len(rows))]
+        row = [METHODS[method].label, f"`{task.recipes[METHODS[method].recipe]}`", str(len(rows))]
         row += [f"{value:.4f}" for value in (statistics.mean(matches), min(matches), max(matches))]
         row += [f"{statistics.median(row['train_seconds'] for row in rows):.0f}"]
         row += [f"{statistics.median(row['ms_per_answer_in_batches'] for row in rows):.2f}"]
@@ -123,7 +120,7 @@ def write_tables() -> None:
     PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
 
 
-AXES = {"task": (TASKS, TASKS), "methods": (EVERY, METHODS), "seeds": ((), range(5))}
+AXES = {"task": (TASKS, TASKS), "methods": (METHODS, METHODS), "seeds": ((), range(5))}
 
 if __name__ == "__main__":
     runs.command_line(__doc__, AXES, runs_of, write_tables)

@@ -7,6 +7,7 @@
 A run whose file is already in `results/scale/` is not made again.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -83,8 +84,9 @@ def table() -> str:
     lines = []
     for (task, variant), rows in cells.items():
         matches = [row["exact_match"] for row in rows]
-        figures = (min(matches), max(matches), min(row["explicit"] for row in rows))
-        lines.append([task, variant, str(len(rows)), *(f"{figure:.4f}" for figure in figures)])
+        figures = min(matches), max(matches), min(row.get("explicit", math.nan) for row in rows)
+        figures = ["not asked" if math.isnan(figure) else f"{figure:.4f}" for figure in figures]
+        lines.append([task, variant, str(len(rows)), *figures])
     return "\n".join(markdown_table(COLUMNS, lines))
 
 

@@ -44,7 +44,7 @@ def test_methods_of_a_task_see_the_same_examples(task):
 @pytest.mark.parametrize("task", grid.TASKS)
 def test_no_method_of_a_task_repeats_another(task):
     """c = 3 of the chain of four is T = 3 already, and word problems have blocks of latents by themselves."""
-    made = {name: run.words for name in grid.EVERY for run in grid.runs_of(task, name, 0)}
+    made = {name: run.words for name in grid.METHODS for run in grid.runs_of(task, name, 0)}
     recipes = {recipe for recipe in grid.TASKS[task].recipes.values()}
     assert {words[1] for words in made.values()} == {f"configs/recipes/{recipe}.yaml" for recipe in recipes}
     assert len(set(map(tuple, made.values()))) == len(made)
@@ -97,7 +97,7 @@ def test_a_run_writes_its_file_and_is_not_made_again(monkeypatch, tmp_path):
     monkeypatch.setattr(grid, "PAGE", page)
     method = grid.METHODS["pccot-range"]
     few = "--max_steps 2 --teacher_warmup_steps 1 --task_args train=64,validation=4,test=8 --use_cpu"
-    monkeypatch.setitem(grid.EVERY, "pccot-range", replace(method, flags=f"{method.flags} {few}"))
+    monkeypatch.setitem(grid.METHODS, "pccot-range", replace(method, flags=f"{method.flags} {few}"))
     argv = ["--task", "chain", "--methods", "pccot-range", "--seeds", "3", "--output_dir", str(tmp_path)]
     runs.command_line("", grid.AXES, grid.runs_of, grid.write_tables, argv=argv)
     path = tmp_path / "results" / "chain" / "pccot-range" / "seed-3.json"
