@@ -171,7 +171,7 @@ def test_sizes_of_latents():
     recipe = "configs/recipes/chain6_pccot_gpt2-2x64.yaml"
     assert commands["learned"] == f"run_ccot.py {recipe} --config_overrides {own} --seed 0"
     assert commands["off"] == f"run_ccot.py {recipe} --scale_latents false --config_overrides {own} --seed 0"
-    assert len(set(commands.values())) == len(commands) == 16
+    assert len(set(commands.values())) == len(commands) == 19
     recorded = {row["variant"] for row in runs.recorded("scale/chain/*/seed-*")}
     assert recorded <= commands.keys()
 
