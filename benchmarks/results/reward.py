@@ -146,20 +146,25 @@ def source_of(run: dict) -> list[str]:
     return [run["task"], f"{run['source']} {run['strength']:g}"]
 
 
-def show() -> None:
-    cells = []
+def tables() -> list[str]:
+    """What is recorded of trainings, and of samples before them."""
+    trained = []
     for run in runs.recorded("reward/*/*-*-*"):
         points = run["points"]
         reached = [next((point[:2] for point in points if point[2] >= level), None) for level in (0.95, 0.99)]
         words = ["not reached" if at is None else f"{at[0]}, {at[1]:.0f}" for at in [*reached, points[-1]]]
         words = [*source_of(run), " ".join(run["more"]), run["seed"], points[0][2], *words]
-        cells.append(list(map(str, [*words, run["test_exact_match"] or "not asked"])))
-    print("\n".join(markdown_table(COLUMNS, cells)))
-    cells = [
+        trained.append(list(map(str, [*words, run["test_exact_match"] or "not asked"])))
+    sampled = [
         [*source_of(run), str(run["seed"]), *(f"{run[name]:.3f}" for name in PASS_AT)]
         for run in runs.recorded("reward/*/samples/*-*-*")
     ]
-    print("\n".join(["", *markdown_table(["task", "source", "seed", *PASS_AT], cells)]))
+    lines = markdown_table(COLUMNS, trained), markdown_table(["task", "source", "seed", *PASS_AT], sampled)
+    return ["\n".join(table) for table in lines]
+
+
+def show() -> None:
+    print("\n\n".join(tables()))
 
 
 AXES = {

@@ -304,7 +304,13 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
 def test_it_learns_a_chain(tmp_path):
     """The demo's recipe on two operations mod 3: the decoder writes the step, and answers are right."""
     argv = [str(ROOT / "configs/recipes/chain_pccot_gpt2-2x64.yaml"), "--loss_delta", "1", "--step_decoder_layers", "1"]
-    argv += ["--use_cpu", "--task_args", "operations=2,modulus=3,train=3000,validation=50,test=200", "--num_latent_tokens", "1"]
+    argv += [
+        "--use_cpu",
+        "--task_args",
+        "operations=2,modulus=3,train=3000,validation=50,test=200",
+        "--num_latent_tokens",
+        "1",
+    ]
     argv += ["--max_steps", "300", "--teacher_warmup_steps", "150", "--learning_rate", "0.003", "--logging_steps", "25"]
     argv += ["--eval_strategy", "no", "--do_eval", "false", "--explicit_cot", "false", "--report_to", "none"]
     metrics = run_ccot.main([*argv, "--disable_tqdm", "true", "--output_dir", str(tmp_path)])
