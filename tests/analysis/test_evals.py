@@ -174,7 +174,12 @@ def test_an_explicit_chain_is_read(asked):
     options |= {"latent_thought": False} if asked == "by request" else {}
     questions, rows = [row["question"] for row in ROWS[:20]], ROWS[:20]
     given = lm.generate_until([Instance("generate_until", row, (row["question"], options), 0) for row in rows])
-    ours = answer_questions(model, tokenizer, questions, mode="cot", batch_size=4, max_new_tokens=40)
+    room = (
+        model.config.n_positions
+        - len(tokenizer(questions[0])["input_ids"])
+        - ("bot_token_id" in model.config.to_dict())
+    )
+    ours = answer_questions(model, tokenizer, questions, mode="cot", batch_size=4, max_new_tokens=room)
     assert given == ours.answers and min(map(len, ours.texts)) > 2
     right = sum(map(same_answer, given, [row["answer"] for row in rows])) / len(rows)
     assert right > 0.9 or asked == "a stock backbone"
