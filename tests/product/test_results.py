@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import ROOT, SHIPPED
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl
 
 import run_ccot
 import run_cot
@@ -174,6 +174,24 @@ def test_sizes_of_latents():
     assert len(set(commands.values())) == len(commands) == 19
     recorded = {row["variant"] for row in runs.recorded("scale/chain/*/seed-*")}
     assert recorded <= commands.keys()
+
+
+@pytest.mark.parametrize("task", reward.RECIPES)
+def test_reward_goes_on_from_an_early_supervised_model(task, monkeypatch):
+    """On the same questions; it is first asked once the student has begun, and ends above 0.6."""
+    monkeypatch.chdir(ROOT)
+    (run,) = reward.runs_of(task, "latents", 0.3, 0, "training")
+    _, thought, _, data, *_, args = parse(run_ccot.ARGUMENTS, [*run.after.words[2:], "--output_dir", "x"])
+    assert thought.loss_delta == 1 and args.eval_delay == thought.teacher_warmup_steps > 0 and args.eval_steps == 5
+    assert thought.scale_latents is (False if task == "chain-off" else None)
+    assert run.words[run.words.index("--task_args") + 1] == data.task_args and data.dataset_name in run.words
+
+    early = reward.Early.__new__(reward.Early)
+    early.control = TrainerControl()
+    for right, ends in ((0.6, False), (0.602, True)):
+        monkeypatch.setattr(reward.PCCoTTrainer, "evaluate", lambda self, right=right: {"eval_ccot_exact_match": right})
+        early.evaluate()
+        assert early.control.should_training_stop is ends
 
 
 def test_tables_and_plots_of_what_is_recorded(tmp_path, capsys):
