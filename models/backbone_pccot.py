@@ -125,8 +125,8 @@ class PCCoTModelMixin(CompleteWeightsMixin):
             embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
             inputs_embeds, input_ids = put_latents(embeds, spans, latent_embeds), None
             spans = []  # nothing is left to think
-        if value_noise and iterations == 0:
-            raise ValueError("value_noise is of a thought, and with num_iterations=0 there is none")
+        if (value_noise or latent_noise or latent_dropout) and iterations == 0:
+            raise ValueError("noise is of a thought, and with num_iterations=0 there is none")
         if not spans or iterations == 0:  # T = 0: the latents stay filler tokens
             if self.training and self.is_checkpointed():
                 if given is not None:

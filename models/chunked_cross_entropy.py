@@ -74,7 +74,8 @@ def cross_entropy(head: nn.Module, states: torch.Tensor, labels: torch.Tensor, w
     Args:
         head: the output head, `(n, hidden)` -> `(n, vocabulary)`. One that is linear without bias is computed in chunks;
             so is one whose `trained_rows()` gives `(weight, rows, row_weight)`: a frozen matrix of which a few rows
-            are replaced (LoRA). Any other is called, and so is one with hooks, which fetch weights that are kept elsewhere.
+            are replaced (LoRA). Any other is called, and so is one with hooks, which fetch weights that are kept elsewhere, and
+            any in float16.
         states: `(n, hidden)`.
         labels: `(n,)`, -100 where nothing is to be predicted.
         weights: `(n,)`, float32; a gradient reaches `states` and the head, not the weights.
@@ -83,18 +84,18 @@ def cross_entropy(head: nn.Module, states: torch.Tensor, labels: torch.Tensor, w
         The sum, a scalar, and each token's own loss `(n,)`, detached, both float32.
     """
     inner = getattr(head, "token_adapter", head)  # PEFT's wrapper
-    hooked = bool(head._forward_pre_hooks)
-    if not hooked and hasattr(inner, "trained_rows"):
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    # In float16 gradients vanish unless the loss is scaled first, and here they are made before that is known.
+    plain = bool(head._forward_pre_hooks) or dtype == torch.float16
+    if not plain and hasattr(inner, "trained_rows"):
         matrices = inner.trained_rows()
-    elif not hooked and type(inner) is nn.Linear and inner.bias is None and inner.weight.numel() > 0:  # 0: ZeRO-3
+    elif not plain and type(inner) is nn.Linear and inner.bias is None and inner.weight.numel() > 0:  # 0: ZeRO-3
         matrices = inner.weight, None, None
     else:
         losses = F.cross_entropy(head(states).float(), labels, ignore_index=IGNORED, reduction="none")
         return (losses * weights).sum(), losses.detach()
-    device = states.device.type
-    if torch.is_autocast_enabled(device):
-        states = states.to(torch.get_autocast_dtype(device))
-    return LinearCrossEntropy.apply(states, *matrices, labels, weights)
+    return LinearCrossEntropy.apply(states.to(dtype), *matrices, labels, weights)
 
 
 class LinearCrossEntropy(torch.autograd.Function):

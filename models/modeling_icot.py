@@ -69,7 +69,7 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             position_ids = positions_from_mask(attention_mask)[:, -length:]
         if (given := past_key_values if cache is None else cache) is not None:
-            kwargs[CACHE] = given
+            kwargs[CACHE if isinstance(given, Cache) else "cache"] = given  # else: a batch engine's own
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -185,7 +185,8 @@ class ICoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         eos = first_of("eos_token_id", sources)
         if self.writes_chain(explicit_steps) and eos in (ready, [ready]):
             # Published checkpoints end the chain and the answer with the same token: the second one stops.
-            criteria = [*kwargs.pop("stopping_criteria", []), SecondEndCriteria(ready, inputs.shape[1] + len(suffix))]
+            length = self._with_suffix(inputs, kwargs.get("attention_mask"), suffix)[0].shape[1]
+            criteria = [*(kwargs.pop("stopping_criteria", None) or []), SecondEndCriteria(ready, length)]
             kwargs |= {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": -1}
             if first_of("pad_token_id", sources) is None:
                 kwargs["pad_token_id"] = ready

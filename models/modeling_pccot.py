@@ -254,6 +254,8 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
             return super().generate(inputs, generation_config, **kwargs)
         check_shape(inputs)
         if self.has_suffix(inputs, latent_thought):
+            if first_of("prefill_chunk_size", self._sources(generation_config, kwargs)) is not None:
+                raise ValueError("a thought that is opened already is read in one pass: leave prefill_chunk_size out")
             return self.generate_with_suffix([], inputs, generation_config, with_bos=False, **kwargs)
         hands_on = latent_thought and kwargs.get("assistant_model") is None  # which would be given it too
         return self.generate_with_suffix(
@@ -269,9 +271,14 @@ class PCCoTForCausalLMMixin(PromptSuffixMixin, OwnBaseModelMixin):
         latents = self.config.num_latent_tokens if num_latent_tokens is None else num_latent_tokens
         return {"thought_span": ThoughtSpan(column + len(self.config.question_suffix_ids or []), latents)}
 
-    def prepare_inputs_for_generation(self, input_ids, *args, thought_span: ThoughtSpan | None = None, **kwargs):
-        """transformers' own; the span is for a pass over the whole sequence, not for later tokens or after a cached prompt."""
-        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+    def prepare_inputs_for_generation(
+        self, input_ids, *args, inputs_embeds=None, thought_span: ThoughtSpan | None = None, **kwargs
+    ):
+        """transformers' own; the span is for a pass over the whole sequence, not for later tokens or after a cached prompt.
+
+        `generate()` looks for the name of `inputs_embeds` here.
+        """
+        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         ids = model_inputs.get("input_ids")
         if thought_span is not None and ids is not None and ids.shape[1] == input_ids.shape[1]:
             model_inputs["thought_span"] = thought_span

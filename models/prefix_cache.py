@@ -8,6 +8,7 @@ gives the same keys and values again.
 An answer into a static cache needs none of that: its passes overwrite each other's columns there (`truncate_to`).
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -92,6 +93,12 @@ def first_positions(cache: Any, length: int) -> PrefixCache:
     return PrefixCache(
         [PrefixLayer(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers]
     )
+
+
+def copy_of(cache: Cache) -> Cache:
+    """A cache like this one, whatever its kind, with tensors of its own and without their graph."""
+    tensors = [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(cache, {id(tensor): tensor.detach().clone() for tensor in tensors})
 
 
 def is_static(cache: Cache | None) -> bool:

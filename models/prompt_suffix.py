@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
 from .answer_modes import AnswerMode
 from .batch_engine import BatchEngineMixin
+from .prefix_cache import copy_of
 from .prompt_checks import LENGTHS, check_arguments, check_shape, check_token_ids, first_of, positions_taken
 from .transformers_versions import CACHE
 
@@ -144,7 +146,7 @@ class PromptSuffixMixin(BatchEngineMixin):
         that the model was trained with (a chat's prompt does).
 
         Both are left out of what is returned, what a streamer sees, and `max_length` and `min_length`. A dictionary
-        holds no cache: it would not fit the returned sequences.
+        holds no cache: it would not fit the returned sequences. A cache that is handed in stays as it was.
 
         Args:
             suffix: token ids; may be empty.
@@ -170,7 +172,10 @@ class PromptSuffixMixin(BatchEngineMixin):
         kwargs |= {} if at_suffix is None else at_suffix(length)
         before = None if mask is None else mask[:, :length]
         kwargs |= self._new_tokens_that_fit(question, prompt[:, :length], before, added, gap, generation_config, kwargs)
-        check_assistant(kwargs.get("assistant_model"), prompt, gap)
+        own = {*self.own_options, "latent_sources", "latent_embeds", "filler_embeds"} & kwargs.keys()
+        check_assistant(kwargs.get("assistant_model"), prompt, gap, own)
+        if self.checkpoints_layers():
+            kwargs["use_cache"] = False
         if hidden == 0:
             return super().generate(inputs, generation_config, **kwargs)
         if self.training and is_scored_by_trl(self):
@@ -185,8 +190,6 @@ class PromptSuffixMixin(BatchEngineMixin):
             raise ValueError(
                 f"prefill_chunk_size={chunk} would cut the tokens added after the question at column {length}"
             )
-        if self.checkpoints_layers():
-            kwargs["use_cache"] = False
 
         # Everything that has a column per token grows with the prompt.
         positions = kwargs.get("position_ids")
@@ -201,6 +204,9 @@ class PromptSuffixMixin(BatchEngineMixin):
                 kwargs[name] = value + hidden
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = HidingStreamer(kwargs["streamer"], question)
+
+        kept = (name for name in {"past_key_values", CACHE} if isinstance(kwargs.get(name), Cache))
+        kwargs |= {name: copy_of(kwargs[name]) for name in kept}  # the caller's stays without what is hidden
 
         output: Any = super().generate(prompt, generation_config, **kwargs)
         if isinstance(output, torch.Tensor):
@@ -302,7 +308,7 @@ class PromptSuffixMixin(BatchEngineMixin):
         if not self.config.questions_start_with_bos:
             return inputs, mask
         bos, full = self.config.bos_token_id, self._mask_of(inputs) if mask is None else mask
-        first = full.argmax(dim=1, keepdim=True)  # the column of each row's first token
+        first = full.long().argmax(dim=1, keepdim=True)  # the column of each row's first token
         lacking = inputs.gather(1, first) != bos
         if not lacking.any():
             return inputs, mask
@@ -312,12 +318,15 @@ class PromptSuffixMixin(BatchEngineMixin):
         return inputs, full.scatter(1, first, lacking.to(full.dtype))
 
 
-def check_assistant(assistant, prompt: torch.Tensor, gap: int) -> None:
-    """Raises ValueError for an `assistant_model` whose tokens could not be those of this prompt's answer."""
+def check_assistant(assistant, prompt: torch.Tensor, gap: int, own: set[str]) -> None:
+    """Raises ValueError for an `assistant_model` whose tokens could not be those of this prompt's answer, or that would be given
+    arguments of ours (`own`) too."""
     if assistant is None:
         return
     if gap:
         raise ValueError("assistant_model cannot be used where positions are left free (keep_position, position_gap)")
+    if own:
+        raise ValueError(f"assistant_model would be given {', '.join(sorted(own))} too: leave one of them out")
     if isinstance(assistant, PromptSuffixMixin) and not assistant.has_suffix(prompt):
         raise ValueError(
             f"assistant_model is a {assistant.config.model_type}, which would add tokens of its own to this prompt: only a "

@@ -95,8 +95,10 @@ def value_matrix(projection: Any, weight: torch.Tensor | None = None) -> torch.T
     """The value matrix `(in, out)` among the weights of a projection (or in a tensor of their shape), as a view of them.
 
     Raises:
-        ValueError: for quantised weights.
+        ValueError: for quantised weights, and for ones with adapters beside them.
     """
+    if hasattr(projection, "base_layer"):
+        raise ValueError("value_noise needs value matrices without adapters, whose basis is another: merge them first")
     weight = projection.weight if weight is None else weight
     if not weight.is_floating_point():
         raise ValueError(f"value_noise needs value matrices that are not quantised, got {weight.dtype}")
@@ -105,6 +107,7 @@ def value_matrix(projection: Any, weight: torch.Tensor | None = None) -> torch.T
     )  # GPT-2's Conv1D: (in, 3 x out)
 
 
+@torch.inference_mode(False)  # it is kept, and may be asked for in training next
 @torch.no_grad()
 def basis_of(projection: nn.Module) -> torch.Tensor:
     """The singular vectors `(out, rank)` on the side of the values, in float32 at least; kept for as long as the weights stay."""

@@ -1,8 +1,8 @@
 """transformers' batch engine for models that complete their prompts: `generate_batch()`, `serve --continuous-batching`.
 
 The engine calls a model on packed batches and never its `generate()`. So a manager of ours opens each prompt as `generate()`
-does and hides that from the caller again. Its passes are in `continuous_batching_passes.py`, and what keeps a span in one
-batch in `continuous_batching_scheduler.py`.
+does and hides that from the caller again. Its passes are in `passes.py`, and what keeps a span in one batch in
+`scheduler.py`.
 """
 
 import copy

@@ -13,20 +13,10 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata
 
+from latent_cot.latent_gain import LatentGain
 from latent_cot.spans_pccot import latents_of_spans
 
 from .windows import pieces_of, think
-
-
-class LatentGain(nn.Module):
-    """A latent's input is the hidden state before it, times a weight of each element."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return states * self.weight
 
 
 class LatentThoughtMixin(nn.Module):

@@ -88,6 +88,17 @@ def test_cross_entropy_under_autocast():
         assert ours.dtype == torch.float32 and torch.allclose(ours, theirs, atol=2e-2)
 
 
+def test_gradients_in_float16_survive_until_the_loss_is_scaled():
+    """Each is far below the smallest number of float16."""
+    head, states, labels, _ = random_case(dtype=torch.float32)
+    with torch.autocast("cpu", torch.float16):
+        total, _ = cross_entropy(head, states, labels, torch.full((13,), 1e-8))
+    got = torch.autograd.grad(total * 2.0**24, [states, head.weight])
+    wanted = torch.autograd.grad(plain_losses(head(states), labels).sum() * 1e-8 * 2.0**24, [states, head.weight])
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
 def test_no_logits_of_a_whole_batch(monkeypatch):
     """Nothing as large as (tokens, vocabulary) is ever allocated, forward or backward."""
     head, states, labels, weights = random_case(count=64, vocabulary=400, dtype=torch.float32)
@@ -155,6 +166,8 @@ def test_trained_rows_are_pefts():
         for wrapped, kind in zip(twins, (FastTrainableTokens, TrainableTokensLayer), strict=True):
             assert sum(type(module) is kind for module in wrapped.modules()) == 2
             model = wrapped.base_model.model
+            with torch.inference_mode():  # of which nothing may be kept for training
+                model.get_input_embeddings()(ids)
             states = model.get_input_embeddings()(ids)
             logits = model.lm_head(states)
             (logits**2).sum().backward()

@@ -1,11 +1,14 @@
 """`generate()` as for any causal language model."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import CONFIGS, make_model, question_batch, with_span
 from torch._dynamo.utils import counters
 from transformers import (
     CompileConfig,
+    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     StaticCache,
@@ -114,6 +117,8 @@ def test_assisted_decoding_gives_the_greedy_answer(backbone):
     ids, _ = question_batch([6])
     wanted = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False, assistant_model=assistant), wanted)
+    with pytest.raises(ValueError, match="assistant_model would be given num_iterations too"):
+        model.generate(ids, assistant_model=assistant, num_iterations=2)
 
 
 def test_stopping_criteria(gpt2, prompt):
@@ -225,6 +230,17 @@ def test_prefill_in_chunks(gpt2, prompt):
         gpt2.generate(**prompt, max_new_tokens=3, do_sample=False, prefill_chunk_size=6)
     output = gpt2.generate(**prompt, max_new_tokens=3, do_sample=False, prefill_chunk_size=64)
     assert torch.equal(output, wanted)
+    with pytest.raises(ValueError, match="opened already is read in one pass"):
+        gpt2.generate(**gpt2.open_thought(**prompt), max_new_tokens=3, prefill_chunk_size=64)
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, partial(StaticCache, max_cache_len=64)], ids=["dynamic", "static"])
+def test_a_cache_that_is_handed_in_stays_as_it_was(gpt2, prompt, kind):
+    """It would hold what the caller does not see, and the next turn would be answered from that."""
+    wanted, cache = gpt2.generate(**prompt, max_new_tokens=3, do_sample=False), kind(config=gpt2.config)
+    for _ in range(2):
+        assert torch.equal(gpt2.generate(**prompt, max_new_tokens=3, do_sample=False, past_key_values=cache), wanted)
+        assert int(cache.get_seq_length()) == 0
 
 
 def test_what_cannot_be_answered(gpt2, prompt):
@@ -237,6 +253,9 @@ def test_what_cannot_be_answered(gpt2, prompt):
             gpt2.generate(**prompt, **{name: value})
     with pytest.raises(ValueError, match="input_ids"):
         gpt2.generate(inputs_embeds=torch.zeros(1, 4, 32))
+    assert gpt2.generate(inputs_embeds=torch.zeros(1, 4, 32), latent_thought=False, max_new_tokens=2).shape == (1, 2)
+    with pytest.raises(ValueError, match="with num_iterations=0 there is none"):
+        gpt2.generate(**prompt, num_iterations=0, latent_noise=0.5)
     half, _ = with_span(gpt2, *question_batch([6, 6]), tail=0)
     half[1, 6:] = 9
     with pytest.raises(ValueError, match="ragged thought spans"):

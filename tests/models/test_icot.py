@@ -202,6 +202,23 @@ def run(folder, *flags: str) -> tuple[dict, dict]:
     return metrics, json.loads((folder / "config.json").read_text())
 
 
+def test_a_first_token_counts_as_no_end():
+    """Of the model's own; before it the question looks shorter by one than it is."""
+    model = make("icot-llama", start_token_id=1, ready_token_id=1, bos_token_id=2, questions_start_with_bos=True)
+    chain, said = [5, 6, 1, 7, 8, 1, 9], []
+
+    def say(*_):
+        logits = torch.full((1, 1, 40), -9.0)
+        logits[..., chain[len(said)]] = 9
+        return said.append(1) or logits
+
+    model.lm_head.register_forward_hook(lambda module, args, output: say())
+    for question in ([[2, 7, 9]], [[7, 9]]):
+        said.clear()
+        output = model.generate(torch.tensor(question), max_new_tokens=9, do_sample=False, stopping_criteria=None)
+        assert output[0, len(question[0]) :].tolist() == [5, 6, 1, 7, 8, 1]
+
+
 def trainer_log(folder) -> list[dict]:
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
 
@@ -220,6 +237,29 @@ def test_a_run_takes_the_chain_away(tmp_path):
     }
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert model.generate(**tokenizer(["1+1="], return_tensors="pt"), max_new_tokens=2).shape[1] > 4
+    # Before the first step of another run, however that is scheduled, the weights are those that lost their chain.
+    again = ["--model_name_or_path", str(tmp_path), "--dataset_name", "chain", *CHAIN[6:-1], "--do_train"]
+    run_icot.main(
+        [
+            *again,
+            "--output_dir",
+            str(tmp_path / "again"),
+            "--max_steps",
+            "1",
+            "--learning_rate",
+            "0",
+            "--partial_removal",
+            "--eval_strategy",
+            "steps",
+            "--eval_on_start",
+            "--logging_steps",
+            "1",
+        ]
+    )
+    assert [entry["removed_tokens"] for entry in trainer_log(tmp_path / "again") if "removed_tokens" in entry][:2] == [
+        4,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(("mode", "written"), [("random", False), ("sequential", True), ("depth", False)])

@@ -14,6 +14,8 @@ from latent_cot.passes_pccot import Passes
 from latent_cot.positions import positions_from_mask
 from latent_cot.prefix_cache import PrefixCache
 from latent_cot.spans_pccot import find_thought_spans
+from latent_cot.training.arguments import LoraArguments
+from latent_cot.training.checkpoints.lora import add_adapters
 from latent_cot.value_noise import value_matrix, value_projections
 
 LENGTHS = [5, 3, 7, 5]
@@ -146,6 +148,10 @@ def test_what_is_refused(gpt2, options, said):
     ids, mask = question_batch([5])
     with pytest.raises(ValueError, match=said):
         gpt2.generate(ids, attention_mask=mask, max_new_tokens=2, **({"value_noise": STRENGTH} | options))
+    adapted = make_model("gpt2")
+    add_adapters(adapted, LoraArguments(use_peft=True, lora_target_modules="c_attn"))
+    with pytest.raises(ValueError, match="needs value matrices without adapters"):
+        adapted.generate(ids, attention_mask=mask, value_noise=STRENGTH)
     twice = make_model("gpt2").train()
     twice.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ValueError, match="leave gradient checkpointing out"):
@@ -162,3 +168,11 @@ def test_a_basis_is_kept_for_as_long_as_its_weights_stay(monkeypatch):
     projection.weight.data[0].mul_(3)
     assert not torch.equal(value_noise.basis_of(projection), first) and len(computed) == 2
     assert value_noise.basis_of(projection.double()).dtype == torch.float64
+
+
+def test_a_basis_of_inference_mode_is_good_for_training():
+    model, (ids, mask) = make_model("gpt2"), question_batch([5])
+    opened = model.open_thought(ids, mask)
+    with torch.inference_mode():
+        model(**opened, value_noise=STRENGTH)
+    model(**opened, value_noise=STRENGTH).logits.sum().backward()

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    __version__,
 )
 
 from latent_cot.complete_weights import NEW_PARTS
@@ -37,6 +38,8 @@ class GGUFFile:
 
     def __init__(self, name: str, gguf_file: str, revision: str = "main"):
         check_installed("gguf", "--gguf_file", "'.[gguf]'")
+        if __version__.startswith("5.17."):
+            raise InputError(f"--gguf_file needs transformers 5.18 or newer: the reader of {__version__} loses tokens")
         import gguf
 
         path = find_file(name, gguf_file, revision)

@@ -324,6 +324,7 @@ def check_attention(implementation: str | None) -> None:
 
 def reinitialize(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same configuration with random weights."""
+    model.config._name_or_path = ""  # adapters could not be put on what it names
     fresh = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     fresh.generation_config = model.generation_config
     return fresh
@@ -344,3 +345,4 @@ def extend_positions(model: PreTrainedModel, positions: int) -> None:
     longer.weight.data[len(old) :] = old[-1]
     model.base_model.wpe = longer
     model.config.max_position_embeddings = positions
+    model.name_or_path = ""  # adapters could not be put on what it names

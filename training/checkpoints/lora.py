@@ -34,7 +34,10 @@ def add_adapters(model: PreTrainedModel, args: LoraArguments, fast: bool = True)
         of the end of sequence (the original's choice), and `modules_to_save` require gradients.
     """
     if not (args.save_base or model.name_or_path):
-        raise InputError("--save_base false: a model with random weights has no name to find it by; leave the flag out")
+        raise InputError(
+            "--save_base false: the weights below the adapters would be those of no checkpoint (drawn at random, or with "
+            "positions added); leave the flag out"
+        )
     adapters = lora_config(model, args)
     from peft import get_peft_model
 

@@ -27,7 +27,8 @@ class FastTrainableTokens(TrainableTokensLayer):
         (name,) = self.active_adapters
         weight = self.base_layer.weight
         if self.rows is None or self.rows.device != weight.device:
-            self.rows = torch.tensor(self.token_indices[name], device=weight.device)
+            with torch.inference_mode(False):  # it is kept, and may be asked for in training next
+                self.rows = torch.tensor(self.token_indices[name], device=weight.device)
         return weight, self.rows, self.trainable_tokens_delta[name]
 
     def get_merged_weights(self, active_adapters) -> torch.Tensor:

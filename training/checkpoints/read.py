@@ -16,10 +16,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 import latent_cot  # noqa: F401  registers the model types
 from latent_cot.complete_weights import CompleteWeightsMixin, check_files, read_header
@@ -126,6 +128,8 @@ def load_weights(
     if rows > base_config.vocab_size:
         model.resize_token_embeddings(rows, mean_resizing=False)
     model.config.pad_token_id = pad
+    if (settings := find_file(name, GENERATION_CONFIG_NAME, revision)) is not None:
+        model.generation_config = GenerationConfig.from_pretrained(settings.parent)
     merged = merge_adapter(model, adapter.parent)
     check_finite(merged, name)
     return merged

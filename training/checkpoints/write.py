@@ -18,6 +18,7 @@ from .lora import ADAPTER_CONFIG, finish_adapter_config, merge_adapter, save_ada
 
 EXAMPLE = Path(__file__).with_name("example.py")  # needs nothing of this package
 MANIFEST = "latent_cot_files.json"
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # The names that a model's files have: written here, or read along with whatever model lies beside them.
 RESERVED = f"""
     {MANIFEST} config.json generation_config.json *.safetensors *.safetensors.index.json adapter adapter_config.json
@@ -86,7 +87,10 @@ def write_model_files(
     Args:
         weights: the model's state, where it had to be collected from several processes; `{}` writes none.
     """
-    model.generation_config.do_sample = False  # unless it is said, a pipeline samples
+    settings = model.generation_config
+    settings.do_sample = False  # unless it is said, a pipeline samples
+    for name in SAMPLING:  # of a backbone that samples by default: beside that no configuration can be saved
+        setattr(settings, name, None)
     model.save_pretrained(folder, state_dict=weights)
     if weights == {}:
         (folder / "model.safetensors").unlink(missing_ok=True)

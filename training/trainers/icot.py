@@ -77,7 +77,7 @@ class ICoTTrainer(CoTTrainer):
         self.chain_lengths = (
             column(self.splits["train"], "chain_length") if "train" in self.splits else np.zeros(1, int)
         )
-        self.longest_chain, self.mean_chain = int(self.chain_lengths.max()), float(self.chain_lengths.mean())
+        self.longest_chain = int(self.chain_lengths.max())
         if config.keep_position and self.chain_lengths.min() < self.longest_chain:
             logger.warning(
                 "--keep_position: chains have %d to %d tokens, and how many a question's own has is not known when it is "
@@ -174,17 +174,20 @@ class ICoTTrainer(CoTTrainer):
         return max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
 
     @property
-    def last_step(self) -> int:
-        """The last step that the present weights have seen: what is asked or saved goes by it, not by the next one."""
-        seen = self.state.global_step if self.weights_step is None else self.weights_step
-        return max(0, seen - 1)
+    def steps_seen(self) -> int:
+        """By the present weights: what is asked or saved goes by the last of them, not by the next one."""
+        return self.state.global_step if self.weights_step is None else self.weights_step
+
+    @property
+    def removed(self) -> float:
+        """Tokens that the present weights do without: what training removed last, or before it what the checkpoint names."""
+        if self.steps_seen and self.train_dataset is not None:
+            return self.scheduled(self.steps_seen - 1)
+        count = self.unwrapped.config.num_internalized_tokens
+        return math.inf if count == ALL_TOKENS else count
 
     def scheduled(self, step: int) -> float:
-        """Tokens to remove at a step: from the schedule, or one for each evaluation that passed the gate; without training,
-        those that a checkpoint does without."""
-        if self.train_dataset is None:
-            count = self.unwrapped.config.num_internalized_tokens
-            return math.inf if count == ALL_TOKENS else count
+        """Tokens to remove at a step: from the schedule, or one for each evaluation that passed the gate."""
         gate = self.method.removal_gate
         if gate is None:
             return self.removal.tokens(step, self.steps_per_epoch)
@@ -197,21 +200,22 @@ class ICoTTrainer(CoTTrainer):
 
     def model_inputs(self, batch: dict, training: bool) -> dict:
         """What this step leaves of the chain; whole tensors, chosen on the host without waiting."""
-        step = self.state.global_step if training else self.last_step
+        step = self.state.global_step if training else max(0, self.steps_seen - 1)
+        removed = self.scheduled(step) if training else self.removed
         smooth = training and step >= self.removal.waiting_steps(self.steps_per_epoch)
         if training and self.method.reset_optimizer:
-            self.chains_gone.append(self.internalizer.removes_all(batch, step, self.scheduled(step), smooth))
+            self.chains_gone.append(self.internalizer.removes_all(batch, step, removed, smooth))
         # `--max_len_train` is about training alone, there too: what is evaluated is all of it.
         apply = self.internalizer if training else replace(self.internalizer, max_length=None)
-        return apply(batch, step, self.scheduled(step), self.filler_rate(step), smooth=smooth)
+        return apply(batch, step, removed, self.filler_rate(step), smooth=smooth)
 
     def figures_to_log(self, logs: dict[str, float]) -> dict[str, float]:
         figures = super().figures_to_log(logs)
         if "loss" in logs or "eval_loss" in logs:
             if self.train_dataset is not None:
-                figures["removed_tokens"] = min(self.scheduled(self.last_step), self.longest_chain)
+                figures["removed_tokens"] = min(self.removed, self.longest_chain)
             if self.fillers is not None:
-                figures["filler_rate"] = self.filler_rate(self.last_step)
+                figures["filler_rate"] = self.filler_rate(max(0, self.steps_seen - 1))
         return figures
 
     def train(self, *args, **kwargs):
@@ -245,10 +249,10 @@ class ICoTTrainer(CoTTrainer):
         return super().save_model(*args, **kwargs)
 
     def record_progress(self) -> None:
-        if self.train_dataset is None:
+        """Writes into the configuration what the weights do without. Before the first step that is the checkpoint's own word."""
+        if self.train_dataset is None or self.steps_seen == 0:
             return
-        config, step = self.unwrapped.config, self.last_step
-        scheduled, rate = self.scheduled(step), self.filler_rate(step)
+        config, scheduled, rate = self.unwrapped.config, self.removed, self.filler_rate(self.steps_seen - 1)
         config.num_internalized_tokens = ALL_TOKENS if scheduled >= self.longest_chain else int(scheduled)
         config.num_chain_tokens = self.longest_chain
         if config.keep_position:
@@ -256,7 +260,8 @@ class ICoTTrainer(CoTTrainer):
         config.filler_mode = "none"
         if rate > 0:
             config.filler_mode = "written" if self.internalizer.label_fillers else "prefilled"
-            config.num_fillers = math.ceil(self.mean_chain * rate * self.internalizer.switch_ratio - 1e-9)
+            left = float(np.maximum(self.chain_lengths - scheduled, 0).mean())
+            config.num_fillers = math.ceil(left * rate * self.internalizer.switch_ratio - 1e-9)
 
     def plot(self, folder: Path) -> None:
         """Accuracy against removed tokens, if there were evaluations."""

@@ -108,8 +108,10 @@ class RewardTrainer(ModelSavingMixin, ResumableTrainingMixin, GeneratedAnswersMi
         self.base_model_name = model.model_name_or_path
         beta, args.beta = args.beta, 0.0 if self.has_own_reference(args) else args.beta
         loaded, tokenizer = load_trained(model, self.lora.load_in_4bit)
-        if self.reward.rollout_noise == "weights" and args.gradient_checkpointing:
-            raise InputError("--rollout_noise weights: leave --gradient_checkpointing out, which knows no noise")
+        if self.reward.rollout_noise == "weights" and (args.gradient_checkpointing or self.lora.use_peft):
+            raise InputError(
+                "--rollout_noise weights: leave --gradient_checkpointing and --use_peft out, which know no noise"
+            )
         if self.reward.train_only_values:
             if self.lora.use_peft or args.weight_decay:
                 raise InputError("--train_only_values: leave --use_peft and --weight_decay out")
@@ -311,7 +313,8 @@ def sample_answers(prompts: list[str], trainer: RewardTrainer) -> dict[str, list
     ids, mask = pad(rows, tokenizer.pad_token_id, left=True), pad([[1] * len(row) for row in rows], 0, left=True)
     config = copy.copy(trainer.generation_config)
     config.return_dict_in_generate, config.output_logits = True, not trainer.is_checked
-    config.suppress_tokens = [trainer.model.config.latent_token_id]  # in an answer it would be scored as a thought
+    suppressed = trainer.unwrapped.generation_config.suppress_tokens or []
+    config.suppress_tokens = [*suppressed, trainer.model.config.latent_token_id]  # which would be scored as a thought
     with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
         opened = model.open_thought(ids.to(device), mask.to(device))
         output = model.generate(**opened, generation_config=config, **noise)

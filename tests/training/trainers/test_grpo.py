@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, SHIPPED
+from conftest import ROOT, SHIPPED, plain_adapter
 from datasets import Dataset
 from several_processes import launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,7 +18,11 @@ from latent_cot.value_noise import basis_of, value_projections
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[rl]'")
 
-from latent_cot.training.trainers.reward import RewardTrainer, RewardTrainingArguments  # noqa: E402
+from latent_cot.training.trainers.reward import (  # noqa: E402
+    RewardTrainer,
+    RewardTrainingArguments,
+    sample_answers,
+)
 from latent_cot.training.trainers.rollout_noise import sources_of  # noqa: E402
 
 FLAGS = "--dataset_name chain --task_args operations=4,train=64,validation=8,test=8 --do_train --do_eval --use_cpu "
@@ -68,8 +72,7 @@ def test_a_run_leaves_a_whole_checkpoint(lora, tmp_path):
     assert tokenizer.padding_side == "left"
     before = AutoModelForCausalLM.from_pretrained(SHIPPED)
     assert any((a - b).abs().max() > 0 for a, b in zip(model.parameters(), before.parameters(), strict=True))
-    if lora:
-        adapted = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    if lora and (adapted := plain_adapter(tmp_path / "adapter")) is not None:
         opened = model.open_thought(**tokenizer(["7+3*4-2+9=", "1+2="], padding=True, return_tensors="pt"))
         with torch.no_grad():
             assert (adapted(**opened).logits - model.eval()(**opened).logits).abs().max() < 1e-4
@@ -217,7 +220,8 @@ def test_rows_are_evaluated(tmp_path):
         (["--max_logprob_difference", "0"], "--max_logprob_difference must be above 0"),
         (["--rollout_noise_strength", "2"], "of the temperature pass --temperature"),
         (["--rollout_noise", "dropout", "--rollout_noise_strength", "1"], "must be above 0 and below 1, got 1.0"),
-        (["--rollout_noise", "weights", "--gradient_checkpointing", "true"], "leave --gradient_checkpointing out"),
+        (["--rollout_noise", "weights", "--gradient_checkpointing", "true"], "leave --gradient_checkpointing and"),
+        (["--rollout_noise", "weights", "--use_peft"], "--use_peft out, which know no noise"),
         (["--train_only_values", "--weight_decay", "0.1"], "leave --use_peft and --weight_decay out"),
         (["--use_vllm"], "--use_vllm is not supported here"),
         (["--on_nan", "skip"], "--on_nan is no flag here"),
@@ -270,6 +274,15 @@ def test_a_rollout_is_reproducible():
     assert sources_of(["3+4="], (7, 0))[0, 0] == both[1]
     assert sources_of(["1+2=", "1+2=", "3+4="], (7, 0))[:, 0].tolist() == [both[0], both[2], both[1]]
     assert len({*both, *sources_of(["1+2=", "3+4=", "1+2="], (8, 0))[:, 0].tolist()}) == 6
+
+
+def test_what_a_checkpoint_suppresses_is_not_sampled(tmp_path):
+    trainer = make_trainer(tmp_path)
+    likely = trainer.model.config.eot_token_id
+    trainer.unwrapped.generation_config.suppress_tokens = [likely]
+    add = torch.zeros(trainer.model.config.vocab_size).index_fill(0, torch.tensor(likely), 1e3)
+    trainer.model.lm_head.register_forward_hook(lambda module, args, logits: logits + add)
+    assert all(likely not in row for row in sample_answers(["7+3*4-2+9="], trainer)["completion_ids"])
 
 
 def test_only_values_are_trained(tmp_path):
