@@ -56,6 +56,14 @@ def as_number(text: str) -> Decimal | None:
     return number if number.is_finite() else None
 
 
+def repeats_answer(step: str, answer: str) -> bool:
+    """Whether a last step gives the answer away: it is the answer, or an equation with this result."""
+    result = step.rpartition("=")[2].strip(" <>.")
+    return answer.strip() in (step.strip(), result) or (
+        as_number(result) is not None and as_number(result) == as_number(answer)
+    )
+
+
 def same_text(given: str | None, gold: str) -> bool:
     """Whether two answers are the same text, but for spaces."""
     return given is not None and given.split() == gold.split()

@@ -21,7 +21,7 @@ from latent_cot.training.checkpoints.read import load
 from latent_cot.training.cli import parse
 from latent_cot.training.data.collators import PCCoTCollator
 from latent_cot.training.data.sources import dataset_label, load_splits
-from latent_cot.training.data.tokenization import tokenize
+from latent_cot.training.data.tokenization import tokenize, warn_of_unknown
 from latent_cot.training.errors import InputError
 from latent_cot.training.families import between
 from latent_cot.training.flags import check_least
@@ -170,7 +170,7 @@ def measure(
     batch_size: int = 64,
     max_new_tokens: int = 32,
     max_cot_tokens: int = 256,
-    keep_last_step: bool = False,
+    keep_last_step: bool | None = None,
     same: Comparison = same_answer,
 ) -> Report:
     """Every intervention that applies; of latents also T and c swept, and each read as the step that it should hold.
@@ -180,7 +180,7 @@ def measure(
         examples: rows of `question`, `steps` and `answer`.
         data: their name, for the report.
         max_cot_tokens: the longest answer where an `icot-*` model writes what is left of its chain.
-        keep_last_step: the model's teacher was shown the last step too.
+        keep_last_step: the model's teacher was shown the last step too; by default what the configuration says.
     """
     check_thinks(model)
     config, examples = model.config, list(examples)
@@ -220,7 +220,9 @@ def measure(
         interventions=rows,
         iterations=swept("num_iterations", "T", spread(0, latents)),
         latents=swept("num_latent_tokens", "c", spread(1, latents)),
-        reading=read_steps(model, tokenizer, examples, sources, keep_last_step),
+        reading=read_steps(
+            model, tokenizer, examples, sources, config.keep_last_step if keep_last_step is None else keep_last_step
+        ),
     )
 
 
@@ -261,6 +263,7 @@ def main(argv: list[str]) -> Report:
     if not args.use_cpu and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     examples = load_splits(data, [args.split], with_steps=False)[args.split]
+    warn_of_unknown(examples["question"][:], tokenizer)
     report = measure(
         model,
         tokenizer,

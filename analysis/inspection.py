@@ -166,6 +166,7 @@ def most_passes(config) -> int:
 def step_texts(model, tokenizer, example: dict) -> list[tuple[str | None, int | None]]:
     """For each latent the step that it stands for and the token that it should read as; None where there is none."""
     latents, steps = model.config.num_latent_tokens, example.get("steps") or []
+    steps = steps if model.config.keep_last_step else steps[:-1]
     columns = {"question": [example["question"]], "steps": [steps], "answer": [example.get("answer") or "0"]}
     ids = tokenize(columns, tokenizer, keep_last_step=True)["steps"][0]
     labels = PCCoTCollator(tokenizer, model.config).step_labels(ids, latents)

@@ -15,6 +15,7 @@ from latent_cot.training.arguments import DataArguments
 from latent_cot.training.checkpoints.example import unknown_text
 from latent_cot.training.checkpoints.read import load
 from latent_cot.training.data.sources import dataset_label, load_splits
+from latent_cot.training.data.tokenization import warn_of_unknown
 from latent_cot.training.errors import InputError
 
 from .asked_model import add_model, shipped_checkpoints
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> None:
         names = ("dataset_name", "task_args", "test_file", "max_predict_samples")
         data = DataArguments(**{name: getattr(args, name) for name in names})
         examples = list(load_splits(data, ["test"])["test"])
+        warn_of_unknown([row["question"] for row in examples], tokenizer)
         rows = rows or examples[:SHOWN]
         if model.config.between == LATENTS:
             readings = read_data(

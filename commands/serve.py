@@ -136,6 +136,8 @@ def transformers_command(name: str, argv: list[str]) -> None:
         args, rest = parser.parse_known_args(argv)
         if args.revision != "main" and not Path(args.model).exists():
             args.model += f"@{args.revision}"  # as the server names one
+        if Path(args.model).is_dir() and not (Path(args.model) / "config.json").is_file():
+            sys.exit(f"error: {args.model} is no checkpoint: no config.json in it")
         words = [args.model, *rest]
     try:
         from transformers.cli.transformers import app

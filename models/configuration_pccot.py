@@ -35,6 +35,7 @@ class PCCoTConfigMixin(PromptConfigMixin):
             hidden size, or with a projection the weight of its norm. Off where it is absent, as in all published checkpoints.
         bot_token_id, eot_token_id, latent_token_id: the tokens of the thought span; `None` until a tokenizer is set up.
         open_steps_with_bot: the model's explicit steps open with the same `<bot>` as its thought span.
+        keep_last_step: the explicit chain that the model was trained on holds the last step too, which usually repeats the answer.
         latents_per_step: how many latents stand for one explicit step under step supervision and the mixed curriculum.
         question_suffix_ids: tokens between a question and what follows it, such as a newline.
         answer_prompt_ids, questions_start_with_bos: see `PromptConfigMixin`.
@@ -66,6 +67,7 @@ class PCCoTConfigMixin(PromptConfigMixin):
     eot_token_id: int | None = None
     latent_token_id: int | None = None
     open_steps_with_bot: bool = False
+    keep_last_step: bool = False
     latents_per_step: int = 1
     question_suffix_ids: list[int] | None = None
 

@@ -20,6 +20,8 @@ from .prefix_cache import copy_of
 from .prompt_checks import LENGTHS, check_arguments, check_shape, check_token_ids, first_of, positions_taken
 from .transformers_versions import CACHE
 
+UNASKED = 256  # the new tokens that a text generation pipeline asks for where nobody does
+
 
 class PromptSuffixMixin(BatchEngineMixin):
     """Lets a family complete its prompts (by a thought span, a separator) and hides that from what is returned."""
@@ -281,7 +283,8 @@ class PromptSuffixMixin(BatchEngineMixin):
             )
         if not table or new <= room + 1:
             return {}
-        if any(source.get(name) is not None for name in ("max_new_tokens", "max_length") for source in sources[:2]):
+        names = ("max_new_tokens", "max_length")
+        if new != UNASKED and any(source.get(name) is not None for name in names for source in sources[:2]):
             raise ValueError(
                 f"the question has {taken} tokens, what follows it needs {added + gap} positions, and {new} new tokens are "
                 f"asked for: more than the model's {limit} positions, so ask for at most {max(1, room)}"

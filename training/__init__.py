@@ -31,6 +31,10 @@ _FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 __all__ = sorted(_FILE_OF)
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str):
     if name not in _FILE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

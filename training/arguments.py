@@ -123,7 +123,10 @@ class DataArguments:
     )
     preprocessing_num_workers: int | None = option(None, "Processes that tokenize.")
     block_size: int | None = option(None, "Longest sequence in tokens; the model's own limit by default.")
-    keep_last_step: bool = option(False, "Show the teacher the last step too, which usually repeats the answer.")
+    keep_last_step: bool | None = option(
+        None,
+        "Show the teacher the last step too, which usually repeats the answer (by default as the checkpoint was trained).",
+    )
     drop_long: bool = option(False, "Leave out (and count) rows that are too long instead of stopping.")
     max_bad_rows: int = option(0, "Leave out (and name) up to so many rows that cannot be read.")
     column: str | None = option(
@@ -142,7 +145,7 @@ class DataArguments:
 class StepwiseDataArguments(DataArguments):
     """Which data. The last step of a chain is kept."""
 
-    keep_last_step: bool = option(True, "Keep the last step (--no_keep_last_step leaves it out of the chain).")
+    keep_last_step: bool | None = option(True, "Keep the last step (--no_keep_last_step leaves it out of the chain).")
 
 
 @dataclass
@@ -168,7 +171,7 @@ class RewardDataArguments(AskedDataArguments):
     """Which data. Questions and answers are read, and steps are not."""
 
     preprocessing_num_workers: int | None = absent(None)
-    keep_last_step: bool = absent(False)
+    keep_last_step: bool | None = absent(False)
 
 
 @dataclass

@@ -321,6 +321,11 @@ def test_one_latent_has_no_other_order():
         change_thoughts(torch.zeros(2, 1, 4), ["a", "b"], "shuffled")
 
 
+def test_questions_that_it_cannot_read_are_counted(caplog):
+    main(["--model", str(SHIPPED), "--dataset_name", "affine", "--task_args", "test=6", "--use_cpu"])
+    assert "questions hold text that the tokenizer does not know" in caplog.text
+
+
 def test_commands_that_cannot_end_well(tmp_path):
     chain = ["--dataset_name", "chain", "--task_args", "train=32,validation=4,test=6", "--use_cpu"]
     tiny = ["--config_name", "configs/pccot_gpt2_tiny.json", "--tokenizer_name", "characters"]

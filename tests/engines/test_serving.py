@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, SHIPPED
 from transformers import pipeline
 
-import latent_cot  # noqa: F401
+from latent_cot.commands.serve import serve
 
 QUESTIONS = [
     "7+3*4-2+9=",
@@ -55,6 +55,18 @@ def test_pipeline_of_eight(answers):
     outputs = ask([*QUESTIONS[:6], *short], batch_size=8, return_full_text=False, **options)
     assert [output[0]["generated_text"].strip() for output in outputs[:6]] == answers[:6]
     assert outputs[6:] == [ask(question, return_full_text=False, **options) for question in short]
+
+
+def test_a_pipeline_without_a_limit(answers):
+    """Of its own it asks for 256 tokens, and the model has 64 positions."""
+    ask = pipeline("text-generation", model=str(SHIPPED))
+    assert [ask(question, return_full_text=False)[0]["generated_text"] for question in QUESTIONS[:2]] == answers[:2]
+    assert ask(QUESTIONS[0], return_full_text=False, max_new_tokens=1)[0]["generated_text"] == answers[0]
+
+
+def test_a_server_of_no_checkpoint(tmp_path):
+    with pytest.raises(SystemExit, match="is no checkpoint: no config"):
+        serve(["--model", str(tmp_path)])
 
 
 def test_chat_template(shipped):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ask_example
+from conftest import SHIPPED, ask_example
 from transformers import AutoConfig, GPT2LMHeadModel
 
 import run_ccot
@@ -179,10 +179,20 @@ def test_the_shipped_model_answers_the_questions_that_it_asks_by_itself(monkeypa
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(["--model", "./nowhere"], "cannot load ./nowhere"), (["--num_iterations", "-1"], "num_iterations must be")],
+    [
+        (["--model", "./nowhere", ""], "cannot load ./nowhere"),
+        (["--model", str(SHIPPED.parent / "nowhere"), ""], "nowhere': no such file or folder"),
+        (["--num_iterations", "-1", ""], "num_iterations must be"),
+    ],
 )
 def test_it_says_what_is_wrong(flags, said, monkeypatch, capsys):
-    assert said in refusal(monkeypatch, capsys, *flags, "")
+    assert said in refusal(monkeypatch, capsys, *flags)
+
+
+def test_a_model_that_cannot_read_our_questions_wants_others(monkeypatch, capsys):
+    assert refusal(monkeypatch, capsys, "--model", str(SHIPPED.with_name("pccot-gpt2-words"))).startswith(
+        "error: pass a question"
+    )
 
 
 def test_iterations_are_for_latent_thought(folders, monkeypatch, capsys):

@@ -51,6 +51,18 @@ def test_the_plan_of_files(files, tmp_path, capsys):
         assert part in said, part
 
 
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_steps_are_supervised_where_they_fit(pretrained):
+    """Of a step with more tokens than latents only the first ones would be taught."""
+    for tokens, weight in ((3, 1.0), (4, 0.0)):
+        settings, why = first_settings.thought_settings(
+            first_settings.Facts(10, True, steps=2, step=tokens), pretrained
+        )
+        assert settings["loss_delta"] == weight and ("not supervised" in why or pretrained) is (
+            weight == 0 or pretrained
+        )
+
+
 def test_flags_go_to_the_methods_that_know_them(files):
     plan = make_plan(
         [*files, "--num_iterations", "1", "--removal_side=right", "--num_train_epochs", "64"], compare.METHODS
@@ -143,10 +155,10 @@ def test_a_comparison_that_is_cut_and_goes_on(tmp_path, monkeypatch, capsys):
     compare.main(argv)
     assert len(made) == 17
     for other, said in (
-        (["--learning_rate", "0.1"], "learning_rate"),
-        (["--task_args", "train=40,test=12"], "other data"),
+        (["--learning_rate", "0.1"], r"--learning_rate 0.002 \(now 0.1\): choose"),
+        (["--task_args", "train=40,test=12"], "of other data"),
     ):
-        with pytest.raises(InputError, match=f"out holds runs with .*{said}.*: choose another"):
+        with pytest.raises(InputError, match=f"out holds runs with .*{said}"):
             compare.main([*argv, *other])
 
 

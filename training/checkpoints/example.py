@@ -97,8 +97,9 @@ def main(argv: list[str] | None = None, shipped: Path | None = None) -> None:
     parser.add_argument("--explicit", action="store_true", help="show the written chain of thought too")
     parser.add_argument("--num_iterations", type=int, help="T, instead of the checkpoint's")
     parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("questions", nargs="*", default=["7+3*4-2+9=", "2-9+4*6-3=", "1+2*3-4+5="])
+    parser.add_argument("questions", nargs="*")
     args = parser.parse_args(argv)
+    asked, args.questions = args.questions, args.questions or ["7+3*4-2+9=", "2-9+4*6-3=", "1+2*3-4+5="]
     logging.disable_progress_bar()
     if args.model is None:
         args.model = str(model_for(args.questions, shipped))
@@ -109,6 +110,8 @@ def main(argv: list[str] | None = None, shipped: Path | None = None) -> None:
 
     for question in args.questions:
         if unknown := unknown_text(tokenizer, question):
+            if not asked:
+                sys.exit("error: pass a question, such as the model was trained on")
             sys.exit(f"error: {args.model} does not know {unknown!r} of {question!r}: its training data never had it")
     modes = {mode.name: mode for mode in getattr(model, "answer_modes", ())}
     own = next(iter(modes.values())).options if modes else {}

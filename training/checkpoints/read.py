@@ -274,5 +274,6 @@ def is_foreign(name: str, revision: str = "main") -> bool:
 def check_reachable(name: str, what: str) -> None:
     """Raises InputError for something that looks like a path and does not exist."""
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
+    looks_like_path |= "/" in name and Path(name).parent.is_dir()
     if looks_like_path and not Path(name).expanduser().exists():
         raise InputError(f"{what} {name!r}: no such file or folder")

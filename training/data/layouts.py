@@ -130,9 +130,8 @@ def read_row(row: dict, layout: Layout) -> tuple[str, list[str] | None, object]:
         check_text(layout.answer, answer)
     if layout.steps is not None:
         value = row.get(layout.steps)
-        chain_is_text = isinstance(value, str) and layout.steps != "steps"
         steps = None if value is None and layout.steps in row else field_of(row, layout.steps)
-        steps = split_chain(value) if chain_is_text else steps
+        steps = split_chain(value) if isinstance(value, str) else steps
     return question, steps, answer
 
 

@@ -126,6 +126,17 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if number in (tokenizer.eos_token_id, tokenizer.bos_token_id) else number
 
 
+def warn_of_unknown(questions: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Says how many questions the model cannot read as they are."""
+    unknown = unknown_id(tokenizer)
+    count = 0 if unknown is None else sum(unknown in ids for ids in tokenizer(questions)["input_ids"])
+    if count:
+        logger.warning(
+            "%d of %d questions hold text that the tokenizer does not know, which the model reads as %s",
+            *(count, len(questions), tokenizer.unk_token),
+        )
+
+
 def set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Tell model and generation which tokens pad, begin and end a text."""
     # Not before the vocabulary has its size: a padding id beyond it crashes Llama's embedding.

@@ -82,11 +82,15 @@ class Plan:
         if path.is_file():
             kept = json.loads(path.read_text(encoding="utf-8"))
         flags = {name: list(map(public_path, argv)) for name, argv in self.argv.items()}
-        changed = [] if kept["data"] == self.digest else ["other data"]
+        changed = [] if kept["data"] == self.digest else ["of other data"]
         for name, words in flags.items():
-            changed += sorted(set(words) ^ set(kept["flags"].get(name, words)))
+            before, now = values_of(kept["flags"].get(name, words)), values_of(words)
+            names = sorted(flag for flag in before | now if before.get(flag) != now.get(flag))
+            changed += [f"{flag} {before.get(flag, 'left out')} (now {now.get(flag, 'left out')})" for flag in names]
         if changed:
-            raise InputError(f"--output_dir {self.folder} holds runs with {', '.join(changed)}: choose another")
+            raise InputError(
+                f"--output_dir {self.folder} holds runs with {', '.join(dict.fromkeys(changed))}: choose another"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.config is not None:
             self.config_file.write_text(json.dumps(self.config, indent=1), encoding="utf-8")
@@ -134,6 +138,12 @@ def make_plan(argv: list[str], methods: dict[str, Method]) -> Plan:
         plan.lines.append(("yours", f"{', '.join(yours)}: as asked, whatever is said above of other values"))
     plan.lines.insert(0, ("plan", f"{len(names)} methods, {len(plan.seeds)} seeds: {count} runs{there}"))
     return plan
+
+
+def values_of(argv: list[str]) -> dict[str, str]:
+    """The last value of each flag of a command line."""
+    pairs = [(words[0].partition("="), words[1:]) for words in grouped(argv)]
+    return {flag: " ".join([*([value] if value else []), *rest]) for (flag, _, value), rest in pairs}
 
 
 def knows(parser: ArgumentParser, flag: str) -> bool:

@@ -7,7 +7,7 @@ from itertools import chain
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from latent_cot.analysis.comparison import as_number
+from latent_cot.analysis.comparison import repeats_answer
 from latent_cot.training.data.small_tokenizers import character_tokenizer, word_tokenizer
 
 MOST_WORDS = 5000  # of a vocabulary for random weights
@@ -55,7 +55,7 @@ def facts_of(splits: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, kee
     if keep_last_step is None:
         columns = (splits["train"][name] for name in ("steps", "answer"))
         last = [(steps[-1], answer) for steps, answer in zip(*columns, strict=True) if steps]
-        keep_last_step = sum(repeats(step, answer) for step, answer in last) < REPEATED * max(1, len(last))
+        keep_last_step = sum(repeats_answer(step, answer) for step, answer in last) < REPEATED * max(1, len(last))
     facts = Facts(len(splits["train"]), keep_last_step)
 
     def lengths(texts: list[str]) -> list[int]:
@@ -69,14 +69,6 @@ def facts_of(splits: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, kee
             facts.chain, facts.answer = max(facts.chain, sum(steps)), max(facts.answer, answer)
             facts.whole = max(facts.whole, question + sum(steps) + answer)
     return facts
-
-
-def repeats(step: str, answer: str) -> bool:
-    """Whether a last step gives the answer away: it is the answer, or an equation with this result."""
-    result = step.rpartition("=")[2].strip(" <>.")
-    return answer.strip() in (step.strip(), result) or (
-        as_number(result) is not None and as_number(result) == as_number(answer)
-    )
 
 
 def small_tokenizer(texts: list[str], splits: dict[str, Dataset]) -> tuple[str, PreTrainedTokenizerBase, str]:
@@ -106,15 +98,18 @@ def thought_settings(facts: Facts, pretrained: bool) -> tuple[dict, str]:
     if pretrained:
         latents = max(1, min(PUBLISHED_LATENTS, PUBLISHED_PER_STEP * facts.steps))
         settings = {"num_latent_tokens": latents, "num_iterations": min(PUBLISHED_ITERATIONS, latents)}
-        return settings | {"loss_delta": 1.0}, (
+        whole = facts.step <= PUBLISHED_PER_STEP  # of a longer step only a beginning would be taught
+        return settings | {"loss_delta": float(whole)}, (
             f"the published T = {PUBLISHED_ITERATIONS}, and three latents per step of at most {facts.steps}, up to the published "
-            f"{PUBLISHED_LATENTS}; unlike the published run, latents are scaled and steps supervised"
+            f"{PUBLISHED_LATENTS}; unlike the published run, latents are scaled{' and steps supervised' if whole else ''}"
         )
     per_step = max(1, min(PUBLISHED_PER_STEP, facts.step, MOST_LATENTS // max(1, facts.steps)))
     latents = max(1, min(MOST_LATENTS, per_step * facts.steps))
     settings = {"num_latent_tokens": latents, "num_iterations": latents, "latents_per_step": per_step}
-    return settings | {"loss_delta": 1.0, "open_steps_with_bot": True}, (
-        f"chains have up to {facts.steps} steps of up to {facts.step} tokens; latents per step: {per_step}, supervised; "
+    whole = facts.step <= per_step  # of a longer step only the first tokens would be taught
+    supervised = "supervised" if whole else "not supervised"
+    return settings | {"loss_delta": float(whole), "open_steps_with_bot": True}, (
+        f"chains have up to {facts.steps} steps of up to {facts.step} tokens; latents per step: {per_step}, {supervised}; "
         "T = c, since fewer passes are not learned reliably from random weights"
     )
 

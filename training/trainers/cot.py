@@ -279,7 +279,9 @@ class CoTTrainer(ModelSavingMixin, ResumableTrainingMixin, AnswerEvaluationMixin
 
     def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:
         """What makes token ids of a batch of texts: see `tokenization.tokenize`."""
-        return partial(tokenize, tokenizer=tokenizer, keep_last_step=self.data.keep_last_step)
+        kept = self.data.keep_last_step
+        kept = getattr(config, "keep_last_step", False) if kept is None else kept
+        return partial(tokenize, tokenizer=tokenizer, keep_last_step=kept)
 
     def make_features(self, rows: Dataset | IterableDataset, split: str) -> Dataset | IterableDataset:
         with self.args.main_process_first(desc="tokenization"):  # the others find its features in the cache

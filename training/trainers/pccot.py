@@ -1,10 +1,14 @@
 """The Trainer of PCCoT: distils the model's own explicit chain of thought into its latent one (arXiv 2506.18582)."""
 
+import logging
+from collections.abc import Callable
 from random import Random
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from latent_cot.analysis.comparison import repeats_answer
 from latent_cot.answer_modes import EXPLICIT, LATENT
 from latent_cot.chunked_cross_entropy import IGNORED
 from latent_cot.losses_pccot import LOSSES, window_targets
@@ -17,6 +21,10 @@ from latent_cot.training.step_decoder import StepDecoder, attach_step_decoder, c
 
 from .cot import CoTTrainer
 
+logger = logging.getLogger(__name__)
+
+READ_ROWS = 1000  # of the training data, for what is said of their steps
+
 
 class PCCoTTrainer(CoTTrainer):
     """Trains `pccot-*` models, from a stock backbone too. Arguments as those of `CoTTrainer`; `method` is `PCCoTArguments`."""
@@ -28,7 +36,12 @@ class PCCoTTrainer(CoTTrainer):
     has_latents = True
 
     def configuration_settings(self) -> dict:
-        return self.method.configuration_settings()
+        return self.method.configuration_settings() | {"keep_last_step": self.data.keep_last_step}
+
+    def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:
+        if isinstance(rows := self.rows.get("train"), Dataset):
+            warn_of_steps(rows, tokenizer, config, whole_steps=self.method.step_decoder_layers > 0)
+        return super().encoder(tokenizer, config)
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         check_output_head(model)
@@ -87,6 +100,36 @@ class PCCoTTrainer(CoTTrainer):
             steps.new_full((), len(inputs[name])) for name in ("cot_labelled", "answer_labelled", "input_ids")
         )
         return torch.stack([teacher, student, steps, rows])
+
+
+def warn_of_steps(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, whole_steps: bool
+) -> None:
+    """Says where the teacher is not shown steps that hold more than the answer, and where of steps only a part is taught.
+
+    Args:
+        whole_steps: a decoder reads all of a step.
+    """
+    read = rows.select(range(min(READ_ROWS, len(rows))))
+    chains = [(row["steps"], row["answer"]) for row in read if row["steps"]]
+    if not config.keep_last_step:
+        other = [steps[-1] for steps, answer in chains if not repeats_answer(steps[-1], answer)]
+        if len(other) > len(chains) / 2:
+            logger.warning(
+                "the teacher is not shown the last step, which is more than the answer in %d of %d rows (%r): --keep_last_step "
+                "shows it, --keep_last_step false says that it is to be left out",
+                *(len(other), len(chains), other[0]),
+            )
+    if config.loss_delta == 0 or whole_steps or not chains:
+        return
+    steps = [step for steps, _ in chains for step in (steps if config.keep_last_step else steps[:-1])]
+    lengths = [len(ids) for ids in tokenizer(steps, add_special_tokens=False)["input_ids"]] if steps else [0]
+    if max(lengths) > config.latents_per_step:
+        logger.warning(
+            "step supervision teaches the first tokens of a step alone, here %d (--latents_per_step), and steps have up to %d (%r): "
+            "steps that are only results, or loss_delta=0, which supervises none, may do better",
+            *(config.latents_per_step, max(lengths), steps[lengths.index(max(lengths))]),
+        )
 
 
 def check_losses(config: PreTrainedConfig) -> None:

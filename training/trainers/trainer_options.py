@@ -69,7 +69,9 @@ def check_rows(rows: Examples, split: str) -> None:
         hint = "evaluate(...) takes more" if split == "validation" else "pass one of them"
         raise InputError(f"{name} must be one set of rows, got {type(rows).__name__} of {', '.join(rows)}: {hint}")
     if isinstance(rows, str) or not isinstance(rows, Iterable):
-        raise InputError(f"{name} must be a list of rows, a Dataset or an IterableDataset, got {type(rows).__name__}")
+        raise InputError(
+            f"{name} must be a list of rows or a data set of `datasets`, got {type(rows).__name__}: pass list(...) of it"
+        )
     if hasattr(rows, "__len__") and len(rows) == 0:
         raise InputError(f"{name}: no rows")
 

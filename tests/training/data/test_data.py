@@ -147,7 +147,7 @@ BAD_ROWS = [
     (GOOD | {"question": 3}, "'question' must be text, found int"),
     (GOOD | {"answer": True}, "'answer' must be text or a number, found bool"),
     (GOOD | {"answer": ["1"]}, "'answer' must be text or a number, found list"),
-    (GOOD | {"steps": "s"}, "'steps' must be a list of texts"),
+    (GOOD | {"steps": 5}, "'steps' must be a list of texts"),
     (GOOD | {"steps": ["s", 1]}, "'steps' must be a list of texts"),
     (GOOD | {"question": " \n"}, "the question is empty"),
     (GOOD | {"answer": ""}, "the answer is empty"),

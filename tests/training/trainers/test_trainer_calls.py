@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 import run_icot
 from latent_cot import tasks
 from latent_cot.modeling_pccot import PCCoTGPT2LMHeadModel
-from latent_cot.training.arguments import CoTTrainingArguments, LatentEvaluationArguments
+from latent_cot.training.arguments import CoTTrainingArguments, DataArguments, LatentEvaluationArguments
 from latent_cot.training.data.small_tokenizers import character_tokenizer
 from latent_cot.training.errors import InputError
 from latent_cot.training.method_arguments import CoTArguments, ICoTArguments, PCCoTArguments
@@ -132,6 +132,34 @@ def test_a_method_changes_a_model_object(trained, make, characters, caplog):
     assert {name: getattr(model.config, name) for name in SETTINGS} == SETTINGS | {"num_iterations_range": [1, 5]}
     assert trainer.data_collator([trainer.train_dataset[0]])["thought_span"].num_latents == 4
     assert ("num_latent_tokens=4 replaces the model's 3" in caplog.text) is trained
+
+
+def test_a_checkpoint_keeps_its_last_step(make, caplog):
+    """Whether its teacher was shown one is the model's own, until somebody says otherwise."""
+    trainer = make(data=DataArguments(keep_last_step=True))
+    caplog.clear()
+    assert trainer.model.config.keep_last_step and len(trainer.train_dataset[0]["steps"]) == 4
+    again = make(trainer.model)
+    assert len(again.train_dataset[0]["steps"]) == 4 and "keep_last_step" not in caplog.text
+    without = make(trainer.model, data=DataArguments(keep_last_step=False))
+    assert "keep_last_step=False replaces the model's True" in caplog.text
+    assert len(without.train_dataset[0]["steps"]) == 3 and not without.model.config.keep_last_step
+
+
+def test_what_is_not_taught_of_steps_is_said(make, caplog):
+    make(method=PCCoTArguments(loss_delta=1.0))
+    assert (
+        "step," not in caplog.text and "of a step" not in caplog.text
+    )  # it is a digit, and the last one is the answer
+    rows = [row | {"steps": [f"{step}+0={step}" for step in row["steps"][:3]]} for row in ROWS["train"]]
+    make(train_dataset=rows, method=PCCoTArguments(loss_delta=1.0))
+    assert "is not shown the last step, which is more than the answer in " in caplog.text
+    assert (
+        "teaches the first tokens of a step alone, here 1 (--latents_per_step), and steps have up to 5" in caplog.text
+    )
+    caplog.clear()
+    make(train_dataset=rows, data=DataArguments(keep_last_step=True))
+    assert "of a step" not in caplog.text and "last step, which" not in caplog.text
 
 
 def test_a_method_that_does_not_fit_changes_nothing(make, characters):
