@@ -67,6 +67,22 @@ def check_arguments(sources: Sequence[dict], suffix: list[int], rows: int, vocab
         raise ValueError(f"pad_token_id must be a token of the model's vocabulary of {vocab_size}, got {pad!r}")
 
 
+def check_assistant(assistant, prompt: torch.Tensor, gap: int, own: set[str]) -> None:
+    """Raises ValueError for an `assistant_model` whose tokens could not be those of this prompt's answer, or that would be given
+    arguments of ours (`own`) too."""
+    if assistant is None:
+        return
+    if gap:
+        raise ValueError("assistant_model cannot be used where positions are left free (keep_position, position_gap)")
+    if own:
+        raise ValueError(f"assistant_model would be given {', '.join(sorted(own))} too: leave one of them out")
+    if hasattr(assistant, "has_suffix") and not assistant.has_suffix(prompt):
+        raise ValueError(
+            f"assistant_model is a {assistant.config.model_type}, which would add tokens of its own to this prompt: only a "
+            "plain backbone can assist here"
+        )
+
+
 def first_of(name: str, sources: Sequence[dict]):
     """The value of an argument in the first source that has one; None if none does."""
     return next((source[name] for source in sources if source.get(name) is not None), None)

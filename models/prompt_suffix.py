@@ -17,7 +17,15 @@ from transformers.cache_utils import Cache
 from .answer_modes import AnswerMode
 from .batch_engine import BatchEngineMixin
 from .prefix_cache import copy_of
-from .prompt_checks import LENGTHS, check_arguments, check_shape, check_token_ids, first_of, positions_taken
+from .prompt_checks import (
+    LENGTHS,
+    check_arguments,
+    check_assistant,
+    check_shape,
+    check_token_ids,
+    first_of,
+    positions_taken,
+)
 from .transformers_versions import CACHE
 
 UNASKED = 256  # the new tokens that a text generation pipeline asks for where nobody does
@@ -319,22 +327,6 @@ class PromptSuffixMixin(BatchEngineMixin):
         inputs, full = (nn.functional.pad(tensor, (1, 0)) for tensor in (inputs, full))
         inputs = inputs.scatter(1, first, torch.where(lacking, bos, inputs.gather(1, first)))
         return inputs, full.scatter(1, first, lacking.to(full.dtype))
-
-
-def check_assistant(assistant, prompt: torch.Tensor, gap: int, own: set[str]) -> None:
-    """Raises ValueError for an `assistant_model` whose tokens could not be those of this prompt's answer, or that would be given
-    arguments of ours (`own`) too."""
-    if assistant is None:
-        return
-    if gap:
-        raise ValueError("assistant_model cannot be used where positions are left free (keep_position, position_gap)")
-    if own:
-        raise ValueError(f"assistant_model would be given {', '.join(sorted(own))} too: leave one of them out")
-    if isinstance(assistant, PromptSuffixMixin) and not assistant.has_suffix(prompt):
-        raise ValueError(
-            f"assistant_model is a {assistant.config.model_type}, which would add tokens of its own to this prompt: only a "
-            "plain backbone can assist here"
-        )
 
 
 def is_scored_by_trl(model) -> bool:

@@ -37,8 +37,8 @@ REWARD = "configs/recipes/chain_grpo_gpt2-2x64.yaml --eval_steps 25 --eval_on_st
 SAMPLES = 16
 PASS_AT = tuple(f"pass@{k}" for k in (1, 4, SAMPLES))
 SOURCES = ("temperature", "latents", "dropout", "weights")
-COLUMNS = ["task", "source", "flags", "seed", "before", "steps, CPU s to 0.95", "steps, CPU s to 0.99"]
-COLUMNS += ["at the end", "after (test)"]
+LEVELS = (0.95, 0.99)
+COLUMNS = ["task", "source", "seeds", "before", "steps to 0.95", "CPU s", "steps to 0.99", "CPU s", "after (test)"]
 
 
 class Until(TrainerCallback):
@@ -142,25 +142,36 @@ def measured(metrics: dict) -> dict:
     return {name: metrics[name] for name in ("points", "test_exact_match", *PASS_AT) if name in metrics}
 
 
-def source_of(run: dict) -> list[str]:
-    return [run["task"], f"{run['source']} {run['strength']:g}"]
-
-
 def tables() -> list[str]:
-    """What is recorded of trainings, and of samples before them."""
-    trained = []
-    for run in runs.recorded("reward/*/*-*-*"):
-        points = run["points"]
-        reached = [next((point[:2] for point in points if point[2] >= level), None) for level in (0.95, 0.99)]
-        words = ["not reached" if at is None else f"{at[0]}, {at[1]:.0f}" for at in [*reached, points[-1]]]
-        words = [*source_of(run), " ".join(run["more"]), run["seed"], points[0][2], *words]
-        trained.append(list(map(str, [*words, run["test_exact_match"] or "not asked"])))
-    sampled = [
-        [*source_of(run), str(run["seed"]), *(f"{run[name]:.3f}" for name in PASS_AT)]
-        for run in runs.recorded("reward/*/samples/*-*-*")
-    ]
-    lines = markdown_table(COLUMNS, trained), markdown_table(["task", "source", "seed", *PASS_AT], sampled)
+    """What is recorded of trainings, and of samples before them: a row per task and source, from the lowest to the highest seed."""
+    trained, sampled = [], []
+    for place, runs_there in grouped("reward/*/*-*-*"):
+        points = [run["points"] for run in runs_there]
+        cells = [span([of_one[0][2] for of_one in points])]
+        for level in LEVELS:
+            reached = [next((point for point in of_one if point[2] >= level), (None, None)) for of_one in points]
+            cells += [span([at[0] for at in reached]), span([at[1] and round(at[1]) for at in reached])]
+        trained.append([*place, str(len(points)), *cells, span([run["test_exact_match"] for run in runs_there])])
+    for place, runs_there in grouped("reward/*/samples/*-*-*"):
+        shares = [span([round(run[name], 3) for run in runs_there]) for name in PASS_AT]
+        sampled.append([*place, str(len(runs_there)), *shares])
+    lines = markdown_table(COLUMNS, trained), markdown_table(["task", "source", "seeds", *PASS_AT], sampled)
     return ["\n".join(table) for table in lines]
+
+
+def grouped(pattern: str) -> list[tuple[list[str], list[dict]]]:
+    """Recorded runs by task and source, in this order."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for run in runs.recorded(pattern):
+        groups.setdefault((run["task"], f"{run['source']} {run['strength']:g}"), []).append(run)
+    return [(list(place), groups[place]) for place in sorted(groups)]
+
+
+def span(values: Sequence[float | None]) -> str:
+    """Lowest and highest; how many there are, if not all."""
+    known = sorted(value for value in values if value is not None)
+    text = " to ".join(dict.fromkeys((str(known[0]), str(known[-1])))) if known else "none"
+    return text if len(known) in (0, len(values)) else f"{text} ({len(known)} of {len(values)})"
 
 
 def show() -> None:

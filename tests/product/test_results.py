@@ -200,8 +200,12 @@ def test_tables_and_plots_of_what_is_recorded(tmp_path, capsys):
     depth.show(tmp_path / "depth.png")
     assert depth.tables() in capsys.readouterr().out
     trained, sampled = reward.tables()
-    assert trained in PAGE and "| temperature 2 |  | 0 | 0.616 | 75, 65 | 200, 169 | 200, 169 | 0.9935 |" in trained
-    assert sampled in PAGE and "| weights 0.3 | 0 | 0.408 | 0.730 | 0.924 |" in sampled
+    assert (
+        trained in PAGE
+        and "| chain | temperature 2 | 3 | 0.606 to 0.636 | 50 to 75 | 44 to 65 | 125 to 200 | 107 to 169 | 0.9905 to 0.9985 |"
+        in trained
+    )
+    assert sampled in PAGE and "| weights 0.3 | 1 | 0.408 | 0.73 | 0.924 |" in sampled
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in ("scale", "depth"))
 
 
