@@ -40,7 +40,8 @@ class PCCoTTrainer(CoTTrainer):
 
     def encoder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Callable[[dict], dict]:
         if isinstance(rows := self.rows.get("train"), Dataset):
-            warn_of_steps(rows, tokenizer, config, whole_steps=self.method.step_decoder_layers > 0)
+            unasked = self.data.keep_last_step is None and not config.keep_last_step
+            warn_of_steps(rows, tokenizer, config, unasked, whole_steps=self.method.step_decoder_layers > 0)
         return super().encoder(tokenizer, config)
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -103,21 +104,26 @@ class PCCoTTrainer(CoTTrainer):
 
 
 def warn_of_steps(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, whole_steps: bool
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    left_out_unasked: bool,
+    whole_steps: bool,
 ) -> None:
     """Says where the teacher is not shown steps that hold more than the answer, and where of steps only a part is taught.
 
     Args:
+        left_out_unasked: the last steps are left out, and nobody said so.
         whole_steps: a decoder reads all of a step.
     """
     read = rows.select(range(min(READ_ROWS, len(rows))))
     chains = [(row["steps"], row["answer"]) for row in read if row["steps"]]
-    if not config.keep_last_step:
+    if left_out_unasked:
         other = [steps[-1] for steps, answer in chains if not repeats_answer(steps[-1], answer)]
         if len(other) > len(chains) / 2:
             logger.warning(
-                "the teacher is not shown the last step, which is more than the answer in %d of %d rows (%r): --keep_last_step "
-                "shows it, --keep_last_step false says that it is to be left out",
+                "the teacher is not shown the last step, which is more than the answer in %d of %d rows (%r): pass --keep_last_step, "
+                "or --keep_last_step false if that is meant",
                 *(len(other), len(chains), other[0]),
             )
     if config.loss_delta == 0 or whole_steps or not chains:

@@ -158,7 +158,8 @@ def test_what_is_not_taught_of_steps_is_said(make, caplog):
         "teaches the first tokens of a step alone, here 1 (--latents_per_step), and steps have up to 5" in caplog.text
     )
     caplog.clear()
-    make(train_dataset=rows, data=DataArguments(keep_last_step=True))
+    for kept in (True, False):
+        make(train_dataset=rows, data=DataArguments(keep_last_step=kept))
     assert "of a step" not in caplog.text and "last step, which" not in caplog.text
 
 
