@@ -176,11 +176,11 @@ def tokenize_split(
         features = encode(examples)
         rows = [dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True)]
         features["length"] = [collator.length(row) for row in rows]
-        for index, length in zip(indices, features["length"], strict=True):
+        for index, length, question in zip(indices, features["length"], examples["question"], strict=True):
             if limit is not None and length > limit and not data.drop_long:
                 raise InputError(
                     f"{split} row {index} is too long: {length} tokens, and the limit is {limit} "
-                    "(--drop_long leaves such rows out)"
+                    f"({question[:40]!r}; --drop_long leaves such rows out)"
                 )
         features["sort_key"] = [collator.sort_key(row) for row in rows]
         features["chain_length"] = [len(collator.chain(row)) for row in rows]
