@@ -58,7 +58,7 @@ def test_transformers_trainer_keeps_what_is_known(data, tmp_path):
     args = TrainingArguments(str(tmp_path), label_names=["labels"], **STEPS)
     rows = opened(tokenizer, model, data["train"])
     Trainer(model, args, train_dataset=rows, data_collator=DataCollatorForSeq2Seq(tokenizer)).train()
-    assert (before, accuracy(model, tokenizer, data["validation"])) == (1.0, 1.0)
+    assert accuracy(model, tokenizer, data["validation"]) >= before >= 0.99
 
 
 @pytest.mark.slow
