@@ -1,9 +1,11 @@
 """The page about thoughts: what is in it is what the model computes, and it can be read everywhere."""
 
+import copy
 import re
 import shutil
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from latent_cot import tasks
 from latent_cot.analysis.evaluation import answer_questions
-from latent_cot.analysis.inspection import Pass, Place, Readings, View, inspect, read_data
+from latent_cot.analysis.inspection import Pass, Place, Readings, View, inspect, read_data, step_texts
 from latent_cot.analysis.inspection_page import render_page
 from latent_cot.commands import inspect_thoughts
 from latent_cot.training.errors import InputError
@@ -36,6 +38,15 @@ def page(shipped, view) -> str:
 
 
 # --- what is in it ---
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_latent_stands_for_a_step_that_was_taught(shipped, kept):
+    """Of four latents the last one for the last step only where the teacher was shown that."""
+    config = copy.deepcopy(shipped[0].config)
+    config.num_latent_tokens, config.keep_last_step = 4, kept
+    texts = [text for text, _ in step_texts(SimpleNamespace(config=config), shipped[1], EXAMPLE)]
+    assert texts == ["0", "0", "8", "7" if kept else None]
 
 
 def test_a_view_of_the_shipped_model(shipped, view):

@@ -18,6 +18,7 @@ CHAIN = "1+1=2\n2+1=3"
 USER, ASSISTANT = ({"role": "user", "content": "1+1+1?"}, {"role": "assistant", "content": f"{CHAIN}\n#### 3"})
 LAYOUTS = [
     (EXAMPLE, EXAMPLE, ""),
+    (EXAMPLE | {"steps": CHAIN}, EXAMPLE, ""),
     ({"question": "1+1+1?", "cot": CHAIN, "answer": "3"}, EXAMPLE, "question = question, steps = cot, answer = answer"),
     ({"question": "1+1+1?", "cot": EXAMPLE["steps"], "answer": 3}, EXAMPLE, "steps = cot"),
     ({"question": "1+1+1?", "cot": "<<1+1=2>> <<2+1=3>>", "answer": "3"}, EQUATIONS, "steps = cot"),
