@@ -65,6 +65,10 @@ BAD = {
     "tolerance": ("--latent_tolerance -1", "--latent_tolerance must be"),
     "noise of no samples": ("--latent_noise 0.5", "that --num_samples asks for"),
     "samples of no noise": ("--num_samples 2 --latent_noise 0", "all samples are the same"),
+    "samples of no thought": (
+        "--num_samples 2 --latent_noise 0.5 --config_overrides num_iterations=0",
+        "at T = 0 there is no thought to sample",
+    ),
     "no room": ("--max_new_tokens 0", "--max_new_tokens must be"),
     "probability": ("--curriculum_prob 2", "between 0 and 1"),
     "bad number": ("--max_steps x", "invalid int value: 'x'"),

@@ -47,6 +47,8 @@ class PCCoTTrainer(CoTTrainer):
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         check_output_head(model)
         check_losses(model.config)
+        if self.evaluation.num_samples > 1 and model.config.num_iterations == 0:
+            raise InputError("--num_samples: at T = 0 there is no thought to sample; leave it out")
         return super().prepare_model(model)
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PCCoTCollator:
